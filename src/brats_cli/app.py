@@ -1,0 +1,64 @@
+"""The `brats` command: gathers the subcommands and draws the line between user errors and bugs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from . import __version__, console
+from .core.errors import BratsError
+
+DATA_ERROR = 3  # 1 is Python's for a bug, 2 is Typer's for wrong usage
+
+
+class _Brats(TyperGroup):
+    """The one place where a user's mistake becomes two lines and a status.
+
+    In the group and not around `app()`, so that `CliRunner` sees the same.
+    """
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BratsError as error:
+            console.error(str(error), error.hint)
+            if error.__cause__ is not None:
+                console.detail(f"cause: {error.__cause__!r}")
+            raise typer.Exit(DATA_ERROR) from error
+
+
+app = typer.Typer(
+    cls=_Brats,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.result(f"brats {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def brats(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """From a folder of BraTS scans to scored segmentations and printable meshes.
+
+    brats split data/ → brats train → brats predict CASE → brats evaluate → brats mesh
+    """
+    console.verbosity = -1 if quiet else int(verbose)
+
+
+def main() -> None:
+    """Entry point of the `brats` command."""
+    app(prog_name="brats")

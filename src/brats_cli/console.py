@@ -1,0 +1,101 @@
+"""What people see: the only user of rich. Results on stdout; progress and messages on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+verbosity = 0
+"""-1 for -q, 0, or 1 for -v; set once by the app."""
+
+
+def message(text: str) -> None:
+    """Tell the user something on stderr; silent under -q."""
+    if verbosity >= 0:
+        _stderr().print(escape(text), highlight=False, soft_wrap=True)
+
+
+def detail(text: str) -> None:
+    """Tell the user something on stderr, under -v only."""
+    if verbosity > 0:
+        message(text)
+
+
+def result(text: str) -> None:
+    """Print one line of results on stdout, never wrapped."""
+    sys.stdout.write(text + "\n")
+
+
+def result_json(content: Any) -> None:
+    """Print results as JSON on stdout; a number that is not finite becomes null."""
+    sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def error(text: str, hint: str) -> None:
+    """The two lines of a user's mistake, on stderr."""
+    console = _stderr()
+    console.print(f"[red]error:[/red] {escape(text)}", highlight=False, soft_wrap=True)
+    console.print(f" [bold]hint:[/bold] {escape(hint)}", highlight=False, soft_wrap=True)
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str | None = None,
+    left: Sequence[str] = (),
+) -> None:
+    """Print a table on stdout; columns are right-aligned but for the first and those in `left`."""
+    view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        aligned = "left" if index == 0 or column in left else "right"
+        view.add_column(column, justify=aligned, overflow="fold")
+    for row in rows:
+        view.add_row(*(escape(cell) for cell in row))
+    Console(highlight=False).print(view)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a table: fixed digits, or a dash where there is none."""
+    return "-" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def volume(mm3: float) -> str:
+    """A volume for a table, in millilitres: 1 ml is 1,000 mm3."""
+    return f"{mm3 / 1000:.2f} ml"
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Progress bars on stderr; none where stderr is not a terminal, or under -q."""
+    console = _stderr()
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal or verbosity < 0,
+    ) as bars:
+        yield bars
+
+
+def _stderr() -> Console:
+    return Console(stderr=True)

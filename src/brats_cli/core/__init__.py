@@ -1,0 +1,1 @@
+"""The science: prints nothing, exits never, raises typed errors."""

@@ -1,0 +1,105 @@
+"""What a user can fix: each error says what, where and what was found, and hints at the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class BratsError(Exception):
+    """A mistake in the user's data, files or settings; shown in two lines, never as a traceback.
+
+    Args:
+        message: One line: what is wrong, where, and what was found.
+        hint: One line: what to do about it.
+    """
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(" ".join(message.split()))
+        self.hint = " ".join(hint.split())
+
+
+class ConfigError(BratsError):
+    """A setting that does not exist or cannot have the value given."""
+
+
+class SplitError(BratsError):
+    """A split that is malformed, leaks a patient or cannot be made."""
+
+
+class CheckpointError(BratsError):
+    """A checkpoint that cannot be read or does not fit."""
+
+
+class DeviceError(BratsError):
+    """A device that this machine does not have."""
+
+
+class LabelError(BratsError):
+    """A label map whose values do not fit the label scheme, or fit several."""
+
+
+class MeshError(BratsError):
+    """A surface that cannot be made from the label map given."""
+
+
+class UnreadableFileError(BratsError):
+    """A file that is missing, cut short or of another format than its name says."""
+
+    def __init__(self, path: Path, reason: str, *, hint: str = "") -> None:
+        super().__init__(
+            f"cannot read {path}: {reason}",
+            hint=hint or "is it complete? copy or download it again, and compare its size",
+        )
+        self.path = path
+
+
+class GridMismatchError(BratsError):
+    """Two files of one case that do not lie on the same voxel grid."""
+
+    def __init__(self, first: Path, second: Path, difference: str) -> None:
+        super().__init__(
+            f"{second} does not lie on the grid of {first}: {difference}",
+            hint="all files of a case must share shape and affine: "
+            "resample one onto the other's grid",
+        )
+
+
+class NoCasesError(BratsError):
+    """A folder in which no case was found."""
+
+    def __init__(self, root: Path, wanted: str = "cases") -> None:
+        super().__init__(
+            f"no {wanted} in {root}",
+            hint="a case is a folder with one NIfTI file for each of T1, T1ce, T2 and FLAIR, "
+            "or one 4D file; see README, 'Which data'",
+        )
+
+
+class MissingModalityError(BratsError):
+    """A case that lacks some of the four MR sequences."""
+
+    def __init__(self, case_id: str, missing: Iterable[str], found: Iterable[str]) -> None:
+        super().__init__(
+            f"case {case_id} has no {', '.join(missing)} (found: {', '.join(found) or 'none'})",
+            hint="each case needs t1, t1ce, t2 and flair; see README, 'Which data'",
+        )
+
+
+class OutputExistsError(BratsError):
+    """An output that is there already and may not be replaced."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} exists already", hint="give another name with -o, or --overwrite to replace it"
+        )
+
+
+class OutputError(BratsError):
+    """An output that cannot be written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"cannot write {path}: {reason}",
+            hint="choose a place with -o that exists, has room and may be written to",
+        )

@@ -1,0 +1,55 @@
+"""How a file is written: whole or not at all, and never over another unless asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import OutputError, OutputExistsError
+
+
+def require_writable(path: Path, *, overwrite: bool) -> None:
+    """Check, before any long work, that `path` could be written now.
+
+    Creates nothing: a folder that does not exist yet is fine if one above it may be written to.
+
+    Raises:
+        OutputExistsError: If `path` exists and `overwrite` is false.
+        OutputError: If `path` is a folder, or the folder for it may not be written to.
+    """
+    if path.is_dir():
+        raise OutputError(path, "it is a folder")
+    if path.exists() and not overwrite:
+        raise OutputExistsError(path)
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise OutputError(path, f"{folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(path, f"no permission to write in {folder.absolute()}")
+
+
+@contextmanager
+def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Give a temporary path beside `path` that becomes `path` when the block ends well.
+
+    The ending is kept, because nibabel and numpy choose the format by it. If the block fails or
+    is interrupted, `path` is what it was before and nothing is left behind.
+
+    Raises:
+        OutputExistsError: If `path` exists and `overwrite` is false.
+        OutputError: If the system refuses to write (permission, full disk).
+    """
+    require_writable(path, overwrite=overwrite)
+    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from error
+    finally:
+        partial.unlink(missing_ok=True)

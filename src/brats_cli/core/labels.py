@@ -1,0 +1,155 @@
+"""What a label value means: the schemes of every BraTS year, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import LabelError
+
+LabelMap = npt.NDArray[np.integer]
+Mask = npt.NDArray[np.bool_]
+
+REGIONS = ("WT", "TC", "ET")
+"""Whole tumour, tumour core, enhancing tumour: nested, from the outside in."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A union of labels that is trained, scored and meshed as one mask."""
+
+    name: str
+    labels: tuple[int, ...]
+
+    def mask(self, label_map: LabelMap) -> Mask:
+        """Where `label_map` holds one of the region's labels, in the same shape."""
+        return np.isin(label_map, self.labels)
+
+
+@dataclass(frozen=True)
+class LabelScheme:
+    """Which value stands for which tissue, and which tissues make up which region.
+
+    Tissues: NCR necrosis (with non-enhancing core from 2017), ED edema (or SNFH), NET
+    non-enhancing tumour, ET enhancing tumour, CC cystic component, RC resection cavity,
+    GTV gross tumour volume.
+    """
+
+    name: str
+    years: str
+    tissues: Mapping[int, str]
+    regions: tuple[Region, ...] = field(default=())
+
+    @property
+    def values(self) -> frozenset[int]:
+        """Every value a label map of this scheme may hold, background included."""
+        return frozenset({0, *self.tissues})
+
+    def region(self, name: str) -> Region:
+        """The region called `name`.
+
+        Raises:
+            LabelError: If this scheme has no such region.
+        """
+        for region in self.regions:
+            if region.name == name:
+                return region
+        known = ", ".join(region.name for region in self.regions)
+        raise LabelError(
+            f"label scheme {self.name} has no region {name}", hint=f"its regions are {known}"
+        )
+
+    def paint(self, masks: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+        """Label map of nested region masks, the inner regions painted over the outer ones.
+
+        Args:
+            masks: WT, TC and ET, (3, X, Y, Z).
+
+        Returns:
+            (X, Y, Z): what only WT covers is edema, what TC covers and ET does not is necrosis.
+        """
+        value = {tissue: label for label, tissue in self.tissues.items()}
+        painted = np.zeros(masks.shape[1:], dtype=np.uint8)
+        for mask, tissue in zip(masks, ("ED", "NCR", "ET"), strict=True):
+            painted[mask] = value[tissue]
+        return painted
+
+    def require(self, values: Iterable[int], source: str) -> None:
+        """Check that `source` holds only values of this scheme.
+
+        Raises:
+            LabelError: Naming the values that are not in it.
+        """
+        strange = sorted(set(values) - self.values)
+        if strange:
+            fitting = ", ".join(scheme.name for scheme in fitting_schemes(values))
+            raise LabelError(
+                f"{source} holds label {', '.join(map(str, strange))}, "
+                f"which label scheme {self.name} ({self.years}) does not have",
+                hint=f"--labels may be {fitting}" if fitting else "is it a label map at all?",
+            )
+
+
+def _scheme(name: str, years: str, tissues: dict[int, str], **regions: str) -> LabelScheme:
+    """A row of the table: the regions are given as tissues, so that no value stands twice."""
+    return LabelScheme(
+        name,
+        years,
+        tissues,
+        tuple(
+            Region(region, tuple(value for value, t in tissues.items() if t in members.split()))
+            for region, members in regions.items()
+        ),
+    )
+
+
+_CORE = {"TC": "NCR NET ET CC", "ET": "ET"}
+_NESTED = {"WT": "NCR NET ED ET CC", **_CORE}  # the resection cavity is in no region but its own
+
+SCHEMES: Mapping[str, LabelScheme] = {
+    scheme.name: scheme
+    for scheme in (
+        _scheme("brats2015", "2012-2015", {1: "NCR", 2: "ED", 3: "NET", 4: "ET"}, **_NESTED),
+        _scheme("brats2020", "2017-2022", {1: "NCR", 2: "ED", 4: "ET"}, **_NESTED),
+        _scheme("brats2023", "2023", {1: "NCR", 2: "ED", 3: "ET"}, **_NESTED),
+        _scheme(
+            "brats2024",
+            "2024 and later",
+            {1: "NCR", 2: "ED", 3: "ET", 4: "RC"},
+            **_NESTED,
+            RC="RC",
+        ),
+        _scheme(
+            "brats2024-ped",
+            "2024 and later, PED",
+            {1: "ET", 2: "NCR", 3: "CC", 4: "ED"},
+            **_NESTED,
+        ),
+        _scheme("men-rt", "2024 MEN-RT", {1: "GTV"}, GTV="GTV"),
+        _scheme("msd", "Medical Decathlon Task01", {1: "ED", 2: "NCR", 3: "ET"}, **_NESTED),
+        _scheme("nnunet", "nnU-Net's conversion", {1: "ED", 2: "NCR", 3: "ET"}, **_NESTED),
+    )
+}
+
+
+def scheme_named(name: str) -> LabelScheme:
+    """The scheme called `name`.
+
+    Raises:
+        LabelError: If there is none; the hint lists them.
+    """
+    try:
+        return SCHEMES[name]
+    except KeyError:
+        raise LabelError(
+            f"there is no label scheme '{name}'", hint=f"the schemes are {', '.join(SCHEMES)}"
+        ) from None
+
+
+def fitting_schemes(values: Iterable[int]) -> list[LabelScheme]:
+    """The schemes whose values include all of `values`."""
+    present = set(values)
+    return [scheme for scheme in SCHEMES.values() if present <= scheme.values]
