@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brats_cli.core.errors import MeshError
+from brats_cli.core.labels import SCHEMES
+from brats_cli.core.surfaces import TriangleMesh, surface
+from brats_cli.core.volumes import read_label_map
+
+REAL = Path(__file__).parents[3] / "shared/data"
+
+# A right-angled corner of a cube: legs of 1 along x, 2 along y and 3 along z.
+CORNER = TriangleMesh(
+    np.array([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]]),
+    np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]),
+)
+
+
+def block(*shape: int, filled: list[tuple[int, ...]]) -> np.ndarray:
+    mask = np.zeros(shape, dtype=bool)
+    for voxel in filled:
+        mask[voxel] = True
+    return mask
+
+
+def ball(radius: float, *, centre: tuple[float, float, float], shape: tuple[int, int, int]):
+    x, y, z = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    return (x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2 <= radius**2
+
+
+def oblique(scale: tuple[float, float, float]) -> np.ndarray:
+    """30 degrees about z, then 20 about x; voxels of `scale` mm; far from the origin."""
+    a, b = np.radians([30, 20])
+    about_z = [[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]
+    about_x = [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(about_x) @ about_z @ np.diag(scale)
+    affine[:3, 3] = [-90, 126, -72]
+    return affine
+
+
+AFFINES = {
+    "RAS": np.diag([1.0, 1, 1, 1]),
+    "LPS": np.diag([-1.0, -1, 1, 1]),
+    "LAS": np.diag([-1.0, 1, 1, 1]),  # as FSL's: mirrored
+    "anisotropic": np.diag([0.5, 0.5, 3, 1]),
+    "oblique": oblique((1, 1, 1)),
+    "oblique, anisotropic, mirrored": oblique((-0.9, 1.1, 4)),
+}
+
+
+def test_volume_area_and_normals_of_the_corner_of_a_cube():
+    # V = 1*2*3 / 6. The three right-angled faces have 1*2/2, 1*3/2 and 2*3/2 mm2, and the fourth,
+    # by de Gua's theorem, the root of the sum of their squares: sqrt(1 + 2.25 + 9) = 3.5.
+    assert CORNER.volume_mm3 == pytest.approx(1)
+    assert CORNER.area_mm2 == pytest.approx(1 + 1.5 + 3 + 3.5)
+    # The slanted face: x + y/2 + z/3 = 1.
+    slanted = np.array([1, 1 / 2, 1 / 3]) / np.sqrt(1 + 1 / 4 + 1 / 9)
+    np.testing.assert_allclose(
+        CORNER.normals, [[0, 0, -1], [0, -1, 0], [-1, 0, 0], slanted], atol=1e-12
+    )
+    assert CORNER.is_closed
+
+
+def test_inward_faces_make_the_volume_negative():
+    inward = TriangleMesh(CORNER.vertices, CORNER.faces[:, ::-1])
+    assert inward.is_closed
+    assert inward.volume_mm3 == pytest.approx(-1)
+
+
+def test_the_volume_is_as_exact_a_kilometre_away():
+    far = TriangleMesh(CORNER.vertices + 1e6, CORNER.faces)
+    assert far.volume_mm3 == pytest.approx(1, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "faces",
+    [
+        CORNER.faces[1:],  # a face is missing
+        np.vstack([CORNER.faces[:3], CORNER.faces[3:, ::-1]]),  # a face looks inward
+        np.vstack([CORNER.faces, CORNER.faces]),  # four faces at every edge
+        np.vstack([CORNER.faces, [[1, 1, 2]]]),  # a face without area
+    ],
+    ids=["hole", "flipped", "doubled", "degenerate"],
+)
+def test_a_surface_that_cannot_be_printed_is_not_closed(faces):
+    assert not TriangleMesh(CORNER.vertices, faces).is_closed
+
+
+def test_a_face_without_area_has_no_normal():
+    line = TriangleMesh(CORNER.vertices, np.array([[0, 1, 1]]))
+    np.testing.assert_array_equal(line.normals, [[0, 0, 0]])
+
+
+@pytest.mark.parametrize("mirror", [1, -1], ids=["RAS", "LAS"])
+def test_one_voxel_meshes_to_an_octahedron(mirror):
+    mesh = surface(np.ones((1, 1, 1), dtype=bool), np.diag([mirror, 1.0, 2.0, 1.0]))
+    # Half-diagonals of 0.5, 0.5 and 1 mm: V = 4/3 * 0.5 * 0.5 * 1.
+    assert mesh.volume_mm3 == pytest.approx(1 / 3)
+    # Each face has its corners at 0.5, 0.5 and 1 on the axes; its edge of sqrt(0.5) in the x-y
+    # plane lies sqrt(1 + 0.5/4) from the third corner.
+    assert mesh.area_mm2 == pytest.approx(8 * np.sqrt(0.5) * np.sqrt(1 + 0.5 / 4) / 2)
+    np.testing.assert_allclose(mesh.vertices.mean(axis=0), 0, atol=1e-6)
+    assert mesh.vertices.shape == (6, 3)
+    assert mesh.faces.shape == (8, 3)
+    assert mesh.is_closed
+
+
+def test_a_block_is_a_cuboid_with_its_edges_bevelled():
+    # 4 x 5 x 6 voxels, of which marching cubes takes, in units of a voxel's cell: a triangular
+    # prism of 0.5 * 0.5 / 2 off each of the 12 edges, along 3, 4 and 5 cells (voxel centres),
+    # and 1/8 - 1/48 off each of the 8 corners (the cell there holds a tetrahedron of 0.5^3 / 6).
+    mesh = surface(np.ones((4, 5, 6), dtype=bool), np.eye(4))
+    bevelled = 120 - 4 * (3 + 4 + 5) * 0.5**3 - 8 * (1 / 8 - 1 / 48)
+    assert mesh.volume_mm3 == pytest.approx(bevelled)
+    np.testing.assert_allclose(mesh.vertices.min(axis=0), [-0.5, -0.5, -0.5])
+    np.testing.assert_allclose(mesh.vertices.max(axis=0), [3.5, 4.5, 5.5])
+
+
+@pytest.mark.parametrize("second", [(1, 1, 0), (1, 1, 1)], ids=["edge", "corner"])
+def test_voxels_that_touch_at_an_edge_or_a_corner_stay_apart(second):
+    mesh = surface(block(2, 2, 2, filled=[(0, 0, 0), second]), np.eye(4))
+    assert mesh.is_closed
+    assert len(mesh.faces) == 2 * 8  # two octahedra
+    assert mesh.volume_mm3 == pytest.approx(2 / 6)
+
+
+def test_a_hollow_mask_has_an_inner_surface_that_looks_into_the_hollow():
+    solid = np.ones((5, 5, 5), dtype=bool)
+    hollow = solid.copy()
+    hollow[2, 2, 2] = False
+    mesh = surface(hollow, np.eye(4))
+    assert mesh.is_closed
+    # The hollow of one voxel is an octahedron of 1/6, as a voxel would be.
+    assert mesh.volume_mm3 == pytest.approx(surface(solid, np.eye(4)).volume_mm3 - 1 / 6)
+
+
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+def test_every_neighbourhood_of_voxels_gives_a_closed_outward_surface(affine):
+    # Whether a surface is closed is decided wherever two cells of eight voxels share a face, which
+    # are 2 x 2 x 3 voxels: all 4,096 of them, along each axis, prove it for every mask.
+    patterns = (np.arange(4096)[:, None] >> np.arange(12) & 1).astype(bool).reshape(-1, 2, 2, 3)
+    spaced = np.pad(patterns, [(0, 0), (0, 1), (0, 1), (0, 1)]).reshape(16, 16, 16, 3, 3, 4)
+    mask = spaced.transpose(0, 3, 1, 4, 2, 5).reshape(48, 48, 64)
+    for axes in [(0, 1, 2), (2, 0, 1), (1, 2, 0)]:
+        mesh = surface(mask.transpose(axes), affine)
+        assert mesh.is_closed
+        assert_outward(mesh, mask.transpose(axes), affine)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.5, 0.7, 0.95])
+def test_random_masks_give_closed_outward_surfaces(density):
+    mask = np.random.default_rng(0).random((20, 21, 22)) < density
+    mesh = surface(mask, AFFINES["oblique, anisotropic, mirrored"])
+    assert mesh.is_closed
+    assert_outward(mesh, mask, AFFINES["oblique, anisotropic, mirrored"])
+
+
+def assert_outward(mesh: TriangleMesh, mask: np.ndarray, affine: np.ndarray) -> None:
+    """Every vertex lies between two voxels; its faces must look towards the one outside."""
+    to_index = np.linalg.inv(affine)
+    index = mesh.vertices @ to_index[:3, :3].T + to_index[:3, 3] + 1  # into the padded mask
+    low, high = np.floor(index + 1e-6).astype(int), np.ceil(index - 1e-6).astype(int)
+    padded = np.pad(mask, 1)
+    below, above = padded[tuple(low.T)], padded[tuple(high.T)]
+    assert (below != above).all()
+    outside = (high - low) @ affine[:3, :3].T * np.where(below, 1, -1)[:, None]
+    # A face may lean sideways past one of its corners' axes, but not past all three.
+    towards = (outside[mesh.faces] * mesh.normals[:, None]).sum(axis=2)
+    assert (towards.max(axis=1) > 0).all()
+    assert mesh.volume_mm3 > 0
+
+
+def test_a_mask_at_every_edge_of_the_grid_is_closed():
+    assert surface(np.ones((3, 4, 5), dtype=bool), np.eye(4)).is_closed
+
+
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+def test_the_surface_lies_where_the_voxels_lie_and_holds_their_volume(affine):
+    mask = np.zeros((30, 31, 32), dtype=bool)
+    mask[5:20, 6:24, 7:29] = True
+    mesh = surface(mask, affine)
+    centre = affine @ [12, 14.5, 17.5, 1]  # of 5..19, 6..23 and 7..28
+    np.testing.assert_allclose(mesh.vertices.mean(axis=0), centre[:3], atol=1e-9)
+    # As for the bevelled block above, in voxels, then times the voxel's volume.
+    voxels = 15 * 18 * 22 - 4 * (14 + 17 + 21) * 0.5**3 - 8 * (1 / 8 - 1 / 48)
+    assert mesh.volume_mm3 == pytest.approx(voxels * abs(np.linalg.det(affine[:3, :3])))
+
+
+def test_a_ball_has_the_volume_and_nearly_the_area_of_the_sphere():
+    mask = ball(20, centre=(24.3, 25.1, 23.8), shape=(50, 50, 50))
+    mesh = surface(mask, np.eye(4))
+    assert mesh.volume_mm3 == pytest.approx(4 / 3 * np.pi * 20**3, rel=0.005)
+    # A staircase, even one of bevelled steps, is larger than the slope that it follows: a line of
+    # slope m is 1 - m + m * sqrt(2) long instead of sqrt(1 + m * m), which is up to 8.2 % more, and
+    # a surface leans two ways. Found: 8.7 %.
+    assert 1.05 < mesh.area_mm2 / (4 * np.pi * 20**2) < 1.10
+
+
+def test_an_empty_mask_gives_an_empty_mesh():
+    mesh = surface(np.zeros((2, 3, 4), dtype=bool), np.eye(4))
+    assert mesh.is_empty
+    assert mesh.is_closed
+    assert (mesh.volume_mm3, mesh.area_mm2) == (0, 0)
+    assert mesh.normals.shape == (0, 3)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan], ids=["flat", "nan"])
+def test_voxels_without_a_place_in_space_are_the_users_mistake(value):
+    with pytest.raises(MeshError, match="the affine is singular or not finite") as caught:
+        surface(np.ones((1, 1, 1), dtype=bool), np.diag([1, 1, value, 1]))
+    assert "sform" in caught.value.hint
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.exists(), reason="the real cases are not in ../shared/data")
+@pytest.mark.parametrize("case", ["BraTS2021_01479", "BraTS2021_01482", "BraTS-GLI-00000-000"])
+def test_whole_tumours_hold_the_volume_of_their_voxels(case):
+    (path,) = (REAL / "cases" / case).glob("*seg.nii.gz")
+    labels = read_label_map(path)
+    scheme = SCHEMES["brats2023" if "GLI" in case else "brats2020"]
+    for region in scheme.regions:
+        mask = region.mask(labels.data)
+        mesh = surface(mask, labels.affine)
+        assert mesh.is_closed
+        if region.name == "WT":
+            assert mesh.volume_mm3 == pytest.approx(mask.sum(), rel=0.01)  # voxels of 1 mm3
+            centre = labels.affine[:3, :3] @ np.argwhere(mask).mean(axis=0) + labels.affine[:3, 3]
+            moments = centroid(mesh)
+            np.testing.assert_allclose(moments, centre, atol=0.1)
+
+
+def centroid(mesh: TriangleMesh) -> np.ndarray:
+    """Centre of the enclosed volume: each face spans a tetrahedron with the origin."""
+    a, b, c = np.moveaxis(mesh.vertices[mesh.faces], 1, 0)
+    volumes = np.einsum("ij,ij->i", a, np.cross(b, c)) / 6
+    return (volumes[:, None] * (a + b + c) / 4).sum(axis=0) / volumes.sum()
