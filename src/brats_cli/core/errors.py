@@ -76,6 +76,26 @@ class NoCasesError(BratsError):
         )
 
 
+class CaseError(BratsError):
+    """Files that cannot be told apart, or that do not make up one case."""
+
+    @classmethod
+    def twice(cls, case_id: str, first: Path, second: Path) -> CaseError:
+        """One case id in two places."""
+        return cls(
+            f"case {case_id} is there twice: {first} and {second}",
+            hint="remove one, or rename it if they are different cases",
+        )
+
+    @classmethod
+    def modality_twice(cls, case_id: str, modality: str, first: Path, second: Path) -> CaseError:
+        """Two files for one modality of a case."""
+        return cls(
+            f"case {case_id} has two {modality} files: {first} and {second.name}",
+            hint="keep one of them, perhaps one is the other unzipped",
+        )
+
+
 class MissingModalityError(BratsError):
     """A case that lacks some of the four MR sequences."""
 
