@@ -157,6 +157,11 @@ def case_id_of(path: Path) -> str:
     return case_id or path.absolute().parent.name
 
 
+def patient_of(case_id: str) -> str:
+    """The patient whose visit `case_id` is; the case id itself where it tells no visits."""
+    return _naming_of(case_id)[1]
+
+
 def find_cases(root: Path) -> list[Case]:
     """Every case in the folder `root`, at any depth, sorted by id.
 
@@ -629,11 +634,17 @@ def _allowed(row: Naming, found: _Found) -> tuple[LabelScheme, ...]:
     return tuple(SCHEMES[name] for name in names)
 
 
+def _naming_of(case_id: str) -> tuple[Naming, str]:
+    """The row of `NAMINGS` that a case id follows, and the patient it tells."""
+    for row in NAMINGS:
+        match = row.id.fullmatch(case_id)
+        if match:
+            return row, "_".join(match.groups()) or case_id
+    raise ValueError("a case id cannot be empty")
+
+
 def _finish(found: _Found) -> Case:
-    row, match = next(
-        (row, match) for row in NAMINGS if (match := row.id.fullmatch(found.id)) is not None
-    )
-    patient = "_".join(match.groups()) or match[0]
+    row, patient = _naming_of(found.id)
     allowed = _allowed(row, found)
     return Case(
         found.id,

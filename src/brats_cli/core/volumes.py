@@ -162,6 +162,20 @@ def read_label_map(path: Path) -> Volume:
     return Volume(labels, image.affine, image.header, path)
 
 
+def count_labels(path: Path) -> tuple[Volume, dict[int, int]]:
+    """A label map and its voxels by value, values in rising order.
+
+    Raises:
+        UnreadableFileError: As `read_label_map`.
+        LabelError: As `read_label_map`.
+    """
+    volume = read_label_map(path)
+    foreground = volume.data[volume.data != 0]  # a hundredth of the voxels, so counted fast
+    counts = np.bincount(foreground, minlength=1)
+    counts[0] = volume.data.size - foreground.size
+    return volume, {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
 def _whole_numbers(data: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:
     if data.dtype == np.uint8:
         return data
