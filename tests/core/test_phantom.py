@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from brats_cli.core.cases import case_at, find_cases, read_images
+from brats_cli.core.cases import case_at, find_cases, label_scheme, read_images
 from brats_cli.core.errors import OutputExistsError
 from brats_cli.core.phantom import SCHEME, SHAPE, TISSUES, make_phantom, write_phantoms
 from brats_cli.core.volumes import read_label_map, require_same_grid
@@ -214,6 +214,12 @@ def test_every_label_map_tells_its_scheme_also_the_one_without_et(data):
         {0, 1, 2},
         {0, 1, 2, 3},
     ]
+
+
+def test_name_and_grid_tell_the_scheme_without_a_flag(data):
+    folder, _ = data
+    for case in find_cases(folder):
+        assert label_scheme({0, 1, 2, 3}, case.scheme, case.id, allowed=case.allowed) == SCHEME
 
 
 def test_files_that_are_there_are_replaced_only_if_asked(tmp_path):
