@@ -8,6 +8,11 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__, console
+from .commands.evaluate import evaluate
+from .commands.mesh import mesh
+from .commands.predict import predict
+from .commands.split import split
+from .commands.train import train
 from .core.errors import BratsError
 
 DATA_ERROR = 3  # 1 is Python's for a bug, 2 is Typer's for wrong usage
@@ -19,7 +24,7 @@ class _Brats(TyperGroup):
     In the group and not around `app()`, so that `CliRunner` sees the same.
     """
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except BratsError as error:
@@ -57,6 +62,13 @@ def brats(
     brats split data/ → brats train → brats predict CASE → brats evaluate → brats mesh
     """
     console.verbosity = -1 if quiet else int(verbose)
+
+
+app.command()(split)
+app.command()(train)
+app.command()(predict)
+app.command()(evaluate)
+app.command()(mesh)
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+_stderr = Console(stderr=True)  # one for all, so that messages and live bars do not mix
+
 verbosity = 0
 """-1 for -q, 0, or 1 for -v; set once by the app."""
 
@@ -27,7 +29,7 @@ verbosity = 0
 def message(text: str) -> None:
     """Tell the user something on stderr; silent under -q."""
     if verbosity >= 0:
-        _stderr().print(escape(text), highlight=False, soft_wrap=True)
+        _stderr.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def detail(text: str) -> None:
@@ -48,9 +50,8 @@ def result_json(content: Any) -> None:
 
 def error(text: str, hint: str) -> None:
     """The two lines of a user's mistake, on stderr."""
-    console = _stderr()
-    console.print(f"[red]error:[/red] {escape(text)}", highlight=False, soft_wrap=True)
-    console.print(f" [bold]hint:[/bold] {escape(hint)}", highlight=False, soft_wrap=True)
+    _stderr.print(f"[red]error:[/red] {escape(text)}", highlight=False, soft_wrap=True)
+    _stderr.print(f" [bold]hint:[/bold] {escape(hint)}", highlight=False, soft_wrap=True)
 
 
 def table(
@@ -63,8 +64,8 @@ def table(
     """Print a table on stdout; columns are right-aligned but for the first and those in `left`."""
     view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        aligned = "left" if index == 0 or column in left else "right"
-        view.add_column(column, justify=aligned, overflow="fold")
+        to_left = index == 0 or column in left
+        view.add_column(column, justify="left" if to_left else "right", overflow="fold")
     for row in rows:
         view.add_row(*(escape(cell) for cell in row))
     Console(highlight=False).print(view)
@@ -83,19 +84,16 @@ def volume(mm3: float) -> str:
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Progress bars on stderr; none where stderr is not a terminal, or under -q."""
-    console = _stderr()
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console,
+        console=_stderr,
         transient=True,
-        disable=not console.is_terminal or verbosity < 0,
+        disable=not _stderr.is_terminal or verbosity < 0,
     ) as bars:
         yield bars
 
 
-def _stderr() -> Console:
-    return Console(stderr=True)

@@ -77,6 +77,28 @@ class LabelScheme:
             painted[mask] = value[tissue]
         return painted
 
+    def convert(self, label_map: LabelMap, other: LabelScheme) -> npt.NDArray[np.uint8]:
+        """`label_map` of this scheme in the values of `other`, tissue by tissue.
+
+        Non-enhancing tumour counts as necrosis, as from 2017 on, where `other` has no value for
+        it. What is in no region (a resection cavity) becomes background where `other` lacks it.
+
+        Raises:
+            LabelError: If a tumour tissue that is present has no counterpart.
+        """
+        value = {tissue: label for label, tissue in other.tissues.items()}
+        table = np.zeros(256, dtype=np.uint8)
+        for label, tissue in self.tissues.items():
+            stand_in = {"NET": "NCR", "CC": "NCR"}.get(tissue, tissue)
+            target = value.get(tissue, value.get(stand_in))
+            if target is None and tissue != "RC" and (label_map == label).any():
+                raise LabelError(
+                    f"label scheme {other.name} has no value for {tissue}",
+                    hint=f"it knows {', '.join(value)}; choose another with --labels",
+                )
+            table[label] = target or 0
+        return table[label_map]
+
     def require(self, values: Iterable[int], source: str) -> None:
         """Check that `source` holds only values of this scheme.
 
@@ -153,3 +175,18 @@ def fitting_schemes(values: Iterable[int]) -> list[LabelScheme]:
     """The schemes whose values include all of `values`."""
     present = set(values)
     return [scheme for scheme in SCHEMES.values() if present <= scheme.values]
+
+
+def tightest_schemes(values: Iterable[int]) -> list[LabelScheme]:
+    """The fitting schemes of whole tumours with no other fitting scheme's values inside theirs.
+
+    So {0, 1, 2, 4} is 2017-2022's and not, with label 3 missing everywhere, 2012-2015's.
+    """
+    fitting = [
+        scheme
+        for scheme in fitting_schemes(values)
+        if any(region.name == "WT" for region in scheme.regions)
+    ]
+    return [
+        scheme for scheme in fitting if not any(other.values < scheme.values for other in fitting)
+    ]

@@ -1,0 +1,177 @@
+"""`brats train`: teach a network on a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .. import console
+
+if TYPE_CHECKING:
+    from ..core.config import TrainConfig
+    from ..core.runs import Run
+    from ..core.splits import Split
+    from ..core.store import Store, StoredCase
+    from ..core.training import Epoch
+
+HEADER = " epoch     loss     WT     TC     ET   mean       lr  patches/s  wait"
+
+
+def train(
+    splits: Annotated[Path, typer.Argument(help="The splits file.")] = Path("splits.yaml"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the run [runs/DATE_TIME].")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs to train [100].")] = None,
+    gpu: Annotated[int | None, typer.Option(help="Number of the CUDA GPU to use.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML file with settings.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, as network.channels=16.")
+    ] = None,
+    fold: Annotated[int, typer.Option(help="Fold of the split to train on.")] = 0,
+    patience: Annotated[
+        int | None, typer.Option(help="Validations without a better score before stopping [30].")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read patches.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of prepared cases [brats-store beside SPLITS].")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in -o, or with the newest.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in -o.")] = False,
+) -> None:
+    """Train a 3D U-Net with Dice loss; keep its best and its last checkpoint.
+
+    Prints a row an epoch: loss, validation Dice of whole, core and enhancing tumour,
+    learning rate, and how long the network waited for data. Settings come from flags,
+    then the config file, then defaults. Ctrl-C loses at most the epoch in work.
+
+    Example: brats train --epochs 100 --gpu 0
+
+    Example: brats train splits.yaml -c examples/cpu.yaml --device cpu -o runs/first
+    """
+    from ..core.config import load_config, parse_setting
+    from ..core.devices import choose_device
+    from ..core.runs import Run
+    from ..core.splits import Split
+
+    run = Run(output) if output else Run.newest() if resume else Run.named_by_time()
+    overrides = dict(parse_setting(text) for text in settings or [])
+    overrides |= {"epochs": epochs, "patience": patience, "workers": workers}
+    if resume:
+        run.require_present()
+        resolved = load_config(config or run.config, **overrides)
+        split = Split.load(run.splits)
+    else:
+        run.require_absent(overwrite=overwrite)
+        resolved = load_config(config, **overrides)
+        split = Split.load(splits)
+    chosen = choose_device(device, gpu)
+    training, validation, prepared = _stored_cases(
+        split, fold, resolved, store or splits.parent / "brats-store"
+    )
+    _train(run, resolved, split, training, validation, prepared, chosen, resume=resume)
+
+
+def _stored_cases(
+    split: Split, fold: int, config: TrainConfig, folder: Path
+) -> tuple[list[StoredCase], list[StoredCase], Store]:
+    """The fold's training and validation cases, prepared."""
+    from ..core.devices import available_cpus
+    from ..core.store import Store, training_scheme
+
+    names = split.fold(fold)
+    cases = split.cases()
+    used = [cases[case_id] for case_id in (*names.train, *names.val)]
+    schemes = {case.id: split.scheme_of(case.id) for case in used}
+    store = Store(folder, training_scheme(schemes), config.modalities)
+    work = store.missing(used, schemes)
+    if work:
+        console.message(f"preparing {len(work)} cases in {folder} (once)")
+    with console.progress() as bars:
+        task = bars.add_task("preparing", total=len(work), visible=bool(work))
+        for _ in store.prepare(used, schemes, workers=available_cpus()):
+            bars.advance(task)
+    opened = {case.id: store.open(case, schemes[case.id]) for case in used}
+    return [opened[i] for i in names.train], [opened[i] for i in names.val], store
+
+
+def _train(
+    run: Run,
+    config: TrainConfig,
+    split: Split,
+    training: list[StoredCase],
+    validation: list[StoredCase],
+    store: Store,
+    device: object,
+    *,
+    resume: bool,
+) -> None:
+    """Run the epochs, showing and saving each."""
+    import torch
+
+    from ..core.devices import arithmetic, describe
+    from ..core.training import train as epochs_of
+
+    assert isinstance(device, torch.device)
+    checkpoint = run.resume() if resume else None
+    if resume:
+        run.note(config)
+    else:
+        run.start(config, split)
+    arithmetic_name = str(arithmetic(device, config.precision)).removeprefix("torch.")
+    console.message(
+        f"training on {describe(device)} in {arithmetic_name}: {len(training)} cases, "
+        f"{len(validation)} to validate\nrun: {run.folder}\n{HEADER}"
+    )
+    with console.progress() as bars:
+        task = bars.add_task("steps", total=config.steps_per_epoch)
+        for epoch in epochs_of(
+            config,
+            training,
+            validation,
+            store.scheme,
+            device,
+            resume=checkpoint,
+            on_step=lambda step: bars.update(task, completed=step),
+        ):
+            run.record(epoch)
+            console.message(_row(epoch, config.epochs))
+            if epoch.stops:
+                console.message(f"stopped: no better score for {config.patience} validations")
+    _summary(run)
+
+
+def _row(epoch: Epoch, epochs: int) -> str:
+    dice = [
+        f"{epoch.dice[region]:6.3f}" if epoch.dice else "     -" for region in ("WT", "TC", "ET")
+    ]
+    number = f"{epoch.number}/{epochs}"
+    return (
+        f"{number:>7} {epoch.loss:8.4f} {' '.join(dice)} {console.number(epoch.mean_dice):>6} "
+        f"{epoch.learning_rate:8.1e} {epoch.patches_per_second:10.1f} "
+        f"{epoch.data_wait_percent:4.0f}%{' best' if epoch.is_best else ''}"
+    )
+
+
+def _summary(run: Run) -> None:
+    """Where the run is, its best epoch, and the command that comes next."""
+    scored = [row for row in run.rows() if row["val_dice_mean"]]
+    best = max(scored, key=lambda row: float(row["val_dice_mean"]))
+    console.table(
+        ["run", "best epoch", "WT", "TC", "ET", "mean Dice"],
+        [
+            [
+                str(run.folder),
+                f"{best['epoch']} of {run.rows()[-1]['epoch']}",
+                *(f"{float(best[f'val_dice_{name}']):.3f}" for name in ("WT", "TC", "ET", "mean")),
+            ]
+        ],
+    )
+    console.message(f"next: brats predict CASE -o seg.nii.gz --model {run.folder}")

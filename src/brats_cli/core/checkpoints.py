@@ -1,0 +1,110 @@
+"""What a trained network needs to be used again: everything, in one file that runs no code."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from .config import TrainConfig
+from .errors import CheckpointError, UnreadableFileError
+from .files import whole_file
+from .labels import REGIONS, LabelScheme, scheme_named
+from .network import UNet3D
+from .preparation import PREPARATION
+
+FORMAT = "brats-checkpoint/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A trained network and all that `predict` and `--resume` need to know of it.
+
+    Attributes:
+        weights: The network's state, by parameter name.
+        config: The training config as plain values.
+        labels: Name of the label scheme that predictions are written in.
+        epoch: Epochs trained.
+        scores: Validation Dice by region at that epoch.
+        regions: Names of the output channels.
+        spacing_mm: Voxel size the network was trained on.
+        preparation: How images were prepared.
+        version: Version of brats that wrote it.
+        state: Optimiser, schedule and early stopping, to resume from; empty in `best.pt`.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    config: Mapping[str, Any]
+    labels: str
+    epoch: int
+    scores: Mapping[str, float]
+    regions: tuple[str, ...] = REGIONS
+    spacing_mm: float = 1.0
+    preparation: str = PREPARATION
+    version: str = __version__
+    state: Mapping[str, Any] | None = None
+
+    @property
+    def train_config(self) -> TrainConfig:
+        """The config as the type it was."""
+        return TrainConfig.model_validate(self.config)
+
+    @property
+    def scheme(self) -> LabelScheme:
+        """The label scheme it was trained in."""
+        return scheme_named(self.labels)
+
+    def network(self) -> UNet3D:
+        """The network with these weights, on the CPU, in evaluation mode."""
+        config = self.train_config
+        network = UNet3D(
+            config.network, in_channels=len(config.modalities), out_channels=len(self.regions)
+        )
+        network.load_state_dict(dict(self.weights))
+        return network.eval()
+
+    def save(self, path: Path) -> None:
+        """Write to `path`, which holds either the old checkpoint or the new one, never half.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        with whole_file(path) as partial:
+            torch.save({"format": FORMAT, **content}, partial)
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a checkpoint, its tensors on the CPU.
+
+        Raises:
+            UnreadableFileError: If there is no such file.
+            CheckpointError: If it is not a checkpoint of brats, or of a version that differs.
+        """
+        if not path.is_file():
+            raise UnreadableFileError(path, "there is no such checkpoint", hint="check --model")
+        try:
+            # weights_only: a checkpoint from the internet must not run code.
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is not a brats checkpoint",
+                hint="was it cut short while copying? give best.pt or last.pt of a run",
+            ) from error
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise CheckpointError(
+                f"{path} was not written by this version of brats ({FORMAT})",
+                hint="give best.pt or last.pt of a run that `brats train` wrote",
+            )
+        if content["preparation"] != PREPARATION:
+            raise CheckpointError(
+                f"{path} expects images prepared as {content['preparation']}, not {PREPARATION}",
+                hint="use the version of brats that trained it "
+                f"({content['version']}), or train again",
+            )
+        return cls(**content)

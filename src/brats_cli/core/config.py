@@ -1,0 +1,253 @@
+"""All that decides what a run learns: flag > YAML file > default, unknown settings refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError
+from .files import whole_file
+
+Modality = Literal["t1", "t1ce", "t2", "flair"]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class UNetConfig(_Settings):
+    """The shape of a `UNet3D`.
+
+    `channels: 64, levels: 5, norm: none, padding: valid` is the original 3D U-Net with its 23
+    convolutional layers (Çiçek et al. 2016; Ronneberger et al. 2015).
+    """
+
+    channels: int = Field(default=32, ge=1)
+    """Channels of the first level; doubled on every level below."""
+    levels: int = Field(default=5, ge=2, le=7)
+    """Resolutions, the full one included: `levels - 1` max poolings."""
+    norm: Literal["batch", "instance", "none"] = "batch"
+    """Between convolution and ReLU. Batch norm's statistics do not depend on the window at
+    inference, so that one pass over a whole brain computes the same as many windows."""
+    padding: Literal["same", "valid"] = "same"
+    """`valid` pads nothing and crops the skip connections, as in the original."""
+
+    @property
+    def multiple(self) -> int:
+        """Edges that the poolings halve without a remainder are multiples of this."""
+        return int(2 ** (self.levels - 1))
+
+    @property
+    def margin(self) -> int:
+        """Voxels that the output is smaller by on each side: 0 under `padding: same`."""
+        # Each level loses `_lost` of its own voxels going down, and again going up but for the
+        # lowest; a voxel of level l is 2^l voxels of the full resolution.
+        return self._lost * ((2 * self.multiple - 1) + (self.multiple - 1)) // 2
+
+    def output_size(self, edge: int) -> int:
+        """Edge of the output for an input of `edge` voxels.
+
+        Raises:
+            ConfigError: If the poolings cannot halve it, or nothing is left.
+        """
+        size = edge - 2 * self.margin
+        if size < 1 or self._remainder(edge):
+            raise ConfigError(
+                f"a patch of {edge} voxels does not fit a network of {self.levels} levels "
+                f"with padding: {self.padding}",
+                hint=f"try a patch_size of {self.input_size(size)}",
+            )
+        return size
+
+    def input_size(self, output: int) -> int:
+        """Smallest edge of an input that gives at least `output` voxels (and at least one)."""
+        edge = max(output, 1) + 2 * self.margin
+        return edge + (-self._remainder(edge)) % self.multiple
+
+    @property
+    def _lost(self) -> int:
+        return 4 if self.padding == "valid" else 0  # two 3x3x3 convolutions, a voxel on each side
+
+    def _remainder(self, edge: int) -> int:
+        """What keeps `edge` from being halved at every level: 0 if nothing does."""
+        # Going up from n voxels at the lowest level, the output is n * 2^(levels-1) - this:
+        cropped = self._lost * (self.multiple - 1)
+        return (edge - 2 * self.margin + cropped) % self.multiple
+
+
+class AugmentConfig(_Settings):
+    """How much the training patches are varied; each change happens with its own probability."""
+
+    enabled: bool = True
+    """Off: patches reach the network as they are."""
+    flip: Probability = 0.5
+    """Mirror, for each axis on its own."""
+    spatial: Probability = 0.3
+    """Rotate and scale, in one interpolation."""
+    rotation_degrees: float = Field(default=20, ge=0, le=180)
+    """Largest angle about each axis."""
+    scaling: float = Field(default=0.15, ge=0, lt=1)
+    """Largest change of size: 0.15 is between 85 % and 115 %."""
+    noise: Probability = 0.15
+    """Add Gaussian noise."""
+    noise_std: float = Field(default=0.15, ge=0)
+    """Largest standard deviation of the noise, in units of the z-score."""
+    brightness: Probability = 0.3
+    """Shift each modality."""
+    brightness_shift: float = Field(default=0.2, ge=0)
+    """Largest shift, in units of the z-score."""
+    contrast: Probability = 0.3
+    """Stretch each modality about its mean."""
+    contrast_range: float = Field(default=0.25, ge=0, lt=1)
+    """Largest change of contrast: 0.25 is between 75 % and 125 %."""
+    gamma: Probability = 0.2
+    """Bend the intensities of each modality."""
+    gamma_range: float = Field(default=0.3, ge=0, lt=1)
+    """Largest change of the exponent: 0.3 is between 0.7 and 1.3."""
+
+
+class TrainConfig(_Settings):
+    """All that decides what a run learns; saved in its folder and its checkpoints."""
+
+    epochs: int = Field(default=100, ge=1)
+    """Epochs to train; may be raised on `--resume`."""
+    steps_per_epoch: int = Field(default=250, ge=1)
+    """Optimiser steps an epoch, whatever the number of cases."""
+    batch_size: int = Field(default=2, ge=1)
+    """Patches a step."""
+    patch_size: int = Field(default=128, ge=8)
+    """Edge of the cubic training patch, in voxels of 1 mm."""
+    tumour_share: Probability = 0.75
+    """Share of patches centred on a voxel of WT, TC or ET, each as often as the others where a
+    case has it; the rest are centred anywhere in the brain."""
+    modalities: tuple[Modality, ...] = Field(default=("t1", "t1ce", "t2", "flair"), min_length=1)
+    """Sequences the network sees, in this order."""
+    network: UNetConfig = UNetConfig()
+    """The shape of the network."""
+    augmentation: AugmentConfig = AugmentConfig()
+    """How much patches are varied."""
+    loss: Literal["dice", "dice_ce"] = "dice"
+    """Dice loss, or its sum with binary cross-entropy."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Adam's first learning rate."""
+    schedule: Literal["plateau", "poly"] = "plateau"
+    """Lower the learning rate when validation stops improving, or by (1 - epoch/epochs)^0.9."""
+    plateau_epochs: int = Field(default=10, ge=1)
+    """Validations without a better score before the learning rate is lowered."""
+    plateau_factor: float = Field(default=0.3, gt=0, lt=1)
+    """What the learning rate is multiplied with then."""
+    patience: int | None = Field(default=30, ge=1)
+    """Validations without a better score before training stops; `null` never stops early."""
+    validate_every: int = Field(default=1, ge=1)
+    """Epochs from one validation to the next; the last epoch is always validated."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the network; `auto` is bfloat16 where the device computes it natively."""
+    workers: int | None = Field(default=None, ge=0)
+    """Processes that read patches; `null` takes what this process may use, less one."""
+    seed: int = Field(default=0, ge=0)
+    """Decides initial weights, patches and augmentation."""
+
+    @model_validator(mode="after")
+    def _patch_must_fit(self) -> TrainConfig:
+        self.network.output_size(self.patch_size)
+        return self
+
+    def save(self, path: Path) -> None:
+        """Write every setting as YAML; `load_config` reads it back."""
+        with whole_file(path) as partial:
+            partial.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def load_config(path: Path | None = None, **overrides: object) -> TrainConfig:
+    """Defaults, then the YAML file, then `overrides` that are not None.
+
+    Args:
+        path: YAML file with any of the settings.
+        overrides: Settings by name; `{"network.channels": 16}` reaches into a section.
+
+    Raises:
+        ConfigError: If a setting is unknown (the hint suggests the nearest) or cannot be so.
+    """
+    settings = _read_yaml(path) if path else {}
+    for key, value in overrides.items():
+        if value is not None:
+            _put(settings, key.split("."), value)
+    try:
+        return TrainConfig.model_validate(settings)
+    except ValidationError as error:
+        raise _as_config_error(error, path) from error
+
+
+def parse_setting(text: str) -> tuple[str, object]:
+    """Read `key=value` as given to `--set`, the value as YAML reads it.
+
+    Raises:
+        ConfigError: If there is no `=`, or the value is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text} is not KEY=VALUE", hint="write --set network.channels=16")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read the value of --set {text}", hint="quote it") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = "there is no such file" if not path.exists() else "it is not a YAML file"
+        raise ConfigError(
+            f"cannot read settings from {path}: {reason}",
+            hint="see examples/train.yaml for every setting",
+        ) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path} holds no settings", hint="write lines like 'epochs: 100'; see examples/"
+        )
+    return content
+
+
+def _put(settings: dict[str, Any], keys: list[str], value: object) -> None:
+    for key in keys[:-1]:
+        inner = settings.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                f"setting '{'.'.join(keys)}' is not within a section",
+                hint=f"'{key}' has the value {inner!r}",
+            )
+        settings = inner
+    settings[keys[-1]] = value
+
+
+def _as_config_error(error: ValidationError, path: Path | None) -> ConfigError:
+    first = error.errors()[0]
+    keys = [str(part) for part in first["loc"]]
+    where = f" in {path}" if path else ""
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(keys[-1], _known_settings(keys[:-1]), n=1)
+        listing = ", ".join(_known_settings(keys[:-1]))
+        return ConfigError(
+            f"unknown setting '{'.'.join(keys)}'{where}",
+            hint=f"did you mean '{near[0]}'?" if near else f"the settings here are {listing}",
+        )
+    return ConfigError(
+        f"setting '{'.'.join(keys)}'{where} cannot be {first['input']!r}",
+        hint=first["msg"][0].lower() + first["msg"][1:],
+    )
+
+
+def _known_settings(section: list[str]) -> list[str]:
+    model: Mapping[str, Any] = TrainConfig.model_fields
+    for key in section:
+        model = model[key].annotation.model_fields
+    return list(model)

@@ -1,0 +1,119 @@
+"""What this machine has: devices, arithmetic, memory and CPUs."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from .errors import DeviceError
+
+# One pass over a brain may take this much on a CPU, however much there is: the machine is shared.
+CPU_BYTES = 3 * 2**30
+
+
+def choose_device(device: str = "auto", gpu: int | None = None) -> torch.device:
+    """The device asked for, or the best there is.
+
+    Args:
+        device: auto, cpu, cuda, cuda:N or mps.
+        gpu: Number of a CUDA device; goes before `device`.
+
+    Raises:
+        DeviceError: If this machine does not have it.
+    """
+    if gpu is not None:
+        device = f"cuda:{gpu}"
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"there is no device '{device}'", hint="use --device auto, cpu, cuda or mps"
+        ) from error
+    _require(chosen)
+    return chosen
+
+
+def _require(device: torch.device) -> None:
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            found = f"CUDA devices found: {count}"
+            raise DeviceError(
+                f"this machine has no GPU {device.index or 0} ({found})",
+                hint="use --device cpu, or check the driver with nvidia-smi",
+            )
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise DeviceError("this machine has no Apple GPU (mps)", hint="use --device cpu")
+    elif device.type != "cpu":
+        raise DeviceError(
+            f"brats does not run on '{device.type}'", hint="use --device auto, cpu, cuda or mps"
+        )
+
+
+def describe(device: torch.device) -> str:
+    """A device's name as its maker gives it."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" else "mps"
+
+
+def arithmetic(device: torch.device, precision: str) -> torch.dtype:
+    """The type that `precision` means on a device.
+
+    `auto` is bfloat16 where the device computes it natively: there it is several times as fast,
+    and the network's logits agree with float32 to the second decimal.
+    """
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and "avx512_bf16" in _cpu_flags()
+    return torch.bfloat16 if native else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Run a network's convolutions in `dtype`."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def memory_for_network(device: torch.device) -> int:
+    """Bytes that one pass of a network may take."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * 0.8)
+    return min(CPU_BYTES, int(_free_memory() * 0.6))
+
+
+def available_cpus() -> int:
+    """CPUs this process may use, by its affinity and its control group's quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        most, period = quota.read_text().split()
+        if most != "max":
+            return max(1, min(allowed or 1, int(most) // int(period)))
+    return allowed or 1
+
+
+def _cpu_flags() -> str:
+    information = Path("/proc/cpuinfo")
+    return information.read_text() if information.is_file() else ""
+
+
+def _free_memory() -> int:
+    """Bytes that this machine could give, caches included; generous where it does not say."""
+    information = Path("/proc/meminfo")
+    if not information.is_file():
+        return 2 * CPU_BYTES
+    lines = dict(line.split(":") for line in information.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024

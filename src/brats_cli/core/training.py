@@ -1,0 +1,315 @@
+"""How a network learns: a generator of epochs, the same again for the same seed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+
+from .augment import augment
+from .checkpoints import Checkpoint
+from .config import TrainConfig
+from .devices import arithmetic, autocast, available_cpus
+from .errors import BratsError, CheckpointError
+from .inference import THRESHOLD, probabilities
+from .labels import REGIONS, LabelScheme
+from .losses import LOSSES
+from .network import UNet3D, crop
+from .sampling import Batch, Patches, batches
+from .store import StoredCase
+
+MOST_WORKERS = 8
+"""Reading patches from a store needs few processes."""
+
+
+class TrainingError(BratsError):
+    """A training that cannot go on."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What decides how training goes on; saved in `last.pt`.
+
+    Attributes:
+        epoch: Epochs done.
+        best: Best validation score so far, the mean Dice of the regions; -1 before the first.
+        best_epoch: When it was reached.
+        stale: Validations since then.
+        waited: Validations since then or since the learning rate was lowered.
+        lowered: How often the learning rate was lowered on a plateau.
+    """
+
+    epoch: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    stale: int = 0
+    waited: int = 0
+    lowered: int = 0
+
+    def after(self, score: float | None, config: TrainConfig) -> Progress:
+        """The progress after one more epoch, validated with `score` or not at all (None)."""
+        done = replace(self, epoch=self.epoch + 1)
+        if score is None:
+            return done
+        if score > self.best:
+            return replace(done, best=score, best_epoch=done.epoch, stale=0, waited=0)
+        done = replace(done, stale=self.stale + 1, waited=self.waited + 1)
+        if done.waited >= config.plateau_epochs:
+            return replace(done, waited=0, lowered=self.lowered + 1)
+        return done
+
+    def stops(self, config: TrainConfig) -> bool:
+        """Whether training has waited for a better score for long enough."""
+        return config.patience is not None and self.stale >= config.patience
+
+    def learning_rate(self, config: TrainConfig, step: int) -> float:
+        """The learning rate of a step of the coming epoch."""
+        if config.schedule == "poly":
+            # nnU-Net's: reaches 0 with the last step.
+            done = (self.epoch + step / config.steps_per_epoch) / config.epochs
+            return float(config.learning_rate * (1 - done) ** 0.9)
+        return float(config.learning_rate * config.plateau_factor**self.lowered)
+
+
+@dataclass(frozen=True, eq=False)
+class Epoch:
+    """What happened in one epoch.
+
+    Attributes:
+        number: From 1.
+        loss: Mean training loss.
+        dice: Validation Dice by region, mean over cases; None if not validated.
+        is_best: Whether the mean of `dice` is the best so far.
+        learning_rate: Of the epoch's last step.
+        seconds: Of training, validation excluded.
+        validation_seconds: Of validation.
+        data_wait_percent: Share of `seconds` spent waiting for patches.
+        patches_per_second: Patches trained on in a second.
+        stops: Whether this is the last epoch because of the patience.
+        checkpoint: All that `last.pt` needs; shares the network's tensors, so save it at once.
+    """
+
+    number: int
+    loss: float
+    dice: Mapping[str, float] | None
+    is_best: bool
+    learning_rate: float
+    seconds: float
+    validation_seconds: float
+    data_wait_percent: float
+    patches_per_second: float
+    stops: bool
+    checkpoint: Checkpoint
+
+    @property
+    def mean_dice(self) -> float | None:
+        """Mean Dice of the regions, by which the best epoch is chosen."""
+        return None if self.dice is None else float(np.mean(list(self.dice.values())))
+
+
+def train(
+    config: TrainConfig,
+    training: Sequence[StoredCase],
+    validation: Sequence[StoredCase],
+    scheme: LabelScheme,
+    device: torch.device,
+    *,
+    resume: Checkpoint | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Iterator[Epoch]:
+    """Train a network, yielding after every epoch.
+
+    The caller decides what to do with an epoch: print it, save its checkpoint, or stop by leaving
+    the loop. Nothing here writes a file or a line of text.
+
+    Args:
+        config: What to learn, and how.
+        training: Cases that patches are drawn from.
+        validation: Cases that are segmented whole to score an epoch.
+        scheme: The label scheme of the stored cases.
+        device: Where to compute.
+        resume: `last.pt` of the same run, to go on from.
+        on_step: Called with the number of each finished step of an epoch, for a progress bar.
+
+    Raises:
+        TrainingError: If the loss is no longer a number.
+        CheckpointError: If `resume` holds no state to resume from.
+    """
+    torch.manual_seed(config.seed)
+    network = UNet3D(
+        config.network, in_channels=len(config.modalities), out_channels=len(REGIONS)
+    ).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), config.learning_rate)
+    progress = Progress()
+    if resume is not None:
+        progress = _resume(resume, network, optimizer)
+    dtype = arithmetic(device, config.precision)
+    feed = _feed(config, training, progress.epoch)
+    while progress.epoch < config.epochs and not progress.stops(config):
+        learner = _Learner(config, network, optimizer, scheme, device, dtype, progress)
+        started = time.perf_counter()
+        loss, waited = learner.epoch(feed, on_step)
+        seconds = time.perf_counter() - started
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of epoch {progress.epoch + 1} is {loss}",
+                hint="resume with a lower learning rate: --resume --set learning_rate="
+                f"{learner.learning_rate / 3:.1g}",
+            )
+        due = (progress.epoch + 1) % config.validate_every == 0
+        dice = None
+        if due or progress.epoch + 1 == config.epochs:
+            dice = validate(network, validation, scheme, config, device, dtype)
+        score = None if dice is None else float(np.mean(list(dice.values())))
+        progress = progress.after(score, config)
+        yield Epoch(
+            number=progress.epoch,
+            loss=loss,
+            dice=dice,
+            is_best=dice is not None and progress.stale == 0,
+            learning_rate=learner.learning_rate,
+            seconds=seconds,
+            validation_seconds=time.perf_counter() - started - seconds,
+            data_wait_percent=100 * waited / seconds,
+            patches_per_second=config.steps_per_epoch * config.batch_size / seconds,
+            stops=progress.stops(config),
+            checkpoint=Checkpoint(
+                weights=network.state_dict(),
+                config=config.model_dump(mode="json"),
+                labels=scheme.name,
+                epoch=progress.epoch,
+                scores=dice or {},
+                state={"optimizer": optimizer.state_dict(), "progress": asdict(progress)},
+            ),
+        )
+
+
+@dataclass
+class _Learner:
+    """One epoch's steps."""
+
+    config: TrainConfig
+    network: UNet3D
+    optimizer: torch.optim.Optimizer
+    scheme: LabelScheme
+    device: torch.device
+    dtype: torch.dtype
+    progress: Progress
+    learning_rate: float = 0.0
+
+    def epoch(self, feed: Iterator[Batch], on_step: Callable[[int], None]) -> tuple[float, float]:
+        """Train for `steps_per_epoch` steps; mean loss, and seconds waited for patches."""
+        self.network.train()
+        losses, waited = [], 0.0
+        for step in range(self.config.steps_per_epoch):
+            asked = time.perf_counter()
+            batch = next(feed)
+            waited += time.perf_counter() - asked
+            losses.append(self.step(batch, step))
+            on_step(step + 1)
+        return torch.stack(losses).mean().item(), waited
+
+    def step(self, batch: Batch, step: int) -> torch.Tensor:
+        """One step of the optimiser; its loss, still on the device."""
+        images = batch.images.to(self.device, torch.float32, non_blocking=True)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        # Seeded by its place in the run, so that a resumed run varies patches as an unbroken one.
+        random = torch.Generator().manual_seed(
+            int(
+                np.random.SeedSequence(
+                    (self.config.seed, self.progress.epoch, step)
+                ).generate_state(1, np.uint64)[0]
+                >> 1
+            )
+        )
+        images, labels = augment(images, labels, self.config.augmentation, random)
+        targets = region_targets(labels, self.scheme)
+        self.learning_rate = self.progress.learning_rate(self.config, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        with autocast(self.device, self.dtype):
+            logits = self.network(images.contiguous(memory_format=torch.channels_last_3d))
+        loss = LOSSES[self.config.loss](logits, crop(targets, logits.shape[2:]))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.detach()  # .item() here would wait for the GPU at every step
+
+
+def validate(
+    network: UNet3D,
+    cases: Sequence[StoredCase],
+    scheme: LabelScheme,
+    config: TrainConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """Dice of each region over whole cases, averaged over cases.
+
+    A region that is empty in both scores 1, in one of them 0 (the convention up to BraTS 2022).
+    """
+    network.eval()
+    scores = []
+    for case in cases:
+        found = probabilities(
+            network,
+            torch.from_numpy(np.array(case.images)),
+            patch_size=config.patch_size,
+            device=device,
+            dtype=dtype,
+        )
+        truth = region_targets(torch.from_numpy(np.array(case.labels))[None], scheme)[0]
+        scores.append(_dice(found >= THRESHOLD, truth))
+    return dict(zip(REGIONS, np.mean(scores, axis=0).tolist(), strict=True))
+
+
+def region_targets(labels: torch.Tensor, scheme: LabelScheme) -> torch.Tensor:
+    """Masks of WT, TC and ET (B, 3, X, Y, Z) in labels (B, X, Y, Z)."""
+    masks = []
+    for name in REGIONS:
+        values = scheme.region(name).labels
+        masks.append(torch.isin(labels, torch.tensor(values, dtype=labels.dtype).to(labels.device)))
+    return torch.stack(masks, dim=1)
+
+
+def worker_count(config: TrainConfig) -> int:
+    """Processes that read patches: as configured, or the CPUs there are, less one."""
+    if config.workers is not None:
+        return config.workers
+    return min(MOST_WORKERS, available_cpus() - 1)
+
+
+def _feed(config: TrainConfig, training: Sequence[StoredCase], epoch: int) -> Iterator[Batch]:
+    """Batches of the epochs after `epoch`."""
+    patches = Patches(
+        training, edge=config.patch_size, tumour_share=config.tumour_share, seed=config.seed
+    )
+    an_epoch = config.steps_per_epoch * config.batch_size
+    return batches(
+        patches,
+        first=epoch * an_epoch,
+        last=config.epochs * an_epoch,
+        batch_size=config.batch_size,
+        workers=worker_count(config),
+    )
+
+
+def _resume(checkpoint: Checkpoint, network: UNet3D, optimizer: torch.optim.Optimizer) -> Progress:
+    if not checkpoint.state:
+        raise CheckpointError(
+            "this checkpoint holds weights only, nothing to resume from",
+            hint="resume from the run's last.pt",
+        )
+    network.load_state_dict(dict(checkpoint.weights))
+    optimizer.load_state_dict(checkpoint.state["optimizer"])
+    return Progress(**checkpoint.state["progress"])
+
+
+def _dice(found: torch.Tensor, truth: torch.Tensor) -> list[float]:
+    both = (found & truth).sum((1, 2, 3)).double()
+    total = found.sum((1, 2, 3)) + truth.sum((1, 2, 3))
+    return torch.where(total == 0, 1.0, 2 * both / total.clamp_min(1)).tolist()
