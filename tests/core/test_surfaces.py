@@ -5,10 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brats_cli.core.errors import MeshError
+from brats_cli.core.errors import LabelError, MeshError
 from brats_cli.core.labels import SCHEMES
-from brats_cli.core.surfaces import TriangleMesh, surface
-from brats_cli.core.volumes import read_label_map
+from brats_cli.core.surfaces import (
+    TriangleMesh,
+    region_surfaces,
+    regions_of,
+    surface,
+    wanted_region,
+)
+from brats_cli.core.volumes import Volume, read_label_map, write_label_map
 
 REAL = Path(__file__).parents[3] / "shared/data"
 
@@ -209,28 +215,140 @@ def test_an_empty_mask_gives_an_empty_mesh():
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan], ids=["flat", "nan"])
-def test_voxels_without_a_place_in_space_are_the_users_mistake(value):
-    with pytest.raises(MeshError, match="the affine is singular or not finite") as caught:
-        surface(np.ones((1, 1, 1), dtype=bool), np.diag([1, 1, value, 1]))
+def test_voxels_without_a_place_in_space_have_no_surface(value):
+    affine = np.diag([1, 1, value, 1])
+    with pytest.raises(ValueError, match="the affine is singular or not finite"):
+        surface(np.ones((1, 1, 1), dtype=bool), affine)
+    with pytest.raises(
+        MeshError, match=r"seg\.nii\.gz does not tell where its voxels are"
+    ) as caught:
+        list(region_surfaces(label_map(1, affine=affine), "WT"))
     assert "sform" in caught.value.hint
+
+
+def label_map(*values: int, name: str = "seg.nii.gz", affine: np.ndarray | None = None) -> Volume:
+    """One voxel of each value and one of background, in a row."""
+    data = np.array([0, *values], dtype=np.uint8).reshape(-1, 1, 1)
+    path = Path("/data/case") / name
+    return Volume(data, np.eye(4) if affine is None else affine, path=path)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("WT", "WT"), ("et", "ET"), ("All", "all"), ("02", "2"), ("255", "255")]
+)
+def test_a_region_may_be_written_in_several_ways(text, wanted):
+    assert wanted_region(text) == wanted
+
+
+def test_an_unknown_region_names_those_there_are():
+    with pytest.raises(LabelError, match="there is no region 'tumor'") as caught:
+        wanted_region("tumor")
+    assert caught.value.hint.startswith("the regions are ET, GTV, RC, TC, WT;")
+
+
+@pytest.mark.parametrize("text", ["0", "256"])
+def test_the_background_is_no_tissue(text):
+    with pytest.raises(LabelError, match=f"no tissue of label {text}"):
+        wanted_region(text)
+
+
+@pytest.mark.parametrize(
+    ("volume", "wanted", "labels"),
+    [
+        (label_map(1, 2, 4), "TC", (1, 4)),  # 2017-2022, by its values
+        (label_map(1, 2, 3), "WT", (1, 2, 3)),  # 2023, Decathlon or nnU-Net: WT is the same
+        (label_map(1, 2, 3), "ET", (3,)),  # so is ET
+        (label_map(1, 2, name="BraTS20_Training_001_seg.nii.gz"), "TC", (1, 4)),
+        (label_map(1, 2, 3, name="BraTS-SSA-00001-000-seg.nii.gz"), "TC", (1, 3)),
+        (label_map(1, name="BraTS-MEN-RT-0001-1_gtv.nii.gz"), "GTV", (1,)),
+        (label_map(1, 2, 3, 4), "2", (2,)),  # a value needs no scheme
+        (label_map(1, 2, 3, 4), "RC", (4,)),  # which only 2024 has
+    ],
+)
+def test_the_region_meant_is_found_without_a_flag(volume, wanted, labels):
+    (region,) = regions_of(volume, wanted)
+    assert region.labels == labels
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted", "fitting"),
+    [
+        ((1, 2, 3), "TC", "brats2023, msd, nnunet"),  # necrosis or edema is 1?
+        ((1, 2, 3, 4), "WT", "brats2015, brats2024, brats2024-ped"),  # tumour or cavity is 4?
+        ((1, 2, 3), "all", "brats2023, msd, nnunet"),
+    ],
+)
+def test_a_region_that_depends_on_the_scheme_is_an_error_that_names_the_flag(
+    values, wanted, fitting
+):
+    with pytest.raises(LabelError, match=f"fit several schemes: {fitting}") as caught:
+        regions_of(label_map(*values), wanted)
+    assert caught.value.hint == f"say which it is with --labels, one of {fitting}"
+
+
+def test_the_scheme_that_the_user_gives_wins_over_the_name():
+    name = "BraTS2021_00006_seg.nii.gz"
+    (region,) = regions_of(label_map(1, 2, name=name), "TC", labels="nnunet")
+    assert region.labels == (2, 3)
+    with pytest.raises(LabelError, match="holds label 4, which label scheme msd"):
+        regions_of(label_map(4, name=name), "WT", labels="msd")
+
+
+def test_a_post_treatment_grid_tells_the_year():
+    data = np.zeros((182, 218, 182), dtype=np.uint8)
+    data[90, 100, 90:94] = [1, 2, 3, 4]
+    later = Volume(data, np.eye(4), path=Path("BraTS-GLI-00005-100-seg.nii.gz"))
+    assert [region.name for region in regions_of(later, "all")] == ["WT", "TC", "ET", "RC"]
+
+
+def test_the_scheme_in_the_header_is_known(tmp_path):
+    def written(scheme: str) -> Volume:
+        volume = label_map(1, 2, 3)
+        write_label_map(tmp_path / f"{scheme}.nii.gz", volume.data, volume, SCHEMES[scheme])
+        return read_label_map(tmp_path / f"{scheme}.nii.gz")
+
+    assert regions_of(written("brats2023"), "TC")[0].labels == (1, 3)
+    assert regions_of(written("msd"), "TC")[0].labels == (2, 3)
+
+
+def test_all_regions_are_those_that_are_not_empty():
+    regions = regions_of(label_map(1, 2, name="BraTS2021_01477_seg.nii.gz"), "all")
+    assert [region.name for region in regions] == ["WT", "TC"]
+    with pytest.raises(MeshError, match=r"seg\.nii\.gz has no tumour in any region"):
+        regions_of(label_map(), "all")
+
+
+def test_an_empty_region_tells_what_the_map_holds():
+    with pytest.raises(
+        MeshError, match=r"seg\.nii\.gz has no TC: its voxels are 0, 2, none is 1 or 4$"
+    ) as caught:
+        list(region_surfaces(label_map(2), "TC", labels="brats2020"))
+    assert caught.value.hint == "choose another --region, or all for those that are there"
+
+
+def test_a_surface_comes_with_the_volume_of_its_voxels():
+    # Voxels of 1 x 2 x 3 mm; those of 1 and 4 do not touch: an octahedron of 1/6 voxel each.
+    volume = label_map(1, 2, 4, affine=np.diag([-1.0, 2, 3, 1]))
+    (core,) = region_surfaces(volume, "TC")
+    assert core.region.name == "TC"
+    assert core.voxels_mm3 == pytest.approx(2 * 6)
+    assert core.mesh.volume_mm3 == pytest.approx(2 * 6 / 6)
 
 
 @pytest.mark.real
 @pytest.mark.skipif(not REAL.exists(), reason="the real cases are not in ../shared/data")
 @pytest.mark.parametrize("case", ["BraTS2021_01479", "BraTS2021_01482", "BraTS-GLI-00000-000"])
-def test_whole_tumours_hold_the_volume_of_their_voxels(case):
+def test_real_tumours_are_closed_where_they_lie_and_of_the_volume_of_their_voxels(case):
     (path,) = (REAL / "cases" / case).glob("*seg.nii.gz")
     labels = read_label_map(path)
-    scheme = SCHEMES["brats2023" if "GLI" in case else "brats2020"]
-    for region in scheme.regions:
-        mask = region.mask(labels.data)
-        mesh = surface(mask, labels.affine)
-        assert mesh.is_closed
-        if region.name == "WT":
-            assert mesh.volume_mm3 == pytest.approx(mask.sum(), rel=0.01)  # voxels of 1 mm3
-            centre = labels.affine[:3, :3] @ np.argwhere(mask).mean(axis=0) + labels.affine[:3, 3]
-            moments = centroid(mesh)
-            np.testing.assert_allclose(moments, centre, atol=0.1)
+    surfaces = list(region_surfaces(labels, "all"))
+    assert [each.region.name for each in surfaces] == ["WT", "TC", "ET"]
+    assert all(each.mesh.is_closed for each in surfaces)
+    whole, indices = surfaces[0], np.argwhere(labels.data > 0)
+    assert whole.voxels_mm3 == len(indices)  # of 1 mm3
+    assert whole.mesh.volume_mm3 == pytest.approx(whole.voxels_mm3, rel=0.01)
+    centre = labels.affine @ [*indices.mean(axis=0), 1]
+    np.testing.assert_allclose(centroid(whole.mesh), centre[:3], atol=0.1)
 
 
 def centroid(mesh: TriangleMesh) -> np.ndarray:

@@ -1,14 +1,17 @@
-"""How a mask of voxels becomes a surface in millimetres: closed, outward and where the scan is."""
+"""Which voxels of a label map are meshed, and how they become a closed surface in millimetres."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import MeshError
-from .labels import Mask
+from .cases import NAMINGS, case_id_of, label_scheme
+from .errors import LabelError, MeshError
+from .labels import SCHEMES, LabelScheme, Mask, Region, tightest_schemes
+from .volumes import Volume
 
 Points = npt.NDArray[np.float64]
 Triangles = npt.NDArray[np.int64]
@@ -77,6 +80,15 @@ class TriangleMesh:
         return crosses
 
 
+@dataclass(frozen=True)
+class RegionSurface:
+    """A region's surface, and the volume of the voxels that it stands for."""
+
+    region: Region
+    mesh: TriangleMesh
+    voxels_mm3: float
+
+
 def surface(mask: Mask, affine: npt.NDArray[np.floating]) -> TriangleMesh:
     """The surface half-way between the voxels of `mask` and those around it.
 
@@ -93,14 +105,11 @@ def surface(mask: Mask, affine: npt.NDArray[np.floating]) -> TriangleMesh:
         An empty mesh if the mask is empty.
 
     Raises:
-        MeshError: If the affine is not finite or flattens space.
+        ValueError: If the affine is not finite or flattens space.
     """
-    determinant = np.linalg.det(affine[:3, :3]) if np.isfinite(affine).all() else 0.0
+    determinant = _determinant(affine)
     if determinant == 0:
-        raise MeshError(
-            "the voxels have no place in space: the affine is singular or not finite",
-            hint="compare the file's header with its scan's, and copy sform and qform from there",
-        )
+        raise ValueError("the affine is singular or not finite")
     if not mask.any():
         return TriangleMesh(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64))
     from skimage.measure import marching_cubes  # scipy loads with it
@@ -119,6 +128,113 @@ def surface(mask: Mask, affine: npt.NDArray[np.floating]) -> TriangleMesh:
     return TriangleMesh(
         indices @ affine[:3, :3].T + affine[:3, 3], np.ascontiguousarray(outward, dtype=np.int64)
     )
+
+
+def region_surfaces(
+    label_map: Volume, wanted: str, *, labels: str | None = None
+) -> Iterator[RegionSurface]:
+    """The surface of each region of a label map that `wanted` names; see `regions_of`.
+
+    Raises:
+        LabelError: If several schemes fit and differ in the region, or none has it.
+        MeshError: If no voxel is in the region, or the file does not tell where its voxels are.
+    """
+    voxel_mm3 = abs(_determinant(label_map.affine))
+    if voxel_mm3 == 0:
+        raise MeshError(
+            f"{label_map.path} does not tell where its voxels are: "
+            "its affine is singular or not finite",
+            hint="copy the sform and qform of the scan that it was drawn on",
+        )
+    for region in regions_of(label_map, wanted, labels=labels):
+        mask = region.mask(label_map.data)
+        if not mask.any():
+            held = ", ".join(map(str, np.unique(label_map.data)))
+            raise MeshError(
+                f"{label_map.path} has no {region.name}: its voxels are {held}, "
+                f"none is {' or '.join(map(str, region.labels))}",
+                hint="choose another --region, or all for those that are there",
+            )
+        yield RegionSurface(region, surface(mask, label_map.affine), int(mask.sum()) * voxel_mm3)
+
+
+def wanted_region(text: str) -> str:
+    """A region as the user wrote it, as `regions_of` takes it: `wt` is WT, `02` is 2.
+
+    Raises:
+        LabelError: If no scheme has it.
+    """
+    if text.isdecimal():
+        if not 0 < int(text) < 256:
+            raise LabelError(
+                f"there is no tissue of label {int(text)}",
+                hint="labels run from 1 to 255; 0 is the background",
+            )
+        return str(int(text))
+    known = sorted({region.name for scheme in SCHEMES.values() for region in scheme.regions})
+    if text.lower() != "all" and text.upper() not in known:
+        raise LabelError(
+            f"there is no region '{text}'",
+            hint=f"the regions are {', '.join(known)}; a label value and all will do as well",
+        )
+    return "all" if text.lower() == "all" else text.upper()
+
+
+def regions_of(label_map: Volume, wanted: str, *, labels: str | None = None) -> list[Region]:
+    """The regions of a label map that `wanted` names.
+
+    A region that has the same labels whichever of the fitting schemes is meant (as WT has for
+    0, 1, 2 and 3) needs no scheme.
+
+    Args:
+        label_map: As read; its header, its name, its grid and its values tell the scheme.
+        wanted: From `wanted_region`: `all` means every region that is not empty.
+        labels: The name of the scheme as the user gave it; wins.
+
+    Raises:
+        LabelError: If several schemes fit and differ in the region, or none has it.
+        MeshError: If all regions are wanted and all are empty.
+    """
+    if wanted.isdecimal():
+        return [Region(wanted, (int(wanted),))]
+    present = {int(value) for value in np.unique(label_map.data)}
+    named = _schemes_by_name(label_map)
+    open_to = [scheme for scheme in named if present <= scheme.values] or tightest_schemes(present)
+    told = labels is not None or (label_map.scheme and present <= label_map.scheme.values)
+    if not told and wanted != "all" and (agreed := _agreed(wanted, present, open_to)):
+        return [agreed]
+    scheme = label_scheme(
+        present, label_map.scheme, str(label_map.path), labels, allowed=tuple(named)
+    )
+    if wanted != "all":
+        return [scheme.region(wanted)]
+    regions = [region for region in scheme.regions if present & set(region.labels)]
+    if not regions:
+        raise MeshError(
+            f"{label_map.path} has no tumour in any region", hint="is it the right label map?"
+        )
+    return regions
+
+
+def _agreed(name: str, present: set[int], schemes: list[LabelScheme]) -> Region | None:
+    """The region called `name`, if it holds the same of the labels present in all `schemes`."""
+    regions = [region for scheme in schemes for region in scheme.regions if region.name == name]
+    meanings = {frozenset(present & set(region.labels)) for region in regions}
+    return regions[0] if len(meanings) == 1 else None
+
+
+def _schemes_by_name(label_map: Volume) -> list[LabelScheme]:
+    """The schemes that a label map's name leaves open, with its grid; none if it says nothing."""
+    case_id = case_id_of(label_map.path)
+    row = next(row for row in NAMINGS if row.id.fullmatch(case_id))
+    by_grid = row.by_grid.get(label_map.shape)
+    names = (by_grid,) if by_grid else row.labels or tuple(row.by_grid.values())
+    return [SCHEMES[name] for name in names]
+
+
+def _determinant(affine: npt.NDArray[np.floating]) -> float:
+    """How much the affine stretches space, negative if it mirrors; 0 if it is no affine at all."""
+    return float(np.linalg.det(affine[:3, :3])) if np.isfinite(affine).all() else 0.0
 
 
 def _box(mask: Mask) -> tuple[slice, slice, slice]:

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import stl
+from typer.testing import CliRunner
+
+from brats_cli.app import app
+
+AFFINE = np.diag([-1.0, -1, 2, 1])
+
+
+def run(*args: object, stdin: str | None = None):
+    return CliRunner().invoke(app, ["mesh", *map(str, args)], input=stdin)
+
+
+def write_seg(path: Path, *values: int) -> Path:
+    """A label map with one voxel of 1 x 1 x 2 mm for each value, none beside another."""
+    data = np.zeros((9, 3, 3), dtype=np.uint8)
+    data[1 : 2 * len(values) : 2, 1, 1] = values
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data, AFFINE), path)
+    return path
+
+
+@pytest.fixture
+def seg(tmp_path: Path) -> Path:
+    return write_seg(tmp_path / "seg.nii.gz", 1, 2, 4)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_missions_line_writes_seg_wt_beside_the_label_map(seg):
+    result = run(seg, "--region", "WT")
+    assert result.exit_code == 0
+    assert names(seg.parent) == ["seg.nii.gz", "seg_WT.stl"]
+    # Three octahedra of 6 vertices, 8 faces and 1/6 of 2 mm3: 1 mm3 = 0.001 ml. Each has 8 faces
+    # of base sqrt(0.5) and height sqrt(1 + 0.5/4) mm: 3 * 3 = 9 mm2 = 0.09 cm2.
+    header, row = result.stdout.splitlines()
+    assert " ".join(header.split()) == "file vertices faces volume area closed"
+    assert " ".join(row.split()) == "seg_WT.stl 18 24 0.00 ml 0.1 cm2 yes"
+    assert result.stderr.startswith(f"written to {seg.parent}\nnote: ")
+    assert "seg_WT.stl holds 83.3% less than its voxels, 0.01 ml" in result.stderr
+
+
+def test_json_holds_every_number_and_the_file_agrees_with_it(seg):
+    result = run(seg, "--region", "tc", "--json")
+    content = json.loads(result.stdout)
+    assert (content["format"], content["failed"]) == ("brats-meshes/1", [])
+    (mesh,) = content["meshes"]
+    assert mesh == {
+        "segmentation": str(seg),
+        "region": "TC",
+        "file": str(seg.with_name("seg_TC.stl")),
+        "space": "RAS",
+        "vertices": 12,
+        "faces": 16,
+        "volume_mm3": pytest.approx(2 * 2 / 6),
+        "voxels_mm3": pytest.approx(2 * 2),
+        "area_mm2": pytest.approx(2 * 3),
+        "closed": True,
+    }
+    written = stl.Mesh.from_file(mesh["file"])
+    assert written.is_closed(exact=True)
+    assert written.get_mass_properties()[0] == pytest.approx(mesh["volume_mm3"])
+    # Voxels 1 and 5 along x of an affine that turns x and y round: -1 and -5, with y -1 and z 2.
+    np.testing.assert_allclose(written.vectors.reshape(-1, 3).mean(axis=0), [-3, -1, 2], atol=1e-6)
+
+
+def test_lps_is_written_and_said(seg):
+    result = run(seg, "--space", "lps", "--json")
+    (mesh,) = json.loads(result.stdout)["meshes"]
+    written = stl.Mesh.from_file(mesh["file"])
+    assert mesh["space"] == "LPS"
+    assert b"SPACE=LPS" in Path(mesh["file"]).read_bytes()[:80]
+    np.testing.assert_allclose(written.vectors.reshape(-1, 3).mean(axis=0), [3, 1, 2], atol=1e-6)
+
+
+def test_a_name_for_one_mesh(seg, tmp_path):
+    assert run(seg, "-o", tmp_path / "new" / "tumour.stl").exit_code == 0
+    assert names(tmp_path / "new") == ["tumour.stl"]
+
+
+def test_all_regions_that_are_there_go_into_a_folder(tmp_path):
+    seg = write_seg(tmp_path / "BraTS2021_01477_seg.nii.gz", 1, 2)
+    assert run(seg, "--region", "all", "-o", tmp_path / "meshes").exit_code == 0
+    assert names(tmp_path / "meshes") == [
+        "BraTS2021_01477_seg_TC.stl",
+        "BraTS2021_01477_seg_WT.stl",
+    ]
+
+
+def test_a_label_value_is_a_region(seg):
+    assert run(seg, "--region", "2").exit_code == 0
+    assert "seg_2.stl" in names(seg.parent)
+
+
+def test_paths_come_from_stdin(tmp_path):
+    first, second = (write_seg(tmp_path / f"{x}.nii.gz", 1, 2, 4) for x in "ab")
+    result = run("-", "-o", tmp_path / "out", stdin=f"{first}\n\n{second}\n")
+    assert result.exit_code == 0
+    assert names(tmp_path / "out") == ["a_WT.stl", "b_WT.stl"]
+    assert result.stderr.startswith(f"written to {tmp_path / 'out'}\n")
+
+
+def test_the_table_fits_80_columns(tmp_path):
+    seg = write_seg(tmp_path / "BraTS20_Training_001_seg.nii.gz", 1, 2, 4)
+    lines = run(seg, "--region", "all").stdout.splitlines()
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= 80
+
+
+def test_two_runs_give_the_same_bytes(seg, tmp_path):
+    run(seg, "-o", tmp_path / "a.stl")
+    run(seg, "-o", tmp_path / "b.stl")
+    assert (tmp_path / "a.stl").read_bytes() == (tmp_path / "b.stl").read_bytes()
+
+
+def assert_refused(result, error: str, hint: str) -> None:
+    assert result.exit_code == 3
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [f"error: {error}", f" hint: {hint}"]
+
+
+def test_an_empty_region_is_two_lines_and_no_file(tmp_path):
+    seg = write_seg(tmp_path / "BraTS2021_01477_seg.nii.gz", 1, 2)
+    assert_refused(
+        run(seg, "--region", "ET"),
+        f"{seg} has no ET: its voxels are 0, 1, 2, none is 4",
+        "choose another --region, or all for those that are there",
+    )
+    assert names(tmp_path) == [seg.name]
+
+
+def test_a_mesh_that_exists_is_kept_without_overwrite(seg):
+    seg.with_name("seg_WT.stl").write_text("mine")
+    assert_refused(
+        run(seg),
+        f"{seg.with_name('seg_WT.stl')} exists already",
+        "give another name with -o, or --overwrite to replace it",
+    )
+    assert seg.with_name("seg_WT.stl").read_text() == "mine"
+    assert run(seg, "--overwrite").exit_code == 0
+    assert seg.with_name("seg_WT.stl").read_bytes().startswith(b"brats SPACE=RAS")
+
+
+def test_a_region_that_two_schemes_see_differently_asks_for_labels(tmp_path):
+    seg = write_seg(tmp_path / "seg.nii.gz", 1, 2, 3)
+    assert_refused(
+        run(seg, "--region", "TC"),
+        f"{seg} holds labels 0, 1, 2, 3, which fit several schemes: brats2023, msd, nnunet",
+        "say which it is with --labels, one of brats2023, msd, nnunet",
+    )
+    assert run(seg, "--region", "WT").exit_code == 0
+    assert run(seg, "--region", "TC", "--labels", "msd").exit_code == 0
+
+
+def test_a_region_that_does_not_exist_is_told_before_anything_is_read(tmp_path):
+    assert_refused(
+        run(tmp_path / "missing.nii.gz", "--region", "tumour"),
+        "there is no region 'tumour'",
+        "the regions are ET, GTV, RC, TC, WT; a label value and all will do as well",
+    )
+
+
+def test_a_missing_label_map(tmp_path):
+    missing = tmp_path / "missing.nii.gz"
+    assert_refused(run(missing), f"cannot read {missing}: there is no such file", "check the path")
+
+
+def test_another_format_is_not_written(seg):
+    assert_refused(
+        run(seg, "-o", seg.with_name("seg.obj")),
+        f"{seg.with_name('seg.obj')} does not end in .stl, the one format that is written",
+        "end it in .stl, or give a folder that exists",
+    )
+
+
+@pytest.mark.parametrize("regions", [["--region", "all"], ["b.nii.gz"]], ids=["all", "two"])
+def test_several_meshes_do_not_fit_into_one_file(seg, regions):
+    assert_refused(
+        run(seg, *regions, "-o", seg.with_name("all.stl")),
+        f"{seg.with_name('all.stl')} is one file, and several meshes are to be written",
+        "give a folder with -o, or leave it out to write beside each label map",
+    )
+
+
+def test_two_label_maps_of_one_name_do_not_overwrite_each_other(tmp_path):
+    first, second = (write_seg(tmp_path / x / "seg.nii.gz", 1, 2, 4) for x in "ab")
+    result = run(first, second, "-o", tmp_path / "out", "--overwrite")
+    assert_refused(
+        result,
+        f"{first} and {second} would be written to the same mesh, seg_*.stl",
+        "mesh them one by one with -o, or leave out -o to write beside each",
+    )
+    assert not (tmp_path / "out").exists()
+    assert run(first, second).exit_code == 0
+    assert (tmp_path / "b" / "seg_WT.stl").exists()
+
+
+def test_nothing_on_stdin():
+    assert_refused(
+        run("-", stdin=""), "no label map to mesh: standard input is empty", "pipe paths into it"
+    )
+
+
+def test_in_a_batch_the_others_go_on_and_the_failures_come_last(tmp_path):
+    good = [write_seg(tmp_path / f"{name}.nii.gz", 1, 2, 4) for name in "ad"]
+    empty = write_seg(tmp_path / "b.nii.gz", 2)
+    text = tmp_path / "c.nii.gz"
+    text.write_text("not an image")
+    result = run(good[0], empty, text, good[1], "--region", "TC", "--labels", "brats2020")
+    assert result.exit_code == 3
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == ["a_TC.stl", "d_TC.stl"]
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        f"error: {empty} has no TC: its voxels are 0, 2, none is 1 or 4",
+        f"error: cannot read {text}: it is not a NIfTI file",
+        "error: 2 of 4 label maps gave no mesh, or not all",
+    ]
+    again = run(good[0], empty, "--region", "TC", "--overwrite", "--json", "--labels", "brats2020")
+    assert again.exit_code == 3
+    content = json.loads(again.stdout)
+    assert [mesh["region"] for mesh in content["meshes"]] == ["TC"]
+    assert content["failed"] == [
+        {
+            "segmentation": str(empty),
+            "error": f"{empty} has no TC: its voxels are 0, 2, none is 1 or 4",
+            "hint": "choose another --region, or all for those that are there",
+        }
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_to(seg):
+    seg.parent.chmod(0o500)
+    try:
+        result = run(seg)
+    finally:
+        seg.parent.chmod(0o700)
+    assert result.exit_code == 3
+    assert "no permission to write" in result.stderr
+
+
+def test_meshing_loads_no_torch(seg):
+    code = (
+        "import sys; from brats_cli.app import main\n"
+        f"sys.argv = ['brats', 'mesh', {str(seg)!r}]\n"
+        "try: main()\n"
+        "except SystemExit: print(sorted({'torch', 'torchio', 'medpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert seg.with_name("seg_WT.stl").exists()
