@@ -1,0 +1,37 @@
+# From a bare Python to everything: `make demo` shows all of brats, `make test` checks all of it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Touched last, so that a set-up that was cut short is done again.
+READY := .venv/ready
+
+.PHONY: demo test lint completions clean
+
+demo: $(READY)
+	$(BIN)/brats demo --overwrite
+
+# pytest last: its closing line says how many passed.
+test: lint
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first, and by its exact version: so pip takes it as the machine offers it (a CPU build,
+# if that is what its index or wheel folder holds).
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "brats needs Python 3.10 or later: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt torch
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+completions: $(READY)
+	$(BIN)/python completions/make.py
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist demo src/*.egg-info
+	find src tests -name __pycache__ -type d -exec rm -r {} +

@@ -1,0 +1,1 @@
+complete --command brats --no-files --arguments "(env _BRATS_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) brats)" --condition "env _BRATS_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) brats"
