@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from brats_cli.app import app
 
-AFFINE = np.diag([-1.0, -1, 2, 1])
+AFFINE = np.diag([-1.0, -1, 20, 1])
 
 
 def run(*args: object, stdin: str | None = None):
@@ -22,7 +22,7 @@ def run(*args: object, stdin: str | None = None):
 
 
 def write_seg(path: Path, *values: int) -> Path:
-    """A label map with one voxel of 1 x 1 x 2 mm for each value, none beside another."""
+    """A label map with one voxel of 1 x 1 x 20 mm for each value, none beside another."""
     data = np.zeros((9, 3, 3), dtype=np.uint8)
     data[1 : 2 * len(values) : 2, 1, 1] = values
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,13 +43,12 @@ def test_the_missions_line_writes_seg_wt_beside_the_label_map(seg):
     result = run(seg, "--region", "WT")
     assert result.exit_code == 0
     assert names(seg.parent) == ["seg.nii.gz", "seg_WT.stl"]
-    # Three octahedra of 6 vertices, 8 faces and 1/6 of 2 mm3: 1 mm3 = 0.001 ml. Each has 8 faces
-    # of base sqrt(0.5) and height sqrt(1 + 0.5/4) mm: 3 * 3 = 9 mm2 = 0.09 cm2.
     header, row = result.stdout.splitlines()
     assert " ".join(header.split()) == "file vertices faces volume area closed"
-    assert " ".join(row.split()) == "seg_WT.stl 18 24 0.00 ml 0.1 cm2 yes"
-    assert result.stderr.startswith(f"written to {seg.parent}\nnote: ")
-    assert "seg_WT.stl holds 83.3% less than its voxels, 0.01 ml" in result.stderr
+    # Three voxels of 1 x 1 x 20 mm: 60 mm3 = 0.06 ml, as three octahedra of 6 vertices and 8 faces.
+    # With h = (3/4)^(1/3): 3 * 8 * h * sqrt(2) * h * sqrt(20^2 + 1/2) / 2 = 280.4 mm2 = 2.8 cm2.
+    assert " ".join(row.split()) == "seg_WT.stl 18 24 0.06 ml 2.8 cm2 yes"
+    assert result.stderr == f"written to {seg.parent}\n"
 
 
 def test_json_holds_every_number_and_the_file_agrees_with_it(seg):
@@ -64,16 +63,16 @@ def test_json_holds_every_number_and_the_file_agrees_with_it(seg):
         "space": "RAS",
         "vertices": 12,
         "faces": 16,
-        "volume_mm3": pytest.approx(2 * 2 / 6),
-        "voxels_mm3": pytest.approx(2 * 2),
-        "area_mm2": pytest.approx(2 * 3),
+        "volume_mm3": pytest.approx(2 * 20),
+        "voxels_mm3": pytest.approx(2 * 20),
+        "area_mm2": pytest.approx(2 * 8 * 0.75 ** (2 / 3) * np.sqrt(2 * 400.5) / 2),
         "closed": True,
     }
     written = stl.Mesh.from_file(mesh["file"])
     assert written.is_closed(exact=True)
     assert written.get_mass_properties()[0] == pytest.approx(mesh["volume_mm3"])
-    # Voxels 1 and 5 along x of an affine that turns x and y round: -1 and -5, with y -1 and z 2.
-    np.testing.assert_allclose(written.vectors.reshape(-1, 3).mean(axis=0), [-3, -1, 2], atol=1e-6)
+    # Voxels 1 and 5 along x of an affine that turns x and y round: -1 and -5, with y -1 and z 20.
+    np.testing.assert_allclose(written.vectors.reshape(-1, 3).mean(axis=0), [-3, -1, 20], atol=1e-5)
 
 
 def test_lps_is_written_and_said(seg):
@@ -82,7 +81,7 @@ def test_lps_is_written_and_said(seg):
     written = stl.Mesh.from_file(mesh["file"])
     assert mesh["space"] == "LPS"
     assert b"SPACE=LPS" in Path(mesh["file"]).read_bytes()[:80]
-    np.testing.assert_allclose(written.vectors.reshape(-1, 3).mean(axis=0), [3, 1, 2], atol=1e-6)
+    np.testing.assert_allclose(written.vectors.reshape(-1, 3).mean(axis=0), [3, 1, 20], atol=1e-5)
 
 
 def test_a_name_for_one_mesh(seg, tmp_path):

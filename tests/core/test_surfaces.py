@@ -101,29 +101,39 @@ def test_a_face_without_area_has_no_normal():
     np.testing.assert_array_equal(line.normals, [[0, 0, 0]])
 
 
+# Half the diagonal of the octahedron that holds as much as a cube of 1: 4/3 * h * h * h = 1.
+HALF_DIAGONAL = 0.75 ** (1 / 3)
+
+
 @pytest.mark.parametrize("mirror", [1, -1], ids=["RAS", "LAS"])
-def test_one_voxel_meshes_to_an_octahedron(mirror):
+def test_one_voxel_meshes_to_an_octahedron_of_its_volume(mirror):
     mesh = surface(np.ones((1, 1, 1), dtype=bool), np.diag([mirror, 1.0, 2.0, 1.0]))
-    # Half-diagonals of 0.5, 0.5 and 1 mm: V = 4/3 * 0.5 * 0.5 * 1.
-    assert mesh.volume_mm3 == pytest.approx(1 / 3)
-    # Each face has its corners at 0.5, 0.5 and 1 on the axes; its edge of sqrt(0.5) in the x-y
-    # plane lies sqrt(1 + 0.5/4) from the third corner.
-    assert mesh.area_mm2 == pytest.approx(8 * np.sqrt(0.5) * np.sqrt(1 + 0.5 / 4) / 2)
-    np.testing.assert_allclose(mesh.vertices.mean(axis=0), 0, atol=1e-6)
-    assert mesh.vertices.shape == (6, 3)
+    assert mesh.volume_mm3 == pytest.approx(2)
+    h = HALF_DIAGONAL
+    np.testing.assert_allclose(
+        sorted(mesh.vertices.tolist()),
+        [[-h, 0, 0], [0, -h, 0], [0, 0, -2 * h], [0, 0, 2 * h], [0, h, 0], [h, 0, 0]],
+        atol=1e-9,
+    )
+    # A face has an edge of h * sqrt(2) in the x-y plane, h / sqrt(2) from the middle, and its third
+    # corner 2 * h above: 8 faces of h * sqrt(2) * h * sqrt(4 + 1/2) / 2 = 1.5 * h * h.
+    assert mesh.area_mm2 == pytest.approx(12 * h * h)
     assert mesh.faces.shape == (8, 3)
     assert mesh.is_closed
 
 
 def test_a_block_is_a_cuboid_with_its_edges_bevelled():
-    # 4 x 5 x 6 voxels, of which marching cubes takes, in units of a voxel's cell: a triangular
-    # prism of 0.5 * 0.5 / 2 off each of the 12 edges, along 3, 4 and 5 cells (voxel centres),
-    # and 1/8 - 1/48 off each of the 8 corners (the cell there holds a tetrahedron of 0.5^3 / 6).
+    # 4 x 5 x 6 voxels. Their centres span 3 * 4 * 5; around that the surface is s away on every
+    # side: slabs on the six faces, triangular prisms of s * s / 2 along the twelve edges and
+    # corners of s * s * s / 6 in the eight corners. With s = 0.5 that were 113.2 of 120 voxels.
     mesh = surface(np.ones((4, 5, 6), dtype=bool), np.eye(4))
-    bevelled = 120 - 4 * (3 + 4 + 5) * 0.5**3 - 8 * (1 / 8 - 1 / 48)
-    assert mesh.volume_mm3 == pytest.approx(bevelled)
-    np.testing.assert_allclose(mesh.vertices.min(axis=0), [-0.5, -0.5, -0.5])
-    np.testing.assert_allclose(mesh.vertices.max(axis=0), [3.5, 4.5, 5.5])
+    s = -mesh.vertices.min()
+    slabs, prisms = 2 * (3 * 4 + 3 * 5 + 4 * 5) * s, 4 * (3 + 4 + 5) * s**2 / 2
+    assert 60 + slabs + prisms + 8 * s**3 / 6 == pytest.approx(120)
+    assert mesh.volume_mm3 == pytest.approx(120)
+    np.testing.assert_allclose(mesh.vertices.min(axis=0), [-s, -s, -s])
+    np.testing.assert_allclose(mesh.vertices.max(axis=0), [3 + s, 4 + s, 5 + s])
+    assert 0.5 < s < 0.6
 
 
 @pytest.mark.parametrize("second", [(1, 1, 0), (1, 1, 1)], ids=["edge", "corner"])
@@ -131,7 +141,7 @@ def test_voxels_that_touch_at_an_edge_or_a_corner_stay_apart(second):
     mesh = surface(block(2, 2, 2, filled=[(0, 0, 0), second]), np.eye(4))
     assert mesh.is_closed
     assert len(mesh.faces) == 2 * 8  # two octahedra
-    assert mesh.volume_mm3 == pytest.approx(2 / 6)
+    assert mesh.volume_mm3 == pytest.approx(2)
 
 
 def test_a_hollow_mask_has_an_inner_surface_that_looks_into_the_hollow():
@@ -140,33 +150,43 @@ def test_a_hollow_mask_has_an_inner_surface_that_looks_into_the_hollow():
     hollow[2, 2, 2] = False
     mesh = surface(hollow, np.eye(4))
     assert mesh.is_closed
-    # The hollow of one voxel is an octahedron of 1/6, as a voxel would be.
-    assert mesh.volume_mm3 == pytest.approx(surface(solid, np.eye(4)).volume_mm3 - 1 / 6)
+    assert mesh.volume_mm3 == pytest.approx(5**3 - 1)
+    inner = np.abs(mesh.vertices - 2).max(axis=1) < 1
+    assert inner.sum() == 6  # an octahedron
+    # Moved outwards as the outer vertices are, the inner ones come nearer to the middle.
+    outer_step = -0.5 - mesh.vertices.min()
+    np.testing.assert_allclose(np.abs(mesh.vertices[inner] - 2).max(axis=1), 0.5 - outer_step)
 
 
-@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
-def test_every_neighbourhood_of_voxels_gives_a_closed_outward_surface(affine):
+@pytest.mark.parametrize("name", ["RAS", "oblique, anisotropic, mirrored"])
+def test_every_neighbourhood_of_voxels_gives_a_closed_outward_surface(name):
     # Whether a surface is closed is decided wherever two cells of eight voxels share a face, which
     # are 2 x 2 x 3 voxels: all 4,096 of them, along each axis, prove it for every mask.
     patterns = (np.arange(4096)[:, None] >> np.arange(12) & 1).astype(bool).reshape(-1, 2, 2, 3)
     spaced = np.pad(patterns, [(0, 0), (0, 1), (0, 1), (0, 1)]).reshape(16, 16, 16, 3, 3, 4)
     mask = spaced.transpose(0, 3, 1, 4, 2, 5).reshape(48, 48, 64)
     for axes in [(0, 1, 2), (2, 0, 1), (1, 2, 0)]:
-        mesh = surface(mask.transpose(axes), affine)
+        mesh = surface(mask.transpose(axes), AFFINES[name])
         assert mesh.is_closed
-        assert_outward(mesh, mask.transpose(axes), affine)
+        assert_outward(mesh, mask.transpose(axes), AFFINES[name])
 
 
-@pytest.mark.parametrize("density", [0.05, 0.3, 0.5, 0.7, 0.95])
-def test_random_masks_give_closed_outward_surfaces(density):
+@pytest.mark.parametrize("density", [0.01, 0.05, 0.3, 0.5, 0.7, 0.95, 0.99])
+def test_random_masks_give_closed_outward_surfaces_of_the_voxels_volume(density):
     mask = np.random.default_rng(0).random((20, 21, 22)) < density
-    mesh = surface(mask, AFFINES["oblique, anisotropic, mirrored"])
+    affine = AFFINES["oblique, anisotropic, mirrored"]
+    mesh = surface(mask, affine)
     assert mesh.is_closed
-    assert_outward(mesh, mask, AFFINES["oblique, anisotropic, mirrored"])
+    assert_outward(mesh, mask, affine)
+    assert mesh.volume_mm3 == pytest.approx(mask.sum() * 0.9 * 1.1 * 4)
+    # None needs to be moved farther than single voxels: the vertices stay between the voxels.
+    index = (mesh.vertices - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
+    from_half_way = np.abs(np.abs(index - np.floor(index + 1e-9)) - 0.5)
+    assert from_half_way.min(axis=1).max() <= HALF_DIAGONAL - 0.5 + 1e-9
 
 
 def assert_outward(mesh: TriangleMesh, mask: np.ndarray, affine: np.ndarray) -> None:
-    """Every vertex lies between two voxels; its faces must look towards the one outside."""
+    """Every vertex lies between two voxels; its faces look towards the one outside."""
     to_index = np.linalg.inv(affine)
     index = mesh.vertices @ to_index[:3, :3].T + to_index[:3, 3] + 1  # into the padded mask
     low, high = np.floor(index + 1e-6).astype(int), np.ceil(index - 1e-6).astype(int)
@@ -174,7 +194,7 @@ def assert_outward(mesh: TriangleMesh, mask: np.ndarray, affine: np.ndarray) -> 
     below, above = padded[tuple(low.T)], padded[tuple(high.T)]
     assert (below != above).all()
     outside = (high - low) @ affine[:3, :3].T * np.where(below, 1, -1)[:, None]
-    # A face may lean sideways past one of its corners' axes, but not past all three.
+    # A face may lean past the axis of one of its corners, but not past all three.
     towards = (outside[mesh.faces] * mesh.normals[:, None]).sum(axis=2)
     assert (towards.max(axis=1) > 0).all()
     assert mesh.volume_mm3 > 0
@@ -191,9 +211,8 @@ def test_the_surface_lies_where_the_voxels_lie_and_holds_their_volume(affine):
     mesh = surface(mask, affine)
     centre = affine @ [12, 14.5, 17.5, 1]  # of 5..19, 6..23 and 7..28
     np.testing.assert_allclose(mesh.vertices.mean(axis=0), centre[:3], atol=1e-9)
-    # As for the bevelled block above, in voxels, then times the voxel's volume.
-    voxels = 15 * 18 * 22 - 4 * (14 + 17 + 21) * 0.5**3 - 8 * (1 / 8 - 1 / 48)
-    assert mesh.volume_mm3 == pytest.approx(voxels * abs(np.linalg.det(affine[:3, :3])))
+    voxel_mm3 = np.prod(np.linalg.norm(affine[:3, :3], axis=0))  # the axes are orthogonal
+    assert mesh.volume_mm3 == pytest.approx(15 * 18 * 22 * voxel_mm3)
 
 
 def test_a_ball_has_the_volume_and_nearly_the_area_of_the_sphere():
@@ -327,12 +346,12 @@ def test_an_empty_region_tells_what_the_map_holds():
 
 
 def test_a_surface_comes_with_the_volume_of_its_voxels():
-    # Voxels of 1 x 2 x 3 mm; those of 1 and 4 do not touch: an octahedron of 1/6 voxel each.
+    # Two voxels of 1 x 2 x 3 mm, which do not touch.
     volume = label_map(1, 2, 4, affine=np.diag([-1.0, 2, 3, 1]))
     (core,) = region_surfaces(volume, "TC")
     assert core.region.name == "TC"
     assert core.voxels_mm3 == pytest.approx(2 * 6)
-    assert core.mesh.volume_mm3 == pytest.approx(2 * 6 / 6)
+    assert core.mesh.volume_mm3 == pytest.approx(2 * 6)
 
 
 @pytest.mark.real
@@ -346,7 +365,7 @@ def test_real_tumours_are_closed_where_they_lie_and_of_the_volume_of_their_voxel
     assert all(each.mesh.is_closed for each in surfaces)
     whole, indices = surfaces[0], np.argwhere(labels.data > 0)
     assert whole.voxels_mm3 == len(indices)  # of 1 mm3
-    assert whole.mesh.volume_mm3 == pytest.approx(whole.voxels_mm3, rel=0.01)
+    assert whole.mesh.volume_mm3 == pytest.approx(whole.voxels_mm3)
     centre = labels.affine @ [*indices.mean(axis=0), 1]
     np.testing.assert_allclose(centroid(whole.mesh), centre[:3], atol=0.1)
 

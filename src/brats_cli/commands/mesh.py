@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 FORMAT = "brats-meshes/1"
 
-WORTH_A_NOTE = 0.01
-"""Part of the voxels' volume that a mesh may lack or add before the user is told."""
-
 
 def mesh(
     segmentations: Annotated[
@@ -143,7 +140,7 @@ def _row(path: Path, file: Path, space: str, surface: RegionSurface) -> dict[str
 def _show(
     made: list[dict[str, Any]], failed: list[tuple[Path, BratsError]], *, as_json: bool
 ) -> None:
-    """The meshes on stdout; what is worth knowing about them on stderr."""
+    """The meshes on stdout, where they are on stderr."""
     if as_json:
         failures = [
             {"segmentation": str(path), "error": str(error), "hint": error.hint}
@@ -155,14 +152,6 @@ def _show(
         folders = {Path(row["file"]).parent for row in made}
         place = f"to {folders.pop()}" if len(folders) == 1 else "beside the label maps"
         console.message(f"written {place}")
-    for row in made:
-        lacking = 1 - row["volume_mm3"] / row["voxels_mm3"]
-        if abs(lacking) > WORTH_A_NOTE:
-            console.message(
-                f"note: {row['file']} holds {abs(lacking):.1%} "
-                f"{'less' if lacking > 0 else 'more'} than its voxels, "
-                f"{console.volume(row['voxels_mm3'])}: thin and small parts lose their corners"
-            )
 
 
 def _table(made: list[dict[str, Any]]) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .cases import NAMINGS, case_id_of, label_scheme
+from .cases import label_scheme
 from .errors import LabelError, MeshError
 from .labels import SCHEMES, LabelScheme, Mask, Region, tightest_schemes
+from .naming import case_id_of, schemes_by_name
 from .volumes import Volume
 
 Points = npt.NDArray[np.float64]
@@ -90,12 +91,10 @@ class RegionSurface:
 
 
 def surface(mask: Mask, affine: npt.NDArray[np.floating]) -> TriangleMesh:
-    """The surface half-way between the voxels of `mask` and those around it.
+    """The surface between the voxels of `mask` and those around it, with the volume of the voxels.
 
     Closed and outward for every mask, also one that touches the edge of the grid. Voxels that
-    touch only along an edge or at a corner stay apart. Marching cubes cuts corners off, so that
-    the mesh holds less than the voxels where these are few: 1/6 of a single one, a few per cent
-    less of some hundred, within 0.8 % for whole tumours.
+    touch only along an edge or at a corner stay apart.
 
     Args:
         mask: (X, Y, Z).
@@ -116,18 +115,43 @@ def surface(mask: Mask, affine: npt.NDArray[np.floating]) -> TriangleMesh:
 
     box = _box(mask)
     # A mask that touches the edge of the grid would give an open surface.
-    padded = np.pad(mask[box], 1).astype(np.float32)
+    padded = np.pad(mask[box], 1)
     # Lorensen's table, because Lewiner's, the default, joins four faces at an edge where masks
     # touch diagonally (in 2 of 34 expert masks). 'ascent', because the default winds inward.
-    voxels, faces, _, _ = marching_cubes(
-        padded, level=0.5, method="lorensen", gradient_direction="ascent"
+    half_way, faces, _, _ = marching_cubes(
+        padded.astype(np.float32), level=0.5, method="lorensen", gradient_direction="ascent"
     )
-    indices = voxels.astype(np.float64) + [axis.start - 1 for axis in box]
+    mesh = _of_the_voxels_volume(TriangleMesh(half_way.astype(np.float64), faces), padded)
+    indices = mesh.vertices + [axis.start - 1 for axis in box]
     # An affine that mirrors turns the surface inside out.
     outward = faces if determinant > 0 else faces[:, ::-1]
     return TriangleMesh(
         indices @ affine[:3, :3].T + affine[:3, 3], np.ascontiguousarray(outward, dtype=np.int64)
     )
+
+
+def _of_the_voxels_volume(half_way: TriangleMesh, mask: Mask) -> TriangleMesh:
+    """The surface of `mask`, in voxels, moved until it holds as much as the voxels do.
+
+    Half-way between voxels marching cubes cuts corners: of a ragged predicted tumour it lost up to
+    5 %, of a single voxel 5/6. Each vertex lies on the line from a voxel inside to one outside; all
+    are moved along theirs by one fraction of the way, as another level would place them. For expert
+    masks that is 0.03 voxels at most, for single ones (3/4)^(1/3) - 1/2 = 0.41: no vertex reaches
+    a voxel's centre, so nothing tears or folds over.
+    """
+    low, high = np.floor(half_way.vertices).astype(int), np.ceil(half_way.vertices).astype(int)
+    inside_is_low = mask[low[:, 0], low[:, 1], low[:, 2]]
+    outward = np.where(inside_is_low[:, None], high - low, low - high)
+
+    def moved(by: float) -> TriangleMesh:
+        return TriangleMesh(half_way.vertices + by * outward, half_way.faces)
+
+    # The volume is a cubic of the step, so that four of its values tell all others.
+    steps = np.array([-0.5, 0, 0.25, 0.5])
+    excess = [moved(step).volume_mm3 - np.count_nonzero(mask) for step in steps]
+    roots = np.roots(np.polyfit(steps, excess, 3))
+    real = roots[np.isreal(roots)].real
+    return moved(float(real[np.abs(real).argmin()]))
 
 
 def region_surfaces(
@@ -198,14 +222,12 @@ def regions_of(label_map: Volume, wanted: str, *, labels: str | None = None) -> 
     if wanted.isdecimal():
         return [Region(wanted, (int(wanted),))]
     present = {int(value) for value in np.unique(label_map.data)}
-    named = _schemes_by_name(label_map)
+    named = schemes_by_name(case_id_of(label_map.path), label_map.shape)
     open_to = [scheme for scheme in named if present <= scheme.values] or tightest_schemes(present)
     told = labels is not None or (label_map.scheme and present <= label_map.scheme.values)
     if not told and wanted != "all" and (agreed := _agreed(wanted, present, open_to)):
         return [agreed]
-    scheme = label_scheme(
-        present, label_map.scheme, str(label_map.path), labels, allowed=tuple(named)
-    )
+    scheme = label_scheme(present, label_map.scheme, str(label_map.path), labels, allowed=named)
     if wanted != "all":
         return [scheme.region(wanted)]
     regions = [region for region in scheme.regions if present & set(region.labels)]
@@ -221,15 +243,6 @@ def _agreed(name: str, present: set[int], schemes: list[LabelScheme]) -> Region 
     regions = [region for scheme in schemes for region in scheme.regions if region.name == name]
     meanings = {frozenset(present & set(region.labels)) for region in regions}
     return regions[0] if len(meanings) == 1 else None
-
-
-def _schemes_by_name(label_map: Volume) -> list[LabelScheme]:
-    """The schemes that a label map's name leaves open, with its grid; none if it says nothing."""
-    case_id = case_id_of(label_map.path)
-    row = next(row for row in NAMINGS if row.id.fullmatch(case_id))
-    by_grid = row.by_grid.get(label_map.shape)
-    names = (by_grid,) if by_grid else row.labels or tuple(row.by_grid.values())
-    return [SCHEMES[name] for name in names]
 
 
 def _determinant(affine: npt.NDArray[np.floating]) -> float:
