@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .description import channel_order, declared_scheme, read_description
 from .errors import (
     BratsError,
     CaseError,
@@ -20,7 +18,12 @@ from .errors import (
     NoCasesError,
     UnreadableFileError,
 )
-from .labels import SCHEMES, LabelScheme, fitting_schemes, scheme_named
+from .labels import SCHEMES, LabelScheme, scheme_named, tightest_schemes
+from .naming import MODALITIES as MODALITIES  # these four are part of this module's interface
+from .naming import NAMINGS as NAMINGS
+from .naming import case_id_of as case_id_of
+from .naming import label_rank, naming_of, parse_name, schemes_by_name
+from .naming import patient_of as patient_of
 from .volumes import (
     NIFTI_ENDINGS,
     Volume,
@@ -31,75 +34,12 @@ from .volumes import (
     stem,
 )
 
-MODALITIES = ("t1", "t1ce", "t2", "flair")
-"""The channel order of everything that follows."""
-
-_ROLES: Mapping[str, str] = {
-    **dict.fromkeys(("t1", "t1n", "t1w"), "t1"),
-    **dict.fromkeys(("t1ce", "t1c", "t1gd"), "t1ce"),
-    **dict.fromkeys(("t2", "t2w"), "t2"),
-    **dict.fromkeys(("flair", "fla", "t2f"), "flair"),
-    **dict.fromkeys(
-        ("seg", "segm", "glistrboost_manuallycorrected", "glistrboost", "gtv"), "label"
-    ),
-}
-"""What a file is by the end of its name. Of two labels the one named first here is taken."""
-
 _MSD_ORDER = ("flair", "t1", "t1ce", "t2")
 """Channels of a 4D file of the Medical Decathlon, where no dataset.json says otherwise."""
 
-_SUFFIX = re.compile(rf"(?:(?P<id>.*?)[_. -])?(?P<suffix>{'|'.join(_ROLES)})", re.IGNORECASE)
 _CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})")
 _IMAGES = re.compile(r"images(tr|ts|val)?", re.IGNORECASE)
 _LABELS = re.compile(r"labels(tr|ts|val)?", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Naming:
-    """How one release names its cases, and the label schemes that the name leaves open.
-
-    Attributes:
-        name: The release.
-        id: A case id; its groups, joined by `_`, are the patient.
-        labels: Label schemes that a case of this name may have.
-        by_grid: The scheme of each grid, where the grid tells the year.
-    """
-
-    name: str
-    id: re.Pattern[str]
-    labels: tuple[str, ...] = ()
-    by_grid: Mapping[tuple[int, ...], str] = field(default_factory=dict)
-
-
-def _naming(name: str, pattern: str, *labels: str, **by_grid: tuple[int, ...]) -> Naming:
-    grids = {shape: scheme for scheme, shape in by_grid.items()}
-    return Naming(name, re.compile(pattern, re.IGNORECASE), labels, grids)
-
-
-# The first row that matches a whole case id wins. Where a pattern has no group, the patient is
-# the case. The last number of a 2017-2019 id is the visit; the year is left out of the patient,
-# because the same patients came back every year (and TCIA's sites were numbered from 2018 on).
-NAMINGS = (
-    _naming("BraTS 2017-2019", r"brats1[789]_(tcia)\d*_(.+?)_\d+", "brats2020"),
-    _naming("BraTS 2017-2019", r"brats1[789]_(.+?)_\d+", "brats2020"),
-    _naming("BraTS 2017-2019", r"brats1[789]_(.+)", "brats2020"),
-    _naming("BraTS 2020", r"brats20_(?:training|validation)_\d+", "brats2020"),
-    _naming("BraTS 2021-2022", r"brats2021_(?:\w+_)?\d+", "brats2020"),
-    _naming("BraTS 2024 MEN-RT", r"(brats-men-rt-\d+)-\d+", "men-rt"),
-    _naming(
-        "BraTS 2023+ GLI",
-        r"(brats-gli-\d+)-\d+",
-        brats2023=(240, 240, 155),
-        brats2024=(182, 218, 182),
-    ),
-    _naming("BraTS 2023+ PED", r"(brats-ped-\d+)-\d+", "brats2023", "brats2024-ped"),
-    _naming("BraTS 2023+", r"(brats-(?:ssa|men|met)-\d+)-\d+", "brats2023", "brats2024"),
-    _naming("TCGA", r"(tcga-\w\w-\w{4})_.+", "brats2020"),
-    _naming("MSD Task01", r"brats_\d+"),
-    _naming("UPENN-GBM", r"(upenn-gbm-\d+)_\d+"),
-    _naming("BIDS", r"(sub-[^_]+)_.+"),
-    _naming("other", r".+"),
-)
 
 
 @dataclass(frozen=True)
@@ -121,7 +61,6 @@ class Case:
         label: The expert's label map, if there is one.
         scheme: The label scheme as name and layout alone tell it, or None.
         allowed: Where they leave several open, those; empty if they say nothing.
-        naming: The release whose naming the id follows.
     """
 
     id: str
@@ -130,7 +69,6 @@ class Case:
     label: Path | None
     scheme: LabelScheme | None
     allowed: tuple[LabelScheme, ...] = ()
-    naming: str = "other"
 
     @property
     def folder(self) -> Path:
@@ -146,20 +84,6 @@ class Case:
         missing = [modality for modality in modalities if modality not in self.images]
         if missing:
             raise MissingModalityError(self.id, missing, self.images)
-
-
-def case_id_of(path: Path) -> str:
-    """File name without its ending and without modality or `seg` suffix.
-
-    A bare `t1.nii.gz` or `seg.nii.gz` takes the name of its folder.
-    """
-    case_id, _ = _parse(stem(path))
-    return case_id or path.absolute().parent.name
-
-
-def patient_of(case_id: str) -> str:
-    """The patient whose visit `case_id` is; the case id itself where it tells no visits."""
-    return _naming_of(case_id)[1]
 
 
 def find_cases(root: Path) -> list[Case]:
@@ -245,7 +169,7 @@ def find_label_maps(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise UnreadableFileError(root, "there is no such file or folder", hint="check the path")
     files = [folder.path / name for folder in _folders(root) for name in folder.files]
-    roles = {path: _parse(stem(path))[1] for path in files}
+    roles = {path: parse_name(stem(path))[1] for path in files}
     found: dict[str, Path] = {}
     if any(role in MODALITIES for role in roles.values()) or any(
         _IMAGES.fullmatch(path.parent.name) for path in files
@@ -281,7 +205,7 @@ def read_images(case: Case, modalities: Sequence[str] = MODALITIES) -> list[Volu
         ]
     volumes = [read_channel(file.path, file.channel) for file in files]
     require_same_grid(volumes)
-    return volumes
+    return [replace(volume, affine=volumes[0].affine) for volume in volumes]
 
 
 def label_scheme(
@@ -313,7 +237,9 @@ def label_scheme(
         return scheme_named(labels)
     if declared is not None and present <= declared.values:
         return declared
-    fitting = [scheme for scheme in allowed if present <= scheme.values] or _tightest(present)
+    fitting = [scheme for scheme in allowed if present <= scheme.values] or tightest_schemes(
+        present
+    )
     if not fitting:
         (declared or SCHEMES["brats2024"]).require(present, source)
     if any(_meanings(scheme, present) != _meanings(fitting[0], present) for scheme in fitting):
@@ -326,21 +252,6 @@ def label_scheme(
     return fitting[0]
 
 
-def _tightest(present: set[int]) -> list[LabelScheme]:
-    """The fitting schemes of whole tumours with no other fitting scheme's values inside theirs.
-
-    So {0, 1, 2, 4} is 2017-2022's and not, with label 3 missing everywhere, 2012-2015's.
-    """
-    fitting = [
-        scheme
-        for scheme in fitting_schemes(present)
-        if any(region.name == "WT" for region in scheme.regions)
-    ]
-    return [
-        scheme for scheme in fitting if not any(other.values < scheme.values for other in fitting)
-    ]
-
-
 def _meanings(scheme: LabelScheme, present: set[int]) -> dict[int, str]:
     return {value: scheme.tissues[value] for value in present if value}
 
@@ -350,31 +261,20 @@ def _meanings(scheme: LabelScheme, present: set[int]) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class _Folder:
-    """The NIfTI files of one folder, and the dataset.json in or above it."""
+    """The NIfTI files of one folder, and what a dataset.json in or above it says."""
 
     path: Path
     files: tuple[str, ...]
-    description: Path | None
-
-
-@dataclass
-class _Found:
-    """A case while its files are gathered."""
-
-    id: str
-    images: dict[str, ImageFile] = field(default_factory=dict)
-    label: Path | None = None
-    layout: str = ""  # the label scheme that the layout tells: msd, nnunet or ""
-    description: Path | None = None
+    description: Mapping[str, Any]
 
 
 def _folders(root: Path) -> Iterator[_Folder]:
     """`root` and all folders below it that hold NIfTI files, in order of path."""
     entered = [root.resolve()]
-    waiting: list[tuple[Path, Path | None]] = [(root, None)]
+    waiting: list[tuple[Path, Mapping[str, Any]]] = [(root, {})]
     while waiting:
         path, above = waiting.pop()
-        description = _description(path, above)
+        description = read_description(path) or above
         files, below = _listing(path, entered)
         if files:
             yield _Folder(path, files, description)
@@ -383,13 +283,15 @@ def _folders(root: Path) -> Iterator[_Folder]:
 
 def _folders_near(path: Path) -> list[_Folder]:
     """The folder of the file `path`, and that of its labels where they lie apart."""
-    folder = path.parent
-    near = [folder]
+    folder = path.absolute().parent
+    near = [path.parent]
     if _IMAGES.fullmatch(folder.name):
-        near.append(folder.parent / re.sub("images", "labels", folder.name, flags=re.IGNORECASE))
-    above = _description(folder.absolute().parent, None)
+        labels = re.sub("images", "labels", folder.name, flags=re.IGNORECASE)
+        near.append(path.parent.with_name(labels) if path.parent.name else folder.parent / labels)
     return [
-        _Folder(each, _listing(each, [])[0], _description(each, above))
+        _Folder(
+            each, _listing(each, [])[0], read_description(each) or read_description(folder.parent)
+        )
         for each in near
         if each.is_dir()
     ]
@@ -427,25 +329,22 @@ def _met(link: Path, entered: list[Path]) -> bool:
     return False
 
 
-def _description(folder: Path, above: Path | None) -> Path | None:
-    beside = folder / "dataset.json"
-    return beside if beside.is_file() else above
-
-
-def _parse(name: str) -> tuple[str, str]:
-    """Case id and role (a modality, `label` or nothing) of a file name without its ending."""
-    match = _SUFFIX.fullmatch(name)
-    if match is None:
-        return name, ""
-    return match["id"] or "", _ROLES[match["suffix"].lower()]
-
-
-def _label_rank(path: Path) -> int:
-    match = _SUFFIX.fullmatch(stem(path))
-    return list(_ROLES).index(match["suffix"].lower()) if match else -1
-
-
 # --- gathering cases ---------------------------------------------------------------------------
+
+
+@dataclass
+class _Found:
+    """A case while its files are gathered.
+
+    Attributes:
+        layout: The label scheme that the layout tells: msd, nnunet or nothing.
+    """
+
+    id: str
+    description: Mapping[str, Any]
+    images: dict[str, ImageFile] = field(default_factory=dict)
+    label: Path | None = None
+    layout: str = ""
 
 
 def _gather(folders: Iterable[_Folder]) -> tuple[list[Case], list[BratsError]]:
@@ -454,20 +353,23 @@ def _gather(folders: Iterable[_Folder]) -> tuple[list[Case], list[BratsError]]:
     A label map without images beside it goes to the case of its id, wherever that lies.
     """
     found: dict[str, _Found] = {}
-    labels: dict[str, Path] = {}
+    lone: dict[str, list[Path]] = {}
     clashes: list[BratsError] = []
     for folder in folders:
         for case in _gather_folder(folder, clashes):
             key = case.id.casefold()
-            if not case.images and case.label:
-                labels.setdefault(key, case.label)
+            if not case.images:
+                lone.setdefault(key, []).extend([case.label] if case.label else [])
             elif key in found:
                 places = [next(iter(each.images.values())).path for each in (found[key], case)]
                 clashes.append(CaseError.twice(case.id, *places))
             else:
                 found[key] = case
     for key, case in found.items():
-        case.label = case.label or labels.get(key)
+        labels = lone.get(key, [])
+        if case.label is None and len(labels) > 1:
+            clashes.append(CaseError.twice(f"{case.id}'s label map", *labels[:2]))
+        case.label = case.label or next(iter(labels), None)
     return [_finish(found[key]) for key in sorted(found)], clashes
 
 
@@ -476,28 +378,28 @@ def _gather_folder(folder: _Folder, clashes: list[BratsError]) -> list[_Found]:
     found: dict[str, _Found] = {}
     plain: list[str] = []
     for name in folder.files:
-        case_id, role = _parse(stem(Path(name)))
+        case_id, role = parse_name(stem(Path(name)))
         if not role:
             plain.append(name)
             continue
         case = _entry(found, case_id or folder.path.absolute().name, folder)
         path = folder.path / name
         if role == "label":
-            case.label = min(filter(None, (case.label, path)), key=_label_rank)
+            case.label = min(filter(None, (case.label, path)), key=label_rank)
         elif role in case.images:
             clashes.append(CaseError.modality_twice(case.id, role, case.images[role].path, path))
         else:
             case.images[role] = ImageFile(path)
-    _adopt_lone_label(found, folder, plain)
+    _adopt_lone_label(found)
     _add_plain(found, folder, plain, clashes)
     return list(found.values())
 
 
 def _entry(found: dict[str, _Found], case_id: str, folder: _Folder) -> _Found:
-    return found.setdefault(case_id.casefold(), _Found(case_id, description=folder.description))
+    return found.setdefault(case_id.casefold(), _Found(case_id, folder.description))
 
 
-def _adopt_lone_label(found: dict[str, _Found], folder: _Folder, plain: list[str]) -> None:
+def _adopt_lone_label(found: dict[str, _Found]) -> None:
     """In a folder of one case, a label map with another name is that case's.
 
     BraTS20_Training_355's is called W39_1998.09.19_Segm.nii.
@@ -513,28 +415,31 @@ def _add_plain(
     found: dict[str, _Found], folder: _Folder, plain: list[str], clashes: list[BratsError]
 ) -> None:
     """Cases in files whose names end in no modality: label maps, 4D files, nnU-Net's channels."""
-    if _LABELS.fullmatch(folder.path.name):
+    if _LABELS.fullmatch(folder.path.absolute().name):
         for name in plain:
             _entry(found, stem(Path(name)), folder).label = folder.path / name
         return
-    known = tuple(found)
+    in_images = _IMAGES.fullmatch(folder.path.absolute().name) is not None
+    named = set(found)
     for name in plain:
         case_id, path = stem(Path(name)), folder.path / name
         channel = _CHANNEL.fullmatch(case_id)
-        if channel and (folder.description or _IMAGES.fullmatch(folder.path.name)):
+        if channel and (in_images or folder.description):
             _add_channel(_entry(found, channel["id"], folder), path, channel["channel"], clashes)
-        elif known and case_id.casefold().startswith(known):
-            continue  # something derived of a case at hand, such as a brain mask
-        elif _is_4d(path, folder):
+        elif not _derives(case_id.casefold(), named) and (in_images or _is_4d(path)):
             case = _entry(found, case_id, folder)
             case.layout = "msd"
-            order = _channel_order(folder.description) or _MSD_ORDER
-            case.images = {role: ImageFile(path, channel) for channel, role in enumerate(order)}
+            order = channel_order(folder.description) or _MSD_ORDER
+            case.images = {role: ImageFile(path, number) for number, role in enumerate(order)}
 
 
-def _is_4d(path: Path, folder: _Folder) -> bool:
-    if _IMAGES.fullmatch(folder.path.name):
-        return True
+def _derives(name: str, named: set[str]) -> bool:
+    """Whether `name` is a case's id and something more, as a brain mask's is."""
+    ends = (match.start() for match in re.finditer(r"[_. -]", name))
+    return any(name[:end] in named for end in ends)
+
+
+def _is_4d(path: Path) -> bool:
     shape = shape_on_disk(path)
     return shape is not None and len(shape) == 4 and shape[3] > 1
 
@@ -542,8 +447,8 @@ def _is_4d(path: Path, folder: _Folder) -> bool:
 def _add_channel(case: _Found, path: Path, channel: str, clashes: list[BratsError]) -> None:
     """Add nnU-Net's file of one channel; dataset.json tells which modality it is."""
     case.layout = "nnunet"
-    order = _channel_order(case.description)
-    if order is None or int(channel) >= len(order):
+    order = channel_order(case.description)
+    if int(channel) >= len(order):
         clashes.append(
             CaseError(
                 f"{path} is channel {int(channel)} of a case, but no dataset.json beside or above "
@@ -556,102 +461,24 @@ def _add_channel(case: _Found, path: Path, channel: str, clashes: list[BratsErro
     case.images[order[int(channel)]] = ImageFile(path)
 
 
-@cache
-def _content(description: Path) -> Mapping[str, Any]:
-    """What dataset.json says."""
-    try:
-        content = json.loads(description.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise UnreadableFileError(description, "it is not JSON") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _channel_order(description: Path | None) -> list[str] | None:
-    """Modalities by channel, as dataset.json names them; None where it does not."""
-    if description is None:
-        return None
-    content = _content(description)
-    names = content.get("channel_names") or content.get("modality")
-    if not isinstance(names, dict):
-        return None
-    order = []
-    for _, name in sorted(names.items(), key=lambda item: int(item[0])):
-        order.append(_ROLES.get(str(name).lower(), str(name)))
-    return order
-
-
-def _declared(description: Path | None, layout: str) -> LabelScheme | None:
-    """The scheme whose tissues dataset.json names, or None."""
-    labels = _content(description).get("labels") if description else None
-    if not isinstance(labels, dict):
-        return None
-    if any(isinstance(value, list) for value in labels.values()):
-        tissues = _tissues_of_regions(labels)
-    else:
-        # The Decathlon writes {"1": "edema"}, nnU-Net {"edema": 1}.
-        pairs = [(v, k) if str(v).isdigit() else (k, v) for k, v in labels.items()]
-        tissues = {int(v): _tissue(str(n)) for v, n in pairs if str(v).isdigit() and int(v)}
-    fitting = {s.name: s for s in SCHEMES.values() if s.tissues == tissues}
-    return fitting.get(layout) or next(iter(fitting.values()), None)
-
-
-# In this order: "non-enhancing" is met before "enhancing".
-_TISSUE_WORDS = {
-    r"edema|snfh|peritum": "ED",
-    r"resection|cavity|^rc$": "RC",
-    r"cyst|^cc$": "CC",
-    r"non.?enh|necro|ncr|net|core": "NCR",
-    r"enh|^et$": "ET",
-}
-
-
-def _tissue(name: str) -> str:
-    lower = name.lower()
-    return next((t for words, t in _TISSUE_WORDS.items() if re.search(words, lower)), lower)
-
-
-def _tissues_of_regions(labels: Mapping[str, Any]) -> dict[int, str]:
-    """Tissues by value, where dataset.json gives nested regions as lists of values.
-
-    What lies in one region only is edema, in two necrosis, in all three enhancing tumour.
-    """
-    lists = [value if isinstance(value, list) else [value] for value in labels.values()]
-    depth = Counter(value for values in lists for value in values if value)
-    return {int(v): ("ED", "NCR", "ET")[min(n, 3) - 1] for v, n in sorted(depth.items())}
-
-
-def _allowed(row: Naming, found: _Found) -> tuple[LabelScheme, ...]:
-    """The schemes that the name, the grid and the layout of a case leave open."""
-    if found.layout and (declared := _declared(found.description, found.layout)):
-        return (declared,)
-    names = row.labels or tuple(row.by_grid.values())
-    if found.layout:
-        names = (*names, found.layout)
-    elif row.by_grid and found.images:
-        shape = shape_on_disk(next(iter(found.images.values())).path)
-        if shape is not None and shape in row.by_grid:
-            names = (row.by_grid[shape],)
-    return tuple(SCHEMES[name] for name in names)
-
-
-def _naming_of(case_id: str) -> tuple[Naming, str]:
-    """The row of `NAMINGS` that a case id follows, and the patient it tells."""
-    for row in NAMINGS:
-        match = row.id.fullmatch(case_id)
-        if match:
-            return row, "_".join(match.groups()) or case_id
-    raise ValueError("a case id cannot be empty")
-
-
 def _finish(found: _Found) -> Case:
-    row, patient = _naming_of(found.id)
-    allowed = _allowed(row, found)
+    allowed = _allowed(found)
     return Case(
         found.id,
-        patient,
+        patient_of(found.id),
         {role: found.images[role] for role in MODALITIES if role in found.images},
         found.label,
         allowed[0] if len(allowed) == 1 else None,
         allowed if len(allowed) > 1 else (),
-        row.name,
     )
+
+
+def _allowed(found: _Found) -> tuple[LabelScheme, ...]:
+    """The schemes that the name, the grid and the layout of a case leave open."""
+    if found.layout and (declared := declared_scheme(found.description, found.layout)):
+        return (declared,)
+    if found.layout:
+        return (*schemes_by_name(found.id, None), SCHEMES[found.layout])
+    tells = naming_of(found.id).by_grid and found.images
+    shape = shape_on_disk(next(iter(found.images.values())).path) if tells else None
+    return schemes_by_name(found.id, shape)

@@ -19,6 +19,10 @@ class BratsError(Exception):
         self.hint = " ".join(hint.split())
 
 
+class BratsWarning(UserWarning):
+    """Something odd in the user's data that was dealt with and does not stop the work."""
+
+
 class ConfigError(BratsError):
     """A setting that does not exist or cannot have the value given."""
 

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from .cases import Case, find_cases, label_scheme, patient_of
+from .cases import Case, find_cases, label_scheme
 from .errors import SplitError, UnreadableFileError
 from .files import whole_file
 from .labels import LabelScheme, scheme_named
-from .volumes import count_labels
+from .naming import naming_of, patient_of
+from .parallel import available_cpus
+from .volumes import LabelCount, count_labels
 
 FORMAT = "brats-splits/1"
 
@@ -92,6 +94,26 @@ class Split:
         """Every case id of the split, sorted."""
         fold = self.folds[0]
         return sorted((*fold.train, *fold.val, *self.test))
+
+    def fold(self, number: int) -> Fold:
+        """Fold `number`, from 0.
+
+        Raises:
+            SplitError: If there is no such fold, or it has no case to train on or to validate with.
+        """
+        if not 0 <= number < len(self.folds):
+            raise SplitError(
+                f"there is no fold {number}: the split has {len(self.folds)}",
+                hint=f"give --fold 0 to {len(self.folds) - 1}, or split again with --folds",
+            )
+        fold = self.folds[number]
+        if not fold.train or not fold.val:
+            empty = "val" if fold.train else "train"
+            raise SplitError(
+                f"fold {number} has no {empty} case",
+                hint="training needs at least one of each: split with other --ratios",
+            )
+        return fold
 
     def cases(self) -> dict[str, Case]:
         """The split's cases as they lie on disk, by id."""
@@ -407,31 +429,18 @@ def _without_rare(strata: Sequence[str], parts: int) -> list[str]:
 # --- what the labels say -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class LabelCount:
-    """The voxels of each value in a case's label map."""
-
-    voxels: Mapping[int, int]
-    voxel_mm3: float
-    noted: LabelScheme | None
-
-
 def count_all(
     cases: Sequence[Case], on_progress: Callable[[int, int], object] = lambda done, total: None
 ) -> dict[str, LabelCount]:
     """The label voxels of every case, each file read once, several at a time."""
+    labels = {case.id: case.label for case in cases if case.label}
     counts = {}
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for case, count in zip(cases, pool.map(_count, cases), strict=True):
-            counts[case.id] = count
-            on_progress(len(counts), len(cases))
+    # Threads do, as unzipping leaves Python's lock to the others.
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        for case_id, count in zip(labels, pool.map(count_labels, labels.values()), strict=True):
+            counts[case_id] = count
+            on_progress(len(counts), len(labels))
     return counts
-
-
-def _count(case: Case) -> LabelCount:
-    assert case.label is not None
-    volume, voxels = count_labels(case.label)
-    return LabelCount(voxels, float(np.prod(volume.spacing_mm)), volume.scheme)
 
 
 def schemes_of(
@@ -444,7 +453,11 @@ def schemes_of(
     """
     kin: dict[tuple[Any, ...], list[Case]] = {}
     for case in cases:
-        key = (case.naming, case.scheme and case.scheme.name, *(s.name for s in case.allowed))
+        key = (
+            naming_of(case.id).name,
+            case.scheme and case.scheme.name,
+            *(s.name for s in case.allowed),
+        )
         kin.setdefault(key, []).append(case)
     schemes = {}
     for alike in kin.values():

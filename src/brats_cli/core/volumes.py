@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import struct
+import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,17 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 
-from .errors import GridMismatchError, LabelError, UnreadableFileError
+from .errors import BratsWarning, GridMismatchError, LabelError, UnreadableFileError
 from .files import whole_file
 from .labels import SCHEMES, LabelScheme
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 
 SAME_GRID_MM = 0.01
-"""Corners closer than this are the same point: headers are float32."""
+"""Corners no farther apart than this are the same point: headers are float32."""
 
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
 
@@ -131,9 +133,13 @@ def read_channel(path: Path, channel: int | None) -> Volume:
     if channel is None:
         volume = read_volume(path)
         return Volume(volume.data.reshape(shape), volume.affine, volume.header, path)
+    if channel >= shape[3]:
+        raise UnreadableFileError(
+            path, f"it has {shape[3]} channels, too few", hint="a 4D file holds FLAIR, T1, T1ce, T2"
+        )
     try:
         data = np.asarray(image.dataobj[..., channel], dtype=np.float32)
-    except (*_UNREADABLE, IndexError) as error:
+    except _UNREADABLE as error:
         raise UnreadableFileError(path, "the image data are cut short or damaged") from error
     return Volume(data, image.affine, image.header, path)
 
@@ -146,8 +152,49 @@ def read_label_map(path: Path) -> Volume:
         LabelError: If a value is not a whole number from 0 to 255 (2.9999 is not a label).
     """
     image = _open(path)
+    data = _stored(image, path)
+    labels = _whole_numbers(data, path)
+    return Volume(labels, image.affine, image.header, path)
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """How many voxels of each value a label map holds.
+
+    Attributes:
+        voxels: By value, in rising order of value.
+        voxel_mm3: Size of a voxel.
+        scheme: The label scheme noted in the header, if any.
+    """
+
+    voxels: Mapping[int, int]
+    voxel_mm3: float
+    scheme: LabelScheme | None
+
+
+def count_labels(path: Path) -> LabelCount:
+    """Count a label map's voxels by value, several times as fast as reading it in full.
+
+    Raises:
+        UnreadableFileError: As `read_label_map`.
+        LabelError: As `read_label_map`.
+    """
+    image = _open(path)
+    data = _stored(image, path)
+    # A hundredth of the voxels; `ravel` keeps the order on disk, which is ten times as fast.
+    flat = data.ravel("K")
+    foreground = _whole_numbers(flat[flat != 0], path)
+    counts = np.bincount(foreground, minlength=1)
+    counts[0] = flat.size - foreground.size
+    volume = Volume(data, image.affine, image.header, path)
+    voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    return LabelCount(voxels, float(np.prod(volume.spacing_mm)), volume.scheme)
+
+
+def _stored(image: Any, path: Path) -> npt.NDArray[Any]:
+    """The values of a 3D image in the type they have on disk."""
     try:
-        data = np.asanyarray(image.dataobj)
+        data: npt.NDArray[Any] = np.asanyarray(image.dataobj)
     except _UNREADABLE as error:
         raise UnreadableFileError(path, "the image data are cut short or damaged") from error
     while data.ndim > 3 and data.shape[-1] == 1:
@@ -158,22 +205,7 @@ def read_label_map(path: Path) -> Volume:
             f"it has {data.ndim} dimensions {tuple(data.shape)} where 3 are due",
             hint="a label map is a 3D file with one whole number a voxel",
         )
-    labels = _whole_numbers(data, path)
-    return Volume(labels, image.affine, image.header, path)
-
-
-def count_labels(path: Path) -> tuple[Volume, dict[int, int]]:
-    """A label map and its voxels by value, values in rising order.
-
-    Raises:
-        UnreadableFileError: As `read_label_map`.
-        LabelError: As `read_label_map`.
-    """
-    volume = read_label_map(path)
-    foreground = volume.data[volume.data != 0]  # a hundredth of the voxels, so counted fast
-    counts = np.bincount(foreground, minlength=1)
-    counts[0] = volume.data.size - foreground.size
-    return volume, {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    return data
 
 
 def _whole_numbers(data: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:
@@ -220,19 +252,30 @@ def write_label_map(
 
 
 def require_same_grid(volumes: Sequence[Volume]) -> None:
-    """Check that all volumes have one shape and corners within `SAME_GRID_MM` of each other.
+    """Check that all volumes lie on the grid of the first.
+
+    Corners within `SAME_GRID_MM` are the same; up to half a voxel apart is taken for a header
+    written with few digits and warned about, as the voxels still correspond one to one.
 
     Raises:
         GridMismatchError: Naming the first file that differs, and by how much.
     """
     first = volumes[0]
+    half_a_voxel = min(first.spacing_mm) / 2
     for other in volumes[1:]:
         if other.shape != first.shape:
-            difference = f"{_times(other.shape)} voxels, not {_times(first.shape)}"
+            difference = f"{times(other.shape)} voxels, not {times(first.shape)}"
             raise GridMismatchError(first.path, other.path, difference)
         apart = corner_distance_mm(first, other)
-        if not apart <= SAME_GRID_MM:  # NaN in an affine must fail too
+        if not apart <= half_a_voxel:  # NaN in an affine must fail too
             raise GridMismatchError(first.path, other.path, f"corners {apart:.3g} mm apart")
+        if apart > SAME_GRID_MM:
+            warnings.warn(
+                f"{other.path} is {apart:.3g} mm off the grid of {first.path}, less than half a "
+                "voxel: taken as the same grid",
+                BratsWarning,
+                stacklevel=2,
+            )
 
 
 def corner_distance_mm(first: Volume, second: Volume) -> float:
@@ -244,7 +287,8 @@ def corner_distance_mm(first: Volume, second: Volume) -> float:
     return float(np.linalg.norm(offsets[:, :3], axis=1).max())
 
 
-def _times(shape: tuple[int, ...]) -> str:
+def times(shape: tuple[int, ...]) -> str:
+    """A shape as people write it: `240 x 240 x 155`."""
     return " x ".join(map(str, shape))
 
 
@@ -253,7 +297,9 @@ def _open(path: Path) -> Any:
     if not path.exists():
         raise UnreadableFileError(path, "there is no such file", hint="check the path")
     try:
-        image = nib.load(path)
+        # nibabel logs what it mends in a header; `brats check` says it with the file's name.
+        with LoggingOutputSuppressor():
+            image = nib.load(path)
     except _UNREADABLE as error:
         raise UnreadableFileError(
             path, "it is not a NIfTI file", hint="is it text, or an archive that was renamed?"
