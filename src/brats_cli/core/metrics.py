@@ -151,7 +151,7 @@ def _box(mask: Mask) -> tuple[slice, ...]:
 def _surface_distances_mm(
     reference: Mask, predicted: Mask, spacing_mm: Spacing
 ) -> npt.NDArray[np.float64]:
-    """Surface distances as medpy takes them, of masks that are not empty, both directions pooled."""
+    """Surface distances as medpy takes them, both directions pooled; no mask may be empty."""
     expert, guess = _border(reference), _border(predicted)
     return np.concatenate(
         [_nearest_mm(guess, expert, spacing_mm), _nearest_mm(expert, guess, spacing_mm)]

@@ -1,0 +1,229 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from brats_cli.app import app
+
+# Ten voxels in a row: Dice WT 10/11 = 0.909, TC 6/8, ET 4/5; see tests/core/test_evaluation.py.
+TRUTH = (0, 1, 1, 4, 4, 2, 2, 0, 0, 0)
+GUESS = (0, 0, 1, 4, 4, 4, 2, 0, 0, 0)
+NO_ET = (0, 1, 1, 1, 1, 2, 2, 0, 0, 0)
+
+
+def put(path, labels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = np.array(labels, dtype=np.uint8).reshape(-1, 1, 1)
+    nib.save(nib.Nifti1Image(data, np.eye(4)), path)
+    return path
+
+
+def brats(*arguments):
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def cells(line):
+    return [cell.strip() for cell in line.split()]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    put(tmp_path / "ref/BraTS20_Training_001_seg.nii.gz", TRUTH)
+    put(tmp_path / "pred/BraTS20_Training_001.nii.gz", GUESS)
+    put(tmp_path / "ref/BraTS20_Training_002_seg.nii.gz", NO_ET)
+    put(tmp_path / "pred/BraTS20_Training_002.nii.gz", NO_ET)
+    return tmp_path / "pred", tmp_path / "ref"
+
+
+def test_the_tables_show_cases_means_and_defined_means_within_80_columns(folders):
+    result = brats(*folders)
+    assert result.exit_code == 0, result.output
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert cells(lines[1]) == [
+        "BraTS20_Training_001",
+        "WT",
+        "0.909",
+        "0.833",
+        "0.833",
+        "1.0000",
+        "1.00",
+        "0.50",
+    ]
+    # The prediction of case 2 is right, and it has no enhancing tumour to be sensitive to.
+    assert cells(lines[6]) == [
+        "BraTS20_Training_002",
+        "ET",
+        "1.000",
+        "1.000",
+        "-",
+        "1.0000",
+        "0.00",
+        "0.00",
+    ]
+    assert lines[8] == "mean of 2 cases, empty masks as in BraTS 2022 and before"
+    # Dice (0.8 + 1) / 2; without the rule, 0.8 of the one case that has an ET. Both cases have a
+    # specificity, one a sensitivity. Jaccard 2/3.
+    assert cells(lines[-2])[:4] == ["ET", "1-2", "0.900", "0.833"]
+    assert cells(lines[-1])[:5] == ["ET", "defined", "1-2", "0.800", "0.667"]
+
+
+def test_many_cases_are_summarized_only(tmp_path):
+    for number in range(21):
+        put(tmp_path / f"ref/BraTS20_Training_{number:03}_seg.nii.gz", TRUTH)
+        put(tmp_path / f"pred/BraTS20_Training_{number:03}.nii.gz", GUESS)
+    result = brats(tmp_path / "pred", tmp_path / "ref", "--workers", 1)
+    assert result.stdout.startswith("mean of 21 cases")
+    assert "BraTS20_Training" not in result.stdout
+
+
+def test_json_on_stdout_is_all_there_is(folders):
+    result = brats(*folders, "--json")
+    content = json.loads(result.stdout)
+    assert content["format"] == "brats-scores/1"
+    assert content["summary"]["ET"]["dice"]["mean"] == pytest.approx(0.9)
+    assert content["summary_defined"]["ET"]["dice"]["mean"] == 0.8
+
+
+def test_every_score_goes_to_the_csv(folders, tmp_path):
+    path = tmp_path / "new/scores.csv"
+    result = brats(*folders, "-o", path)
+    assert result.exit_code == 0
+    assert f"wrote {path}" in result.stderr
+    assert len(path.read_text().splitlines()) == 1 + 2 * 3
+
+
+def test_a_csv_that_exists_is_told_before_anything_is_scored(folders, tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("mine")
+    result = brats(*folders, "-o", path)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.splitlines() == [
+        f"error: {path} exists already",
+        " hint: give another name with -o, or --overwrite to replace it",
+    ]
+    assert path.read_text() == "mine"
+    assert brats(*folders, "-o", path, "--overwrite").exit_code == 0
+
+
+def test_left_overs_are_told_on_stderr_and_are_no_error(folders):
+    predictions, references = folders
+    put(references / "BraTS20_Training_003_seg.nii.gz", TRUTH)
+    put(predictions / "BraTS20_Training_009.nii.gz", GUESS)
+    result = brats(predictions, references)
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "not scored, for want of a reference: BraTS20_Training_009",
+        "1 reference has no prediction",
+    ]
+
+
+def test_a_bad_case_is_listed_at_the_end_and_the_others_are_scored(folders, tmp_path):
+    predictions, references = folders
+    put(predictions / "BraTS20_Training_001.nii.gz", (0, 7, 0, 0, 0, 0, 0, 0, 0, 0))
+    path = tmp_path / "scores.csv"
+    result = brats(predictions, references, "-o", path)
+    assert result.exit_code == 3
+    assert "mean of 1 case," in result.stdout
+    assert len(path.read_text().splitlines()) == 1 + 3
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert errors[0].startswith(f"error: {predictions / 'BraTS20_Training_001.nii.gz'} holds label")
+    assert errors[1:] == ["error: 1 of 2 cases could not be scored"]
+
+
+def test_one_bad_pair_is_two_lines(folders, tmp_path):
+    predicted = tmp_path / "notes.nii.gz"
+    predicted.write_text("not an image")
+    result = brats(predicted, folders[1] / "BraTS20_Training_001_seg.nii.gz", "--json")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.splitlines() == [
+        f"error: cannot read {predicted}: it is not a NIfTI file",
+        " hint: is it text, or an archive that was renamed?",
+    ]
+
+
+def test_a_mean_below_its_threshold_ends_with_status_3_after_the_table(folders):
+    limits = ["--fail-under", "TC.dice=0.9", "--fail-under", "ET.dice=0.9"]
+    # TC: (0.75 + 1) / 2 = 0.875; ET: 0.9, which is not under 0.9.
+    result = brats(*folders, *limits)
+    assert result.exit_code == 3
+    assert "mean of 2 cases" in result.stdout
+    assert result.stderr.splitlines()[0] == "error: TC.dice is 0.875, under 0.9"
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_means_that_reach_their_thresholds_end_with_status_0(folders):
+    result = brats(*folders, "--fail-under", "WT.dice=0.9", "--fail-under", "WT.hausdorff_mm=0.5")
+    assert result.exit_code == 0
+
+
+def test_a_bad_case_and_a_low_mean_are_both_told(folders):
+    put(folders[0] / "BraTS20_Training_002.nii.gz", (0, 7, 0, 0, 0, 0, 0, 0, 0, 0))
+    result = brats(*folders, "--fail-under", "WT.dice=0.95")
+    assert result.exit_code == 3
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert errors[1:] == [
+        "error: 1 of 2 cases could not be scored",
+        "error: WT.dice is 0.9091, under 0.95",
+    ]
+
+
+def test_a_misspelt_threshold_is_told_before_anything_is_scored(folders):
+    result = brats(*folders, "--fail-under", "WT.dcie=0.8")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.splitlines()[1] == " hint: did you mean 'dice'?"
+
+
+def test_the_tolerance_reaches_the_surface_dice(folders):
+    # WT of case 1: of eleven voxels the one at the end is 1 mm off.
+    strict = json.loads(brats(*folders, "--json", "--tolerance", 0.5).stdout)
+    assert strict["cases"][0]["surface_dice"] == 10 / 11
+    assert json.loads(brats(*folders, "--json").stdout)["cases"][0]["surface_dice"] == 1
+
+
+def test_evaluating_loads_neither_torch_nor_torchio(folders):
+    code = (
+        "import sys; from typer.testing import CliRunner; from brats_cli.app import app; "
+        f"done = CliRunner().invoke(app, ['evaluate', {str(folders[0])!r}, {str(folders[1])!r}]); "
+        "print(done.exit_code, sorted({'torch', 'torchio', 'skimage'} & set(sys.modules)))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout == "0 []\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX")
+@pytest.mark.parametrize("seconds", [0.1, 2], ids=["while starting", "while scoring"])
+def test_ctrl_c_ends_every_process_with_status_130_and_no_csv(tmp_path, seconds):
+    image = nib.Nifti1Image(np.ones((100, 100, 100), dtype=np.uint8), np.eye(4))
+    nib.save(image, tmp_path / "cube.nii.gz")
+    for folder, count in (("ref", 300), ("pred", 301)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            link = tmp_path / folder / f"BraTS20_Training_{number:04}.nii.gz"
+            link.symlink_to(tmp_path / "cube.nii.gz")
+    command = [sys.executable, "-c", "from brats_cli.app import main; main()", "evaluate"]
+    command += ["pred", "ref", "-o", "scores.csv", "--workers", "2"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        # The prediction too many is told before the first process starts.
+        told = running.stderr.readline()
+        time.sleep(seconds)
+        os.killpg(running.pid, signal.SIGINT)  # as the terminal does
+        stdout, stderr = running.communicate()
+    assert told == "not scored, for want of a reference: BraTS20_Training_0300\n"
+    assert (running.returncode, stdout) == (130, "")
+    assert "Traceback" not in stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cube.nii.gz", "pred", "ref"]
