@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__, console
+from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.mesh import mesh
 from .commands.predict import predict
@@ -69,6 +70,7 @@ app.command()(train)
 app.command()(predict)
 app.command()(evaluate)
 app.command()(mesh)
+app.command()(demo)
 
 
 def main() -> None:

@@ -108,15 +108,14 @@ class Run:
             )
 
     def start(self, config: TrainConfig, split: Split) -> None:
-        """Make the folder, with its config and split, and call it the newest."""
+        """Make the folder, with its config and split; in a folder `runs`, note it as the newest."""
         for name in ("log.csv", "best.pt", "last.pt"):
             (self.folder / name).unlink(missing_ok=True)
         self.note(config)
         split.save(self.splits, overwrite=True)
-        here = self.folder.parent == RUNS
-        with whole_file(RUNS / "latest") as partial:
-            name = self.folder.name if here else str(self.folder.absolute())
-            partial.write_text(f"{name}\n", encoding="utf-8")
+        if self.folder.absolute().parent.name == RUNS.name:
+            with whole_file(self.folder.parent / "latest") as partial:
+                partial.write_text(self.folder.name + "\n", encoding="utf-8")
 
     def note(self, config: TrainConfig) -> None:
         """Write the resolved config."""
