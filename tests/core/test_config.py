@@ -1,0 +1,284 @@
+import pytest
+import yaml
+
+from brats_cli.core.config import (
+    AugmentConfig,
+    TrainConfig,
+    UNetConfig,
+    load_config,
+    parse_setting,
+)
+from brats_cli.core.errors import ConfigError, OutputError
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    return lambda text: write(tmp_path / "train.yaml", text)
+
+
+# --- where settings come from ------------------------------------------------------------------
+
+
+def test_without_anything_given_the_defaults_hold():
+    assert load_config() == TrainConfig()
+
+
+def test_overrides_go_before_the_file_and_the_file_before_defaults(yaml_file):
+    path = yaml_file("epochs: 7\nbatch_size: 3\nnetwork: {channels: 8, levels: 3}\n")
+    config = load_config(path, epochs=9, **{"network.channels": 16})
+    assert (config.epochs, config.batch_size, config.seed) == (9, 3, 0)
+    assert config.network == UNetConfig(channels=16, levels=3)
+
+
+def test_an_override_of_none_leaves_the_setting(yaml_file):
+    assert load_config(yaml_file("epochs: 7\n"), epochs=None).epochs == 7
+
+
+def test_an_override_reaches_into_a_section_that_the_file_lacks(yaml_file):
+    config = load_config(yaml_file("epochs: 7\n"), **{"augmentation.flip": 0})
+    assert config.augmentation == AugmentConfig(flip=0)
+
+
+def test_an_empty_file_gives_the_defaults(yaml_file):
+    assert load_config(yaml_file("# nothing yet\n")) == TrainConfig()
+
+
+def test_null_in_the_file_turns_patience_off(yaml_file):
+    assert load_config(yaml_file("patience: null\n")).patience is None
+
+
+def test_a_number_as_yaml_1_1_misreads_it_is_a_number(yaml_file):
+    # PyYAML takes 1e-3, without a dot, for text.
+    path = yaml_file("learning_rate: 1e-3\n")
+    assert yaml.safe_load(path.read_text()) == {"learning_rate": "1e-3"}
+    assert load_config(path).learning_rate == 0.001
+
+
+def test_what_is_saved_is_read_back(tmp_path):
+    config = TrainConfig(
+        epochs=3,
+        modalities=("flair", "t1ce"),
+        patience=None,
+        network=UNetConfig(channels=4, levels=2, norm="none", padding="valid"),
+        augmentation=AugmentConfig(enabled=False),
+        patch_size=20,
+    )
+    config.save(tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    # Every setting is written, so that a run shows all it was trained with.
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert list(written) == list(TrainConfig.model_fields)
+    assert written["modalities"] == ["flair", "t1ce"]
+
+
+def test_saving_into_a_file_instead_of_a_folder_is_an_output_error(tmp_path):
+    write(tmp_path / "run", "")
+    with pytest.raises(OutputError, match=r"cannot write .*config\.yaml"):
+        TrainConfig().save(tmp_path / "run" / "config.yaml")
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        TrainConfig().epochs = 3
+
+
+# --- settings that do not exist ----------------------------------------------------------------
+
+
+def test_a_misspelt_setting_names_the_right_one_and_the_file(yaml_file):
+    path = yaml_file("learning_rat: 0.1\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value) == f"unknown setting 'learning_rat' in {path}"
+    assert caught.value.hint == "did you mean 'learning_rate'?"
+
+
+def test_a_misspelt_setting_in_a_section_names_the_right_one_there(yaml_file):
+    path = yaml_file("network: {chanels: 8}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value) == f"unknown setting 'network.chanels' in {path}"
+    assert caught.value.hint == "did you mean 'channels'?"
+
+
+def test_an_override_that_is_misspelt_names_the_right_one():
+    with pytest.raises(ConfigError) as caught:
+        load_config(**{"augmentation.flips": 0.1})
+    assert str(caught.value) == "unknown setting 'augmentation.flips'"
+    assert caught.value.hint == "did you mean 'flip'?"
+
+
+def test_a_setting_like_no_other_lists_those_there_are():
+    with pytest.raises(ConfigError) as caught:
+        load_config(**{"network.xyz": 1})
+    assert caught.value.hint == "the settings here are channels, levels, norm, padding"
+
+
+def test_a_setting_below_one_that_is_no_section():
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, epochs=3, **{"epochs.most": 4})
+    assert str(caught.value) == "setting 'epochs.most' is not within a section"
+    assert caught.value.hint == "'epochs' has the value 3"
+
+
+def test_a_number_as_a_settings_name_is_an_error(yaml_file):
+    with pytest.raises(ConfigError, match="setting '1'"):
+        load_config(yaml_file("1: 2\n"))
+
+
+# --- values that cannot be ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "hint"),
+    [
+        ("epochs: many", "'epochs' in {} cannot be 'many'", "input should be a valid integer"),
+        ("epochs: 0", "'epochs' in {} cannot be 0", "greater than or equal to 1"),
+        ("epochs: 2.5", "'epochs' in {} cannot be 2.5", "got a number with a fractional part"),
+        ("learning_rate: 0", "'learning_rate' in {} cannot be 0", "greater than 0"),
+        ("learning_rate: .nan", "'learning_rate' in {} cannot be nan", "greater than 0"),
+        ("tumour_share: 1.5", "'tumour_share' in {} cannot be 1.5", "less than or equal to 1"),
+        ("loss: dise", "'loss' in {} cannot be 'dise'", "input should be 'dice' or 'dice_ce'"),
+        ("modalities: []", "'modalities' in {} cannot be []", "at least 1"),
+        ("modalities: [t1, t3]", "'modalities.1' in {} cannot be 't3'", "'t1', 't1ce', 't2'"),
+        ("network: {levels: 1}", "'network.levels' in {} cannot be 1", "greater than or equal"),
+        ("network: 3", "'network' in {} cannot be 3", "dictionary"),
+        ("plateau_factor: 1", "'plateau_factor' in {} cannot be 1", "less than 1"),
+        ("patience: 0", "'patience' in {} cannot be 0", "greater than or equal to 1"),
+    ],
+)
+def test_a_value_that_cannot_be_names_setting_file_and_value(yaml_file, line, message, hint):
+    path = yaml_file(line + "\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value) == "setting " + message.format(path)
+    assert hint in caught.value.hint
+
+
+def test_a_patch_that_the_poolings_cannot_halve_names_one_that_fits():
+    # Five levels halve four times: 96 and 112 are multiples of 16, 100 is not.
+    with pytest.raises(ConfigError) as caught:
+        load_config(patch_size=100)
+    assert str(caught.value) == (
+        "a patch of 100 voxels does not fit a network of 5 levels with padding: same"
+    )
+    assert caught.value.hint == "try a patch_size of 112"
+
+
+def test_a_patch_too_small_for_a_valid_network_names_the_smallest():
+    # Two levels without padding lose 8 on each side; of the edges above 16, 18 is the first
+    # that halves: 18 - 4 = 14, 7 - 4 = 3, 6 - 4 = 2.
+    with pytest.raises(ConfigError) as caught:
+        load_config(patch_size=16, **{"network.levels": 2, "network.padding": "valid"})
+    assert caught.value.hint == "try a patch_size of 18"
+
+
+# --- files that are no settings ----------------------------------------------------------------
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "none.yaml")
+    assert str(caught.value) == (
+        f"cannot read settings from {tmp_path / 'none.yaml'}: there is no such file"
+    )
+    assert "examples/train.yaml" in caught.value.hint
+
+
+@pytest.mark.parametrize("content", [b"a: [1,", b"\xff\xfe\x00", b"a: b: c"])
+def test_a_file_that_is_no_yaml_is_named(tmp_path, content):
+    path = tmp_path / "train.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value) == f"cannot read settings from {path}: it is not a YAML file"
+
+
+def test_a_list_holds_no_settings(yaml_file):
+    path = yaml_file("- epochs\n- 3\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value) == f"{path} holds no settings"
+    assert "epochs: 100" in caught.value.hint
+
+
+# --- --set -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("network.channels=16", ("network.channels", 16)),
+        ("modalities=[t1ce, flair]", ("modalities", ["t1ce", "flair"])),
+        ("augmentation.enabled=false", ("augmentation.enabled", False)),
+        ("patience=null", ("patience", None)),
+        ("name=a=b", ("name", "a=b")),
+    ],
+)
+def test_a_setting_on_the_command_line_is_read_as_yaml(text, setting):
+    assert parse_setting(text) == setting
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", ""])
+def test_a_setting_without_name_or_value_shows_how_to_write_it(text):
+    with pytest.raises(ConfigError, match="is not KEY=VALUE") as caught:
+        parse_setting(text)
+    assert caught.value.hint == "write --set network.channels=16"
+
+
+def test_a_setting_whose_value_is_no_yaml():
+    with pytest.raises(ConfigError, match=r"cannot read the value of --set modalities=\[t1"):
+        parse_setting("modalities=[t1")
+
+
+# --- what a network makes of an edge -----------------------------------------------------------
+
+
+def test_the_originals_sizes_without_padding():
+    # Ronneberger et al. 2015, figure 1: 572 in, 388 out, four poolings.
+    original = UNetConfig(levels=5, padding="valid")
+    assert original.output_size(572) == 388
+    assert original.margin == (572 - 388) // 2
+    # Cicek et al. 2016, section 3: a tile of 132 x 132 x 116 gives 44 x 44 x 28, three poolings.
+    in_3d = UNetConfig(levels=4, padding="valid")
+    assert (in_3d.output_size(132), in_3d.output_size(116)) == (44, 28)
+
+
+def test_sizes_of_a_small_network_without_padding_by_hand():
+    # 20: less 4 is 16, halved 8, less 4 is 4; up 8, less 4 is 4.
+    config = UNetConfig(levels=2, padding="valid")
+    assert (config.multiple, config.margin, config.output_size(20)) == (2, 8, 4)
+
+
+def test_padding_keeps_the_size():
+    config = UNetConfig(levels=5, padding="same")
+    assert (config.multiple, config.margin, config.output_size(96)) == (16, 0, 96)
+
+
+@pytest.mark.parametrize(
+    ("edge", "padding"), [(104, "same"), (571, "valid"), (580, "valid"), (184, "valid")]
+)
+def test_an_edge_that_cannot_be_halved_or_leaves_nothing_is_refused(edge, padding):
+    with pytest.raises(ConfigError, match=f"a patch of {edge} voxels does not fit"):
+        UNetConfig(levels=5, padding=padding).output_size(edge)
+
+
+def output_or_nothing(config, edge):
+    try:
+        return config.output_size(edge)
+    except ConfigError:
+        return 0
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_the_input_for_an_output_is_the_smallest_that_gives_it(levels, padding):
+    config = UNetConfig(levels=levels, padding=padding)
+    for output in range(1, 20):
+        edges = [edge for edge in range(1, 130) if output_or_nothing(config, edge) >= output]
+        assert config.input_size(output) == edges[0]
