@@ -13,19 +13,20 @@ from .description import channel_order, declared_scheme, read_description
 from .errors import (
     BratsError,
     CaseError,
-    LabelError,
     MissingModalityError,
     NoCasesError,
     UnreadableFileError,
 )
-from .labels import SCHEMES, LabelScheme, scheme_named, tightest_schemes
-from .naming import MODALITIES as MODALITIES  # these four are part of this module's interface
+from .labels import SCHEMES, LabelScheme
+from .labels import label_scheme as label_scheme
+from .naming import MODALITIES as MODALITIES
 from .naming import NAMINGS as NAMINGS
 from .naming import case_id_of as case_id_of
 from .naming import label_rank, naming_of, parse_name, schemes_by_name
 from .naming import patient_of as patient_of
 from .volumes import (
     NIFTI_ENDINGS,
+    LabelCount,
     Volume,
     read_channel,
     read_volume,
@@ -208,52 +209,45 @@ def read_images(case: Case, modalities: Sequence[str] = MODALITIES) -> list[Volu
     return [replace(volume, affine=volumes[0].affine) for volume in volumes]
 
 
-def label_scheme(
-    values: Iterable[int],
-    declared: LabelScheme | None,
-    source: str,
-    labels: str | None = None,
-    *,
-    allowed: Sequence[LabelScheme] = (),
-) -> LabelScheme:
-    """What the values of `source` mean.
-
-    The user's `labels` win; then what name or header declare, if the values fit; then what is
-    left of `allowed`; then the schemes that hold these values and as few others as can be.
+def schemes_of(
+    cases: Iterable[Case], counts: Mapping[str, LabelCount], labels: str | None = None
+) -> dict[str, LabelScheme]:
+    """The label scheme of every case, judged by the values of all cases named alike.
 
     Args:
-        values: Values present, over the whole data set where there is one.
-        declared: The scheme that name, layout or header tell, if they do.
-        source: What the values come from, for messages.
-        labels: The name of the scheme as the user gave it.
-        allowed: The schemes that the name leaves open, if it tells no single one.
+        cases: Cases whose label maps were counted.
+        counts: Label voxels by case id.
+        labels: The scheme's name as the user gave it.
 
     Raises:
-        LabelError: If no scheme fits, or two that give the values different meanings.
+        LabelError: If values fit no scheme, or several that differ in meaning.
     """
-    present = set(values)
-    if labels is not None:
-        scheme_named(labels).require(present, source)
-        return scheme_named(labels)
-    if declared is not None and present <= declared.values:
-        return declared
-    fitting = [scheme for scheme in allowed if present <= scheme.values] or tightest_schemes(
-        present
-    )
-    if not fitting:
-        (declared or SCHEMES["brats2024"]).require(present, source)
-    if any(_meanings(scheme, present) != _meanings(fitting[0], present) for scheme in fitting):
-        names = ", ".join(scheme.name for scheme in fitting)
-        held = ", ".join(map(str, sorted(present)))
-        raise LabelError(
-            f"{source} holds labels {held}, which fit several schemes: {names}",
-            hint=f"say which it is with --labels, one of {names}",
-        )
-    return fitting[0]
+    kin: dict[object, list[Case]] = {}
+    misfits: list[Case] = []
+    declared: dict[str, LabelScheme | None] = {}
+    for case in cases:
+        count = counts[case.id]
+        declared[case.id] = scheme = count.scheme or case.scheme
+        if scheme and not scheme.values >= set(count.voxels):
+            misfits.append(case)
+        else:
+            known = [each.name for each in ((scheme,) if scheme else case.allowed)]
+            kin.setdefault((naming_of(case.id).name, *known), []).append(case)
+    schemes = {}
+    for alike in [*kin.values(), *([case] for case in misfits)]:
+        present = {value for case in alike for value in counts[case.id].voxels}
+        source = _labels_of(alike)
+        first = alike[0]
+        scheme = label_scheme(present, declared[first.id], source, labels, allowed=first.allowed)
+        schemes.update({case.id: scheme for case in alike})
+    return schemes
 
 
-def _meanings(scheme: LabelScheme, present: set[int]) -> dict[int, str]:
-    return {value: scheme.tissues[value] for value in present if value}
+def _labels_of(cases: Sequence[Case]) -> str:
+    """The label maps of `cases` as the subject of a sentence."""
+    if len(cases) == 1:
+        return str(cases[0].label)
+    return f"{cases[0].label} and {len(cases) - 1} more label maps"
 
 
 # --- reading folders ---------------------------------------------------------------------------

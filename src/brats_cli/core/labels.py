@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -190,3 +190,52 @@ def tightest_schemes(values: Iterable[int]) -> list[LabelScheme]:
     return [
         scheme for scheme in fitting if not any(other.values < scheme.values for other in fitting)
     ]
+
+
+def label_scheme(
+    values: Iterable[int],
+    declared: LabelScheme | None,
+    source: str,
+    labels: str | None = None,
+    *,
+    allowed: Sequence[LabelScheme] = (),
+) -> LabelScheme:
+    """What the values of `source` mean.
+
+    The user's `labels` win; then what name or header declare, if the values fit; then what is
+    left of `allowed`; then the schemes that hold these values and as few others as can be.
+
+    Args:
+        values: Values present, over the whole data set where there is one.
+        declared: The scheme that name, layout or header tell, if they do.
+        source: What the values come from, for messages.
+        labels: The name of the scheme as the user gave it.
+        allowed: The schemes that the name leaves open, if it tells no single one.
+
+    Raises:
+        LabelError: If no scheme fits, or two that give the values different meanings.
+    """
+    present = set(values)
+    if labels is not None:
+        scheme_named(labels).require(present, source)
+        return scheme_named(labels)
+    if declared is not None and present <= declared.values:
+        return declared
+    fitting = [scheme for scheme in allowed if present <= scheme.values] or tightest_schemes(
+        present
+    )
+    if not fitting:
+        (declared or SCHEMES["brats2024"]).require(present, source)
+    if any(_meanings(scheme, present) != _meanings(fitting[0], present) for scheme in fitting):
+        names = ", ".join(scheme.name for scheme in fitting)
+        held = ", ".join(map(str, sorted(present)))
+        expected = f" (by its name it would be {declared.name})" if declared else ""
+        raise LabelError(
+            f"{source} holds labels {held}, which fit several schemes: {names}{expected}",
+            hint=f"say which it is with --labels, one of {names}",
+        )
+    return fitting[0]
+
+
+def _meanings(scheme: LabelScheme, present: set[int]) -> dict[int, str]:
+    return {value: scheme.tissues[value] for value in present if value}

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -52,6 +52,15 @@ def in_processes(
             "a process that read the data was killed, most likely for lack of memory",
             hint="use fewer processes: --workers 1",
         ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_threads(task: Callable[[Item], Outcome], items: Sequence[Item]) -> Iterator[Outcome]:
+    """`task` of each of `items`, in their order, for tasks that mostly wait or unzip."""
+    pool = ThreadPoolExecutor(available_cpus())
+    try:
+        yield from pool.map(task, items)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
