@@ -1,9 +1,11 @@
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -123,6 +125,28 @@ def test_left_overs_are_told_on_stderr_and_are_no_error(folders):
         "not scored, for want of a reference: BraTS20_Training_009",
         "1 reference has no prediction",
     ]
+
+
+def test_many_left_overs_are_counted(folders):
+    for number in range(10, 18):
+        put(folders[0] / f"BraTS20_Training_{number:03}.nii.gz", GUESS)
+    assert brats(*folders).stderr.splitlines()[0].endswith("BraTS20_Training_014 and 3 more")
+
+
+def test_a_csv_that_cannot_be_written_does_not_take_the_tables_along(
+    folders, tmp_path, monkeypatch
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    result = brats(*folders, "-o", tmp_path / "scores.csv")
+    assert result.exit_code == 3
+    assert "mean of 2 cases" in result.stdout
+    assert result.stderr.splitlines()[0] == (
+        f"error: cannot write {tmp_path / 'scores.csv'}: No space left on device"
+    )
+    assert list(tmp_path.glob("*scores*")) == []
 
 
 def test_a_bad_case_is_listed_at_the_end_and_the_others_are_scored(folders, tmp_path):

@@ -94,13 +94,13 @@ def evaluate(
         scored = bars.track(outcomes, total=len(matching.pairs), description="cases")
         report = Report.of(matching, scored, tolerance)
     if report.scores:
-        if output is not None:
-            report.to_csv(output, overwrite=overwrite)
-            console.message(f"wrote {output}")
         if as_json:
             console.result_json(report.to_json_dict())
         else:
             _show(report)
+        if output is not None:  # last, so that a full disk does not take the tables along
+            report.to_csv(output, overwrite=overwrite)
+            console.message(f"wrote {output}")
     problems = [*_failures(report, len(matching.pairs)), *_missed(report, thresholds)]
     for problem in problems[:-1]:
         console.error(str(problem), problem.hint)
@@ -109,10 +109,9 @@ def evaluate(
 
 
 def _tell_left_over(matching: Matching) -> None:
-    if matching.without_reference:
-        console.message(
-            f"not scored, for want of a reference: {', '.join(matching.without_reference)}"
-        )
+    if unknown := matching.without_reference:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        console.message(f"not scored, for want of a reference: {', '.join(unknown[:5])}{more}")
     if matching.without_prediction:
         count = len(matching.without_prediction)
         console.message(f"{count} reference{'s have' if count > 1 else ' has'} no prediction")
