@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class BratsError(Exception):
@@ -17,6 +18,16 @@ class BratsError(Exception):
     def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(" ".join(message.split()))
         self.hint = " ".join(hint.split())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # On its way from another process: a subclass cannot be made again from the sentence.
+        return _again, (type(self), str(self), vars(self))
+
+
+def _again(kind: type[BratsError], message: str, facts: dict[str, Any]) -> BratsError:
+    error = kind.__new__(kind, message)
+    vars(error).update(facts)
+    return error
 
 
 class BratsWarning(UserWarning):
