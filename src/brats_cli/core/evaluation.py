@@ -6,7 +6,6 @@ import csv
 import difflib
 import math
 import multiprocessing
-import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +25,7 @@ from .files import whole_file
 from .labels import SCHEMES, LabelScheme, scheme_named
 from .metrics import BRATS_2022, Convention, MaskScore, score
 from .naming import schemes_by_name
+from .parallel import available_cpus
 from .volumes import Volume, read_label_map, require_same_grid
 
 FORMAT = "brats-scores/1"
@@ -359,10 +359,7 @@ def score_pairs(
 def _processes(workers: int | None, cases: int) -> int:
     if workers is not None:
         return min(workers, cases)
-    # What this process may use, which a batch system limits, and not what the machine has.
-    affinity = getattr(os, "sched_getaffinity", None)
-    available = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(available, cases // _CASES_A_PROCESS)
+    return min(available_cpus(), cases // _CASES_A_PROCESS)
 
 
 @contextmanager
