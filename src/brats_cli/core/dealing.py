@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -263,23 +264,33 @@ def make_split(
 
 
 def _test_groups(groups: set[str], share: float, seed: int, *, leave: int) -> set[str]:
-    """The groups whose hash lies below `share`: at least one if any, and `leave` are left over."""
+    """The groups whose place lies below `share`: at least one if any, and `leave` are left over."""
     if len(groups) < leave + bool(share):
         parts = f"{leave} parts" + " and a test part" * bool(share)
         raise SplitError(
             f"{len(groups)} patients are too few for {parts}",
             hint="give more cases, fewer folds or --ratios with 0 for the test part",
         )
-    place = {group: _hash(seed, group) for group in groups}
+    place = {group: _place(seed, group) for group in groups}
     ordered = sorted(groups, key=lambda group: place[group])
     below = sum(place[group] < share for group in ordered)
     return set(ordered[: min(max(below, bool(share)), len(groups) - leave)])
 
 
-def _hash(seed: int, group: str) -> float:
-    """A number in [0, 1) that depends on nothing but seed and group, on any machine."""
-    digest = hashlib.sha256(f"{group}/{seed}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def _place(seed: int, group: str) -> float:
+    """A number in [0, 1) that depends on nothing but seed and group, on any machine.
+
+    Consecutive numbers of one release go round by the golden ratio, so that any run of them has
+    its share below any threshold to about one (a low-discrepancy sequence); hashes of their own
+    would leave 10 of 40 patients, or 1, where 6 are wanted.
+    """
+    release = group.rstrip("0123456789")
+    number = int(group[len(release) :] or 0)
+    digest = hashlib.sha256(f"{seed}/{release}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") / 2**64 + number * _GOLDEN) % 1
 
 
 def _deal(
@@ -293,10 +304,17 @@ def _deal(
     """All of `ids` in `parts` parts of about one size, each with its share of every stratum."""
     from sklearn.model_selection import StratifiedGroupKFold  # slow to import
 
+    kinds = [strata[case_id] for case_id in ids]
+    of_whom = [groups[case_id] for case_id in ids]
+    if max(Counter(kinds).values()) < parts:
+        # scikit-learn refuses when every stratum is that small, though it deals them well.
+        kinds += [""] * parts
+        of_whom += [f"\0{number}" for number in range(parts)]
     splitter = StratifiedGroupKFold(n_splits=parts, shuffle=True, random_state=seed)
-    kinds = _without_rare([strata[case_id] for case_id in ids], parts)
-    dealt = splitter.split(ids, kinds, [groups[case_id] for case_id in ids])
-    return [{ids[index] for index in chosen} for _, chosen in dealt]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        dealt = list(splitter.split(kinds, kinds, of_whom))
+    return [{ids[index] for index in chosen if index < len(ids)} for _, chosen in dealt]
 
 
 def _share(
@@ -311,13 +329,20 @@ def _share(
     pieces, parts = _pieces(share, len({groups[case_id] for case_id in ids}))
     dealt = _deal(ids, groups, strata, parts=parts, seed=seed)
     runs = [set().union(*dealt[start : start + pieces]) for start in range(parts - pieces + 1)]
-    return min(runs, key=lambda run: abs(len(run) - share * len(ids)))
+    sizes = Counter(strata[case_id] for case_id in ids)
+
+    def off(run: set[str]) -> float:
+        got = Counter(strata[case_id] for case_id in run)
+        by_stratum = sum(abs(got[kind] - share * size) for kind, size in sizes.items())
+        return by_stratum + abs(len(run) - share * len(ids))
+
+    return min(runs, key=off)
 
 
 def _pieces(share: float, members: int) -> tuple[int, int]:
     """The fraction m/k nearest enough to `share` of `members`: off by half a member at most.
 
-    Of those the one with the smallest k, so that every stratum can be dealt k ways.
+    Of those the one with the smallest k, for which strata are dealt best.
     """
     most = min(20, members)
     fractions = [
@@ -326,13 +351,6 @@ def _pieces(share: float, members: int) -> tuple[int, int]:
     off = [abs(pieces / parts - share) * members for pieces, parts in fractions]
     near = [index for index, distance in enumerate(off) if distance <= 0.5]
     return fractions[near[0] if near else int(np.argmin(off))]
-
-
-def _without_rare(strata: Sequence[str], parts: int) -> list[str]:
-    """Strata with fewer cases than `parts` put together, as they cannot be dealt evenly."""
-    sizes = Counter(strata)
-    merged = [name if sizes[name] >= parts else "" for name in strata]
-    return merged if merged.count("") in (0, *range(parts, len(merged))) else [""] * len(merged)
 
 
 # --- strata ------------------------------------------------------------------------------------
