@@ -132,7 +132,7 @@ class Store:
     def _write(self, place: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         partial = place.with_name(f".{os.getpid()}.partial.{place.name}")
         try:
-            partial.mkdir(parents=True)
+            partial.mkdir(parents=True, exist_ok=True)  # one that was killed may have left it
             for name, array in arrays.items():
                 np.save(partial / f"{name}.npy", array)
             if not place.exists():
