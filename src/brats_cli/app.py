@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,10 @@ from .commands.predict import predict
 from .commands.split import split
 from .commands.train import train
 from .core.errors import BratsError
+
+# OpenMP's threads spin while they wait for each other. Beside patch workers, or any other load,
+# that took five times as long as waiting quietly. Read once, when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 DATA_ERROR = 3  # 1 is Python's for a bug, 2 is Typer's for wrong usage
 
