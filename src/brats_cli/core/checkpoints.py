@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 
@@ -89,6 +90,8 @@ class Checkpoint:
         if not path.is_file():
             raise UnreadableFileError(path, "there is no such checkpoint", hint="check --model")
         try:
+            if not is_zipfile(path):  # torch would take text for a pickle, and stumble anywhere
+                raise pickle.UnpicklingError("not an archive, as torch.save writes it")
             # weights_only: a checkpoint from the internet must not run code.
             content = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
