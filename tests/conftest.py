@@ -1,0 +1,18 @@
+"""What no test may depend on: the terminal and the settings of whoever runs it."""
+
+import os
+
+# Before anything is imported: Typer and rich look at these once. CI systems set some of them.
+for _name in (
+    "COLUMNS",
+    "LINES",
+    "FORCE_COLOR",
+    "PY_COLORS",
+    "CLICOLOR_FORCE",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+    "GITHUB_ACTIONS",
+    "_BRATS_COMPLETE",
+):
+    os.environ.pop(_name, None)
+os.environ["NO_COLOR"] = "1"

@@ -1,0 +1,185 @@
+"""Who may import whom, what loads when, and what every command shows: the promises of the layout.
+
+The list of layers is the design: a module may import only from those before it.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from brats_cli.app import app
+
+PACKAGE = Path(__file__).parents[1] / "src/brats_cli"
+CORE = PACKAGE / "core"
+
+LAYERS = [
+    *("errors", "files", "parallel", "labels", "volumes"),
+    *("naming", "description", "cases", "splits", "dealing"),
+    *("config", "preparation", "store", "sampling", "augment"),
+    *("network", "losses", "checkpoints", "devices", "inference", "training", "runs"),
+    *("metrics", "evaluation", "surfaces", "meshfiles", "phantom"),
+]
+
+AT_HOME = {
+    "medpy": {"core/metrics"},
+    "pydantic": {"core/config"},
+    "rich": {"console"},
+    "skimage": {"core/surfaces"},
+    "sklearn": {"core/dealing"},
+    "stl": {"core/meshfiles"},
+    "torchio": {"core/sampling"},
+}
+"""The modules that a library may be imported in."""
+
+COMMANDS = sorted(typer.main.get_command(app).commands)
+
+# These start in a fraction of the 2 s that torch takes to load, and run where it is missing.
+WITHOUT_TORCH = sorted({"split", "evaluate", "mesh"} | {"check", "view"} & set(COMMANDS))
+
+HEAVY = {"torch", "torchio"}
+
+
+def modules(folder):
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def imported(path):
+    """Names of what a module imports anywhere in it, as written: `numpy`, `.labels`."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            dots = "." * node.level
+            names |= {dots + (node.module or alias.name) for alias in node.names}
+    return names
+
+
+def libraries(path):
+    return {name.split(".")[0] for name in imported(path)} - {""}
+
+
+def calls_of(function, path):
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    return [node.lineno for node in calls if getattr(node.func, "id", None) == function]
+
+
+def test_every_core_module_has_its_layer():
+    assert modules(CORE) == sorted(LAYERS)
+
+
+@pytest.mark.parametrize("module", LAYERS)
+def test_core_imports_only_downwards(module):
+    names = imported(CORE / f"{module}.py")
+    siblings = {name.removeprefix(".") for name in names if name.startswith(".")} - {".__version__"}
+    assert siblings <= set(LAYERS[: LAYERS.index(module)])
+
+
+@pytest.mark.parametrize("module", LAYERS)
+def test_core_neither_talks_nor_knows_the_command_line(module):
+    path = CORE / f"{module}.py"
+    assert not libraries(path) & {"typer", "rich", "click", "brats_cli"}
+    assert calls_of("print", path) == []
+
+
+@pytest.mark.parametrize("command", modules(PACKAGE / "commands"))
+def test_commands_print_through_the_console_and_import_no_other_command(command):
+    path = PACKAGE / "commands" / f"{command}.py"
+    siblings = {name for name in imported(path) if name.startswith(".") and name[1] != "."}
+    assert siblings <= {".batch"}
+    assert "click" not in libraries(path)
+    assert calls_of("print", path) == []
+
+
+def test_the_console_knows_neither_commands_nor_core():
+    assert not {name for name in imported(PACKAGE / "console.py") if name.startswith(".")}
+
+
+@pytest.mark.parametrize("library", AT_HOME)
+def test_a_library_lives_in_one_module(library):
+    users = {
+        path.relative_to(PACKAGE).with_suffix("").as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if library in libraries(path)
+    }
+    assert users == AT_HOME[library]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example(name):
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: brats {name}" in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_argument_and_option_has_a_help_text(name):
+    command = typer.main.get_command(app).commands[name]
+    assert [param.name for param in command.params if not param.help] == []
+
+
+def loaded_after(*words, cwd):
+    """The heavy libraries that `brats WORDS` has loaded when it ends."""
+    code = (
+        "import sys\n"
+        "from brats_cli.app import app\n"
+        "status = app(sys.argv[1:], standalone_mode=False)\n"
+        f"print(status or 0, *sorted({HEAVY} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=cwd, capture_output=True, text=True, check=True
+    )
+    status, *heavy = done.stderr.splitlines()[-1].split()
+    assert status == "0", done.stderr
+    return heavy
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three patients' cases of 4 x 4 x 4 voxels, named as in 2021, with labels."""
+    folder = tmp_path_factory.mktemp("shape") / "data"
+    values = np.zeros((4, 4, 4), dtype=np.uint8)
+    values[1:3, 1:3, 1:3] = 4
+    values[1, 1, 1:3] = (1, 2)
+    for number in range(3):
+        case = folder / f"BraTS2021_0000{number}"
+        case.mkdir(parents=True)
+        for suffix in ("t1", "t1ce", "t2", "flair", "seg"):
+            # No two cases may hold the same voxels.
+            voxels = values if suffix == "seg" else values * (number + 1)
+            nib.save(nib.Nifti1Image(voxels, np.eye(4)), case / f"{case.name}_{suffix}.nii.gz")
+    return folder
+
+
+WORK = {
+    "--help": ["--help"],
+    "split": ["split", "data"],
+    "evaluate": ["evaluate", "data", "data", "--workers", "0"],
+    "mesh": ["mesh", "data/BraTS2021_00000/BraTS2021_00000_seg.nii.gz"],
+}
+
+
+def test_all_work_without_torch_is_tried():
+    assert sorted(WORK) == sorted(["--help", *WITHOUT_TORCH])
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_work_that_needs_no_network_loads_no_torch(name, data):
+    assert loaded_after(*WORK[name], cwd=data.parent) == []
+
+
+def test_help_loads_no_numerical_library():
+    code = (
+        "import sys; from brats_cli.app import app\n"
+        "print(sorted({'torch', 'torchio', 'numpy', 'scipy', 'nibabel'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
