@@ -1,0 +1,171 @@
+import os
+
+import pytest
+import torch
+
+from brats_cli.core import devices
+from brats_cli.core.devices import (
+    CPU_BYTES,
+    arithmetic,
+    autocast,
+    available_cpus,
+    choose_device,
+    describe,
+    memory_for_network,
+)
+from brats_cli.core.errors import DeviceError
+
+CPU = torch.device("cpu")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """A machine without accelerators, whatever this one is."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A machine that says it has two CUDA devices."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+# --- the device asked for ----------------------------------------------------------------------
+
+
+def test_auto_is_the_cpu_where_there_is_nothing_else(no_gpu):
+    assert choose_device() == CPU
+
+
+def test_auto_is_the_first_gpu_where_there_is_one(two_gpus):
+    assert choose_device() == torch.device("cuda", 0)
+
+
+def test_auto_is_apples_gpu_before_the_cpu(no_gpu, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device() == torch.device("mps")
+
+
+def test_a_number_of_a_gpu_goes_before_the_device(two_gpus):
+    assert choose_device("cpu", gpu=1) == torch.device("cuda", 1)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize(("device", "gpu"), [("auto", 0), ("cuda", None), ("cuda:0", None)])
+def test_a_gpu_that_is_not_there_says_how_many_are_and_what_to_use(no_gpu, device, gpu):
+    with pytest.raises(DeviceError) as caught:
+        choose_device(device, gpu)
+    assert str(caught.value) == "this machine has no GPU 0 (CUDA devices found: 0)"
+    assert caught.value.hint == "use --device cpu, or check the driver with nvidia-smi"
+
+
+def test_the_third_of_two_gpus(two_gpus):
+    with pytest.raises(DeviceError) as caught:
+        choose_device(gpu=2)
+    assert str(caught.value) == "this machine has no GPU 2 (CUDA devices found: 2)"
+
+
+def test_no_apple_gpu(no_gpu):
+    with pytest.raises(DeviceError, match="no Apple GPU") as caught:
+        choose_device("mps")
+    assert caught.value.hint == "use --device cpu"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", ""])
+def test_a_device_that_torch_does_not_know(device):
+    with pytest.raises(DeviceError) as caught:
+        choose_device(device)
+    assert str(caught.value) == f"there is no device '{device}'"
+    assert caught.value.hint == "use --device auto, cpu, cuda or mps"
+
+
+def test_a_device_that_torch_knows_and_brats_does_not():
+    with pytest.raises(DeviceError, match="brats does not run on 'meta'"):
+        choose_device("meta")
+
+
+def test_a_cpu_is_described_by_its_threads():
+    assert describe(CPU) == f"cpu ({torch.get_num_threads()} threads)"
+
+
+# --- arithmetic --------------------------------------------------------------------------------
+
+
+def test_the_precision_asked_for_is_taken():
+    assert arithmetic(CPU, "float32") == torch.float32
+    assert arithmetic(CPU, "bfloat16") == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("flags : fpu avx2 avx512f", torch.float32),
+        ("flags : avx512f avx512_bf16 amx_bf16", torch.bfloat16),
+        ("", torch.float32),
+    ],
+)
+def test_auto_on_a_cpu_follows_what_it_computes_natively(monkeypatch, flags, dtype):
+    monkeypatch.setattr(devices, "_cpu_flags", lambda: flags)
+    assert arithmetic(CPU, "auto") == dtype
+
+
+def test_autocast_computes_in_the_type_and_leaves_float32_alone():
+    matrix = torch.ones(4, 4)
+    with autocast(CPU, torch.bfloat16):
+        assert (matrix @ matrix).dtype == torch.bfloat16
+    with autocast(CPU, torch.float32):
+        assert (matrix @ matrix).dtype == torch.float32
+
+
+# --- what there is -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("free", "expected"), [(10 * 2**30, CPU_BYTES), (2**30, int(0.6 * 2**30))])
+def test_a_pass_on_the_cpu_takes_3_gib_or_six_tenths_of_what_is_free(monkeypatch, free, expected):
+    monkeypatch.setattr(devices, "_free_memory", lambda: free)
+    assert memory_for_network(CPU) == expected
+
+
+def test_free_memory_is_some_and_not_more_than_there_is():
+    if not hasattr(os, "sysconf"):
+        pytest.skip("the system does not say how much memory it has")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < devices._free_memory() <= max(total, 2 * CPU_BYTES)
+
+
+def quota(monkeypatch, tmp_path, text, *, affinity=8):
+    file = tmp_path / "cpu.max"
+    file.write_text(text)
+    monkeypatch.setattr(devices, "Path", lambda path: file)
+    monkeypatch.setattr(
+        os, "sched_getaffinity", lambda process: set(range(affinity)), raising=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("max 100000\n", 8), ("400000 100000\n", 4), ("50000 100000\n", 1), ("1600000 100000\n", 8)],
+    ids=["no quota", "four CPUs", "half a CPU", "more than it may run on"],
+)
+def test_cpus_are_those_of_affinity_and_quota(monkeypatch, tmp_path, text, expected):
+    quota(monkeypatch, tmp_path, text)
+    assert available_cpus() == expected
+
+
+def test_this_machine_has_a_cpu():
+    assert 1 <= available_cpus() <= (os.cpu_count() or 1)
+
+
+# --- with a GPU --------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpu_is_found_described_and_has_memory():
+    device = choose_device(gpu=0)
+    assert describe(device) == f"cuda:0 ({torch.cuda.get_device_name(0)})"
+    assert 0 < memory_for_network(device) <= torch.cuda.get_device_properties(0).total_memory
