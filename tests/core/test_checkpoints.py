@@ -68,7 +68,7 @@ def test_a_checkpoint_is_enough_to_make_the_network(path):
     saved = make()
     saved.save(path)
     loaded = Checkpoint.load(path)
-    assert loaded.train_config == CONFIG
+    assert TrainConfig.model_validate(loaded.config) == CONFIG
     assert loaded.scheme is SCHEMES["brats2020"]
     images = torch.randn(1, 2, 8, 8, 8)
     network = loaded.network()

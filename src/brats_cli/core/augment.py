@@ -1,13 +1,17 @@
-"""How training patches are varied: batched torch operations on the training device."""
+"""How training patches are varied: torch operations on the training device, CPU and GPU alike."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from .config import AugmentConfig
+
+CONTROL_POINTS_MM = 32
+"""Distance of the points whose random displacement makes an elastic deformation."""
 
 
 def augment(
@@ -18,119 +22,237 @@ def augment(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Vary every patch of a batch in its own way.
 
-    One interpolation does everything spatial; patches that are not chosen for a change keep
-    their values bit for bit.
+    One interpolation does everything spatial, and each change of intensity touches only the
+    modalities that it was drawn for; what is not chosen keeps its values bit for bit.
 
     Args:
-        images: (B, C, X, Y, Z) float, z-scores with 0 outside the brain.
+        images: (B, C, X, Y, Z) float16 or float32, z-scores with 0 outside the brain.
         labels: (B, X, Y, Z) uint8.
         config: Probabilities and strengths.
         random: A CPU generator, so that one seed varies alike on every device.
 
     Returns:
-        New images and labels; labels are resampled to nearest neighbours.
+        New images (float32) and labels; labels are taken from the nearest voxel.
     """
     if not config.enabled:
-        return images, labels
-    images, labels = _flip(images, labels, config, random)
-    images, labels = _rotate_and_scale(images, labels, config, random)
-    return _vary_intensities(images, config, random), labels
-
-
-def _flip(
-    images: torch.Tensor, labels: torch.Tensor, config: AugmentConfig, random: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    chosen = torch.rand(len(images), 3, generator=random) < config.flip
-    pairs = [
-        (image.flip(axes), label.flip(axes))
-        for image, label, axes in (
-            (image, label, [axis - 3 for axis in range(3) if flips[axis]])
-            for image, label, flips in zip(images, labels, chosen, strict=True)
-        )
-    ]
-    return torch.stack([image for image, _ in pairs]), torch.stack([label for _, label in pairs])
-
-
-def _rotate_and_scale(
-    images: torch.Tensor, labels: torch.Tensor, config: AugmentConfig, random: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    chosen = torch.rand(len(images), generator=random) < config.spatial
-    angles = _uniform(random, (len(images), 3)) * math.radians(config.rotation_degrees)
-    scales = 1 + _uniform(random, (len(images), 1, 1)) * config.scaling
-    # Output to input: a patch that is to look larger reads from a smaller place.
-    matrices = rotation_matrices(angles) / scales
-    rows = chosen.nonzero()[:, 0].to(images.device)
-    if len(rows):
-        images, labels = images.clone(), labels.clone()
-        turned = resample(images[rows], labels[rows], matrices[chosen].to(images.device))
-        images[rows], labels[rows] = turned
+        return images.float(), labels
+    images, labels = _move(images, labels, config, random)
+    for patch in images:
+        for modality in patch:
+            _vary(modality, config, random)
+        _drop_modalities(patch, config, random)
     return images, labels
 
 
-def resample(
-    images: torch.Tensor, labels: torch.Tensor, matrices: torch.Tensor
+# --- where voxels are --------------------------------------------------------------------------
+
+
+def _move(
+    images: torch.Tensor, labels: torch.Tensor, config: AugmentConfig, random: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply (B, 3, 3) matrices, from output to input voxels about the patches' centres.
+    """Flip, rotate, scale and deform."""
+    moved = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+    found = torch.empty_like(labels)
+    for image, label, new_image, new_label in zip(images, labels, moved, found, strict=True):
+        flips = (torch.rand(3, generator=random) < config.flip).tolist()
+        matrix = _matrix(config, random)
+        shift = _displacement(label.shape, config, random)
+        if matrix is None and shift is None:
+            axes = [axis - 3 for axis in range(3) if flips[axis]]
+            new_image.copy_(image.flip(axes))
+            new_label.copy_(label.flip(axes))
+        else:
+            signs = torch.tensor([-1.0 if flip else 1.0 for flip in flips])
+            matrix = torch.diag(signs) @ (torch.eye(3) if matrix is None else matrix)
+            pair = resample(image.float(), label, matrix, shift)
+            new_image.copy_(pair[0])
+            new_label.copy_(pair[1])
+    return moved, found
 
-    Beyond the patch is background: 0 in images and labels. Images are interpolated linearly.
+
+def _matrix(config: AugmentConfig, random: torch.Generator) -> torch.Tensor | None:
+    """A random rotation and scaling, from output to input voxels, or None for neither."""
+    rotates = _happens(config.rotation, random)
+    angles = _between(-1, 1, random, 3) * math.radians(config.rotation_degrees)
+    scales = _happens(config.scaling, random)
+    largest = math.log(1 + config.scaling_range)
+    factor = math.exp(float(_between(-largest, largest, random)))
+    if not rotates and not scales:
+        return None
+    turn = rotation_matrix(angles) if rotates else torch.eye(3)
+    # A patch that is to look larger reads from a smaller place.
+    return turn / factor if scales else turn
+
+
+def _displacement(
+    shape: torch.Size, config: AugmentConfig, random: torch.Generator
+) -> torch.Tensor | None:
+    """A smooth random displacement (3, X, Y, Z) in voxels, on the CPU, or None."""
+    happens = _happens(config.elastic, random)
+    points = [max(2, round(side / CONTROL_POINTS_MM) + 1) for side in shape]
+    shifts = _between(-1, 1, random, 3, *points) * config.elastic_mm
+    if not happens:
+        return None
+    return F.interpolate(shifts[None], tuple(shape), mode="trilinear", align_corners=True)[0]
+
+
+def resample(
+    image: torch.Tensor,
+    label: torch.Tensor,
+    matrix: torch.Tensor,
+    displacement: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A patch read at other places: of voxel o, at `matrix @ o + displacement[o]` from its middle.
+
+    Beyond the patch is background, 0. The image is interpolated linearly.
+
+    Args:
+        image: (C, X, Y, Z) float32.
+        label: (X, Y, Z) uint8.
+        matrix: (3, 3).
+        displacement: (3, X, Y, Z) in voxels.
     """
-    size = torch.tensor(images.shape[2:], dtype=torch.float32, device=images.device)
-    # grid_sample measures each axis in half patches, and names the last axis first.
-    relative = matrices.float() * size[None, None, :] / size[None, :, None]
-    theta = F.pad(relative.flip(1, 2), (0, 1))
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid.to(images.dtype), mode="bilinear", align_corners=False)
-    found = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)
-    return moved, found[:, 0].to(labels.dtype)
+    shape = label.shape
+    offsets = [
+        (torch.arange(side, device=image.device) - (side - 1) / 2).reshape(
+            [-1 if axis == other else 1 for other in range(3)]
+        )
+        for axis, side in enumerate(shape)
+    ]
+    grid = torch.empty((*shape, 3), device=image.device)
+    for axis, side in enumerate(shape):
+        place = sum(float(matrix[axis, other]) * offsets[other] for other in range(3))
+        if displacement is not None:
+            place = place + displacement[axis].to(image.device)
+        # grid_sample counts from the middle in half patches, the last axis first.
+        grid[..., 2 - axis] = place * (2 / side)
+    moved = _sample(image, grid, "bilinear")
+    return moved, _sample(label[None].float(), grid, "nearest")[0].to(label.dtype)
 
 
-def rotation_matrices(angles: torch.Tensor) -> torch.Tensor:
-    """Rotations (B, 3, 3) about the first, second and third axis in turn, angles (B, 3) in rad."""
-    cos, sin = torch.cos(angles), torch.sin(angles)
-    matrices = torch.eye(3).repeat(len(angles), 1, 1)
-    for axis in range(3):
+def _sample(image: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
+    # On a CPU, torch works on the images of a batch side by side, and on one by one thread alone:
+    # slabs of the output pass for a batch of images, each read from the same input.
+    slabs = math.gcd(len(grid), torch.get_num_threads()) if image.device.type == "cpu" else 1
+    parts = F.grid_sample(
+        image[None].expand(slabs, -1, -1, -1, -1),
+        grid.reshape(slabs, -1, *grid.shape[1:]),
+        mode=mode,
+        align_corners=False,
+    )
+    return parts.transpose(0, 1).reshape(image.shape)
+
+
+def rotation_matrix(angles: torch.Tensor) -> torch.Tensor:
+    """The rotation (3, 3) about the first, then the second, then the third axis; angles in rad."""
+    matrix = torch.eye(3)
+    for axis, angle in enumerate(angles.tolist()):
         first, second = [other for other in range(3) if other != axis]
-        turn = torch.eye(3).repeat(len(angles), 1, 1)
-        turn[:, first, first] = turn[:, second, second] = cos[:, axis]
-        turn[:, first, second], turn[:, second, first] = -sin[:, axis], sin[:, axis]
-        matrices = turn @ matrices
-    return matrices
+        turn = torch.eye(3)
+        turn[first, first] = turn[second, second] = math.cos(angle)
+        turn[first, second], turn[second, first] = -math.sin(angle), math.sin(angle)
+        matrix = turn @ matrix
+    return matrix
 
 
-def _vary_intensities(
-    images: torch.Tensor, config: AugmentConfig, random: torch.Generator
-) -> torch.Tensor:
-    """Contrast, brightness, gamma and noise of each modality; background stays 0."""
-    shape = (*images.shape[:2], 1, 1, 1)
-
-    def chosen(probability: float, change: torch.Tensor, neutral: float) -> torch.Tensor:
-        pick = torch.rand(shape, generator=random) < probability
-        return torch.where(pick, change, torch.tensor(neutral)).to(images)
-
-    contrast = chosen(config.contrast, 1 + _uniform(random, shape) * config.contrast_range, 1)
-    shift = chosen(config.brightness, _uniform(random, shape) * config.brightness_shift, 0)
-    gamma = chosen(config.gamma, 1 + _uniform(random, shape) * config.gamma_range, 1)
-    noise = chosen(config.noise, torch.rand(shape, generator=random) * config.noise_std, 0)
-
-    varied = images
-    if bool((gamma != 1).any()):
-        varied = torch.where(gamma == 1, varied, _bend(varied, gamma))
-    if bool((contrast != 1).any() or (shift != 0).any()):
-        varied = varied * contrast + shift
-    if bool((noise != 0).any()):
-        seed = int(torch.randint(2**62, (), generator=random))
-        local = torch.Generator(images.device).manual_seed(seed)
-        grain = torch.empty_like(varied).normal_(generator=local)
-        varied = varied + grain * noise
-    return torch.where(images == 0, images, varied)
+# --- what they look like -----------------------------------------------------------------------
 
 
-def _bend(images: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
-    """Raise each modality, brought to 0..1, to `gamma`, and bring it back to its own range."""
-    low = images.amin((2, 3, 4), keepdim=True)
-    span = (images.amax((2, 3, 4), keepdim=True) - low).clamp_min(1e-6)
-    return ((images - low) / span).clamp(0, 1).pow(gamma) * span + low
+@dataclass(frozen=True)
+class _Changes:
+    """What happens to one modality of one patch; None where nothing does."""
+
+    noise_std: float | None
+    blur_sigma: float | None
+    brightness: float | None
+    contrast: float | None
+    resolution: float | None
+    gamma: float | None
+
+    @classmethod
+    def draw(cls, config: AugmentConfig, random: torch.Generator) -> _Changes:
+        def maybe(probability: float, low: float, high: float) -> float | None:
+            happens = _happens(probability, random)
+            value = float(_between(low, high, random))
+            return value if happens else None
+
+        return cls(
+            noise_std=maybe(config.noise, 0, config.noise_std),
+            blur_sigma=maybe(config.blur, 0.5, config.blur_sigma_mm),
+            brightness=maybe(config.brightness, -config.brightness_shift, config.brightness_shift),
+            contrast=maybe(config.contrast, 1 - config.contrast_range, 1 + config.contrast_range),
+            resolution=maybe(config.low_resolution, config.lowest_resolution, 1),
+            gamma=maybe(config.gamma, 1 - config.gamma_range, 1 + config.gamma_range),
+        )
 
 
-def _uniform(random: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.rand(shape, generator=random) * 2 - 1
+def _vary(image: torch.Tensor, config: AugmentConfig, random: torch.Generator) -> None:
+    """Change the intensities of one modality (X, Y, Z) in place; background stays 0."""
+    changes = _Changes.draw(config, random)
+    seed = int(torch.randint(2**62, (), generator=random))
+    if changes == _Changes(*[None] * 6):
+        return
+    background = image == 0
+    if changes.noise_std is not None:
+        grain = torch.Generator(image.device).manual_seed(seed)
+        image.add_(torch.empty_like(image).normal_(0, changes.noise_std, generator=grain))
+    if changes.blur_sigma is not None:
+        image.copy_(blur(image, changes.blur_sigma))
+    if changes.contrast is not None:
+        mean = image.mean()
+        image.sub_(mean).mul_(changes.contrast).add_(mean)
+    if changes.brightness is not None:
+        image.add_(changes.brightness)
+    if changes.resolution is not None:
+        image.copy_(lower_resolution(image, changes.resolution))
+    if changes.gamma is not None:
+        _bend(image, changes.gamma)
+    image.masked_fill_(background, 0)
+
+
+def blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
+    """`image` (X, Y, Z) under a Gaussian of `sigma` voxels, cut off at three of them.
+
+    Sums of shifted copies: with one channel, torch's convolution takes four times as long.
+    """
+    radius = math.ceil(3 * sigma)
+    taps = [math.exp(-0.5 * (step / sigma) ** 2) for step in range(-radius, radius + 1)]
+    for axis, side in enumerate(image.shape):
+        padding = [0] * 6
+        padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = radius
+        padded = F.pad(image[None, None], padding, "replicate")[0, 0]
+        image = torch.zeros_like(image)
+        for step, tap in enumerate(taps):
+            image.add_(padded.narrow(axis, step, side), alpha=tap / sum(taps))
+    return image
+
+
+def lower_resolution(image: torch.Tensor, share: float) -> torch.Tensor:
+    """`image` (X, Y, Z) as if it had been scanned with `share` of the voxels along each axis."""
+    coarse = [max(1, round(side * share)) for side in image.shape]
+    few = F.interpolate(image[None, None], coarse, mode="nearest-exact")
+    return F.interpolate(few, list(image.shape), mode="trilinear", align_corners=False)[0, 0]
+
+
+def _bend(image: torch.Tensor, gamma: float) -> None:
+    """Raise the intensities, brought to 0..1, to `gamma`, and bring them back to their range."""
+    low, high = torch.aminmax(image)
+    span = (high - low).clamp_min(1e-6)
+    image.sub_(low).div_(span).clamp_(0, 1).pow_(gamma).mul_(span).add_(low)
+
+
+def _drop_modalities(patch: torch.Tensor, config: AugmentConfig, random: torch.Generator) -> None:
+    """Blank one to all but one of a patch's modalities (C, X, Y, Z), as if never scanned."""
+    happens = _happens(config.modality_dropout, random)
+    order = torch.randperm(len(patch), generator=random).tolist()
+    count = int(torch.randint(1, max(2, len(patch)), (), generator=random))
+    if happens and len(patch) > 1:
+        patch[order[:count]] = 0
+
+
+def _happens(probability: float, random: torch.Generator) -> bool:
+    return float(torch.rand((), generator=random)) < probability
+
+
+def _between(low: float, high: float, random: torch.Generator, *shape: int) -> torch.Tensor:
+    return low + (high - low) * torch.rand(shape, generator=random)

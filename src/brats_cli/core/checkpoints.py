@@ -12,7 +12,7 @@ from zipfile import is_zipfile
 import torch
 
 from .. import __version__
-from .config import TrainConfig
+from .config import UNetConfig
 from .errors import CheckpointError, UnreadableFileError
 from .files import whole_file
 from .labels import REGIONS, LabelScheme, scheme_named
@@ -50,10 +50,23 @@ class Checkpoint:
     version: str = __version__
     state: Mapping[str, Any] | None = None
 
+    # Only what inference needs is read from the config: how a network was trained may gain and
+    # lose settings from one version to the next.
+
     @property
-    def train_config(self) -> TrainConfig:
-        """The config as the type it was."""
-        return TrainConfig.model_validate(self.config)
+    def modalities(self) -> tuple[str, ...]:
+        """The network's input channels."""
+        return tuple(self.config["modalities"])
+
+    @property
+    def patch_size(self) -> int:
+        """Edge of the patches it was trained on, in voxels."""
+        return int(self.config["patch_size"])
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic it was trained in, or `auto`."""
+        return str(self.config["precision"])
 
     @property
     def scheme(self) -> LabelScheme:
@@ -62,9 +75,10 @@ class Checkpoint:
 
     def network(self) -> UNet3D:
         """The network with these weights, on the CPU, in evaluation mode."""
-        config = self.train_config
         network = UNet3D(
-            config.network, in_channels=len(config.modalities), out_channels=len(self.regions)
+            UNetConfig.model_validate(self.config["network"]),
+            in_channels=len(self.modalities),
+            out_channels=len(self.regions),
         )
         network.load_state_dict(dict(self.weights))
         return network.eval()

@@ -82,34 +82,54 @@ class UNetConfig(_Settings):
 
 
 class AugmentConfig(_Settings):
-    """How much the training patches are varied; each change happens with its own probability."""
+    """How much the training patches are varied.
+
+    Spatial changes are drawn for each patch, changes of intensity for each modality of it. The
+    probabilities are at least those of nnU-Net's default.
+    """
 
     enabled: bool = True
     """Off: patches reach the network as they are."""
     flip: Probability = 0.5
     """Mirror, for each axis on its own."""
-    spatial: Probability = 0.3
-    """Rotate and scale, in one interpolation."""
-    rotation_degrees: float = Field(default=20, ge=0, le=180)
+    rotation: Probability = 0.2
+    """Rotate about all three axes."""
+    rotation_degrees: float = Field(default=30, ge=0, le=180)
     """Largest angle about each axis."""
-    scaling: float = Field(default=0.15, ge=0, lt=1)
-    """Largest change of size: 0.15 is between 85 % and 115 %."""
+    scaling: Probability = 0.2
+    """Make larger or smaller."""
+    scaling_range: float = Field(default=0.3, ge=0)
+    """Largest change of size: 0.3 is between 1/1.3 and 1.3."""
+    elastic: Probability = 0.1
+    """Deform smoothly."""
+    elastic_mm: float = Field(default=6, ge=0, le=15)
+    """Largest displacement; beyond 16 mm the deformation would fold."""
     noise: Probability = 0.15
     """Add Gaussian noise."""
-    noise_std: float = Field(default=0.15, ge=0)
+    noise_std: float = Field(default=0.3, ge=0)
     """Largest standard deviation of the noise, in units of the z-score."""
-    brightness: Probability = 0.3
-    """Shift each modality."""
-    brightness_shift: float = Field(default=0.2, ge=0)
+    blur: Probability = 0.15
+    """Smooth with a Gaussian."""
+    blur_sigma_mm: float = Field(default=1.0, ge=0.5)
+    """Largest standard deviation of that Gaussian; the smallest is 0.5."""
+    brightness: Probability = 0.15
+    """Shift all intensities."""
+    brightness_shift: float = Field(default=0.25, ge=0)
     """Largest shift, in units of the z-score."""
-    contrast: Probability = 0.3
-    """Stretch each modality about its mean."""
+    contrast: Probability = 0.15
+    """Stretch intensities about their mean."""
     contrast_range: float = Field(default=0.25, ge=0, lt=1)
     """Largest change of contrast: 0.25 is between 75 % and 125 %."""
-    gamma: Probability = 0.2
-    """Bend the intensities of each modality."""
+    low_resolution: Probability = 0.15
+    """Look as if scanned with fewer voxels."""
+    lowest_resolution: float = Field(default=0.5, gt=0, le=1)
+    """Smallest share of voxels along each axis."""
+    gamma: Probability = 0.4
+    """Bend intensities."""
     gamma_range: float = Field(default=0.3, ge=0, lt=1)
     """Largest change of the exponent: 0.3 is between 0.7 and 1.3."""
+    modality_dropout: Probability = 0.0
+    """Blank one to all but one of the modalities, so that the network learns to do without."""
 
 
 class TrainConfig(_Settings):

@@ -69,8 +69,7 @@ class Predictor:
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self.checkpoint = checkpoint
         self.device = device
-        self.config = checkpoint.train_config
-        self.dtype = arithmetic(device, self.config.precision)
+        self.dtype = arithmetic(device, checkpoint.precision)
         self.network = checkpoint.network().to(device)
 
     def segment(self, case: Case, scheme: LabelScheme | None = None) -> Segmentation:
@@ -79,13 +78,13 @@ class Predictor:
         Raises:
             BratsError: If the case lacks a modality or cannot be read.
         """
-        volumes = read_images(case, self.config.modalities)
+        volumes = read_images(case, self.checkpoint.modalities)
         grid = volumes[0]
         prepared = prepare(volumes)
         found = probabilities(
             self.network,
             torch.from_numpy(prepared.images),
-            patch_size=self.config.patch_size,
+            patch_size=self.checkpoint.patch_size,
             device=self.device,
             dtype=self.dtype,
         ).numpy()

@@ -215,7 +215,7 @@ class _Learner:
 
     def step(self, batch: Batch, step: int) -> torch.Tensor:
         """One step of the optimiser; its loss, still on the device."""
-        images = batch.images.to(self.device, torch.float32, non_blocking=True)
+        images = batch.images.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
         # Seeded by its place in the run, so that a resumed run varies patches as an unbroken one.
         random = torch.Generator().manual_seed(
