@@ -1,0 +1,365 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from brats_cli.core.checkpoints import Checkpoint
+from brats_cli.core.config import AugmentConfig, TrainConfig, UNetConfig
+from brats_cli.core.devices import available_cpus
+from brats_cli.core.errors import CheckpointError
+from brats_cli.core.labels import SCHEMES
+from brats_cli.core.training import (
+    MOST_WORKERS,
+    Progress,
+    TrainingError,
+    region_targets,
+    train,
+    validate,
+    worker_count,
+)
+
+CPU = torch.device("cpu")
+BRATS2023 = SCHEMES["brats2023"]
+
+TINY = TrainConfig(
+    epochs=2,
+    steps_per_epoch=2,
+    patch_size=16,
+    modalities=("t1", "flair"),
+    network=UNetConfig(channels=2, levels=2),
+    precision="float32",
+    workers=0,
+)
+
+
+def tiny(**changes):
+    return TINY.model_copy(update=changes)
+
+
+@pytest.fixture
+def cases(stored_case):
+    """Two cases of 20 x 18 x 17 voxels of noise, with a bright tumour of nested boxes in each."""
+    made = []
+    for seed in range(2):
+        labels = np.zeros((20, 18, 17))
+        first = 3 + 3 * seed
+        for value, inset in ((2, 0), (1, 2), (3, 3)):
+            box = slice(first + inset, first + 9 - inset)
+            labels[box, box, box] = value
+        images = np.random.default_rng(seed).normal(0, 0.3, (2, *labels.shape))
+        images[0] += np.array([0.0, 1, 0, 2])[labels.astype(int)]
+        images[1] += 2 * (labels > 0)
+        made.append(stored_case(images, labels, case_id=f"case{seed}"))
+    return made
+
+
+def epochs_of(config, cases, **options):
+    return list(train(config, cases, cases[:1], BRATS2023, CPU, **options))
+
+
+def weights_after(config, cases, **options):
+    """The weights that the last epoch leaves."""
+    return epochs_of(config, cases, **options)[-1].checkpoint.weights
+
+
+def assert_same_weights(found, expected):
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
+
+
+# --- progress ----------------------------------------------------------------------------------
+
+
+def progress_after(scores, **settings):
+    """The progress after epochs with these validation scores, one by one."""
+    config = tiny(**settings)
+    found = [Progress()]
+    for score in scores:
+        found.append(found[-1].after(score, config))
+    return found[1:]
+
+
+def test_progress_by_hand():
+    # Better in epochs 1, 3 (not validated: 2) and 7; lowered after two validations in vain.
+    scores = [0.5, None, 0.6, 0.6, 0.1, 0.2, 0.7]
+    found = progress_after(scores, plateau_epochs=2, patience=9)
+    assert [p.epoch for p in found] == [1, 2, 3, 4, 5, 6, 7]
+    assert [p.best for p in found] == [0.5, 0.5, 0.6, 0.6, 0.6, 0.6, 0.7]
+    assert [p.best_epoch for p in found] == [1, 1, 3, 3, 3, 3, 7]
+    assert [p.stale for p in found] == [0, 0, 0, 1, 2, 3, 0]
+    assert [p.waited for p in found] == [0, 0, 0, 1, 0, 1, 0]
+    assert [p.lowered for p in found] == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_a_first_score_of_0_is_the_best_so_far():
+    (found,) = progress_after([0.0])
+    assert (found.best, found.best_epoch, found.stale) == (0, 1, 0)
+
+
+def test_training_stops_after_patience_validations_in_vain():
+    config = tiny(patience=3)
+    found = progress_after([0.5, 0.4, None, 0.4, 0.5], patience=3)
+    assert [p.stops(config) for p in found] == [False, False, False, False, True]
+    assert not found[-1].stops(tiny(patience=None))
+    assert not Progress().stops(config)
+
+
+def test_the_plateau_lowers_the_learning_rate_by_its_factor():
+    config = tiny(learning_rate=1e-3, plateau_factor=0.3)
+    rates = [replace(Progress(), lowered=times).learning_rate(config, 1) for times in range(3)]
+    assert rates == pytest.approx([1e-3, 3e-4, 9e-5])
+
+
+def test_the_polynomial_schedule_by_hand():
+    # (1 - epoch/epochs)^0.9 of 1e-2 at the start, at 5 of 10 epochs, half an epoch later and one
+    # step of 20 before the end.
+    config = tiny(schedule="poly", learning_rate=1e-2, epochs=10, steps_per_epoch=20)
+    rates = [
+        Progress(epoch=epoch).learning_rate(config, step)
+        for epoch, step in [(0, 0), (5, 0), (5, 10), (9, 19)]
+    ]
+    expected = [1e-2, 1e-2 * 0.5**0.9, 1e-2 * 0.45**0.9, 1e-2 * (1 / 200) ** 0.9]
+    assert rates == pytest.approx(expected)
+    # A plateau has no say in it.
+    assert Progress(lowered=3).learning_rate(config, 0) == 1e-2
+
+
+# --- targets and validation --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scheme", "whole", "core", "enhancing"),
+    [
+        ("brats2023", [0, 1, 1, 1, 0], [0, 1, 0, 1, 0], [0, 0, 0, 1, 0]),
+        ("brats2020", [0, 1, 1, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 1]),
+        ("brats2024-ped", [0, 1, 1, 1, 1], [0, 1, 1, 1, 0], [0, 1, 0, 0, 0]),
+    ],
+)
+def test_targets_are_the_regions_of_labels_0_to_4(scheme, whole, core, enhancing):
+    labels = torch.arange(5, dtype=torch.uint8).reshape(1, 5, 1, 1)
+    targets = region_targets(labels, SCHEMES[scheme])
+    assert targets.dtype == torch.bool
+    assert targets[0, :, :, 0, 0].int().tolist() == [whole, core, enhancing]
+
+
+class Answer(torch.nn.Module):
+    """A network that finds a region where the modality of its number is above 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = UNetConfig(levels=2)
+        self.output = torch.nn.Conv3d(3, 3, 1)
+
+    def forward(self, images):
+        return images
+
+
+def test_validation_scores_by_hand(stored_case):
+    # First case, WT: 2 found, 4 true, 2 common: 4/6. TC: 1 found, none true: 0. ET: none, none: 1.
+    labels = np.zeros((2, 4, 2, 2))
+    labels[0, :, 0, 0] = 2
+    images = np.full((2, 3, 4, 2, 2), -1.0)
+    images[0, 0, :2, 0, 0] = images[0, 1, 0, 0, 0] = 1
+    # Second case: ET in one voxel, which all three find.
+    labels[1, 1, 1, 1] = 3
+    images[1, :, 1, 1, 1] = 1
+    both = [stored_case(*pair) for pair in zip(images, labels, strict=True)]
+    scores = validate(Answer(), both, BRATS2023, TINY, CPU, torch.float32)
+    assert scores == pytest.approx({"WT": (2 / 3 + 1) / 2, "TC": 0.5, "ET": 1})
+
+
+def test_validation_leaves_the_networks_statistics(cases):
+    (epoch,) = epochs_of(tiny(epochs=1), cases)
+    network = epoch.checkpoint.network().train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    validate(network, cases[:1], BRATS2023, TINY, CPU, torch.float32)
+    assert_same_weights(network.state_dict(), before)
+
+
+# --- epochs ------------------------------------------------------------------------------------
+
+
+def test_an_epoch_tells_what_happened(cases):
+    steps = []
+    first, second = train(TINY, cases, cases[:1], BRATS2023, CPU, on_step=steps.append)
+    assert steps == [1, 2, 1, 2]
+    assert (first.number, second.number) == (1, 2)
+    assert 0 < second.loss < 1
+    assert list(second.dice) == ["WT", "TC", "ET"]
+    assert second.mean_dice == pytest.approx(sum(second.dice.values()) / 3)
+    assert first.is_best
+    assert second.is_best == (second.mean_dice > first.mean_dice)
+    assert second.learning_rate == TINY.learning_rate
+    assert 0 <= second.data_wait_percent <= 100
+    assert second.patches_per_second == pytest.approx(2 * 2 / second.seconds)
+    assert not second.stops
+    assert second.checkpoint.epoch == 2
+    assert second.checkpoint.scores == second.dice
+    assert TrainConfig.model_validate(second.checkpoint.config) == TINY
+    assert second.checkpoint.scheme is BRATS2023
+
+
+def test_validation_every_third_epoch_and_after_the_last(cases):
+    found = epochs_of(tiny(epochs=4, steps_per_epoch=1, validate_every=3), cases)
+    assert [epoch.dice is not None for epoch in found] == [False, False, True, True]
+    assert [epoch.mean_dice is not None for epoch in found] == [False, False, True, True]
+    assert not found[0].is_best
+
+
+def test_training_ends_when_patience_does(cases):
+    # A learning rate of nearly nothing: the score stays, in batch norm's evaluation mode too.
+    config = tiny(epochs=9, steps_per_epoch=1, patience=2, learning_rate=1e-30)
+    config = config.model_copy(update={"network": UNetConfig(channels=2, levels=2, norm="none")})
+    found = epochs_of(config, cases)
+    assert [epoch.stops for epoch in found] == [False, False, True]
+    assert [epoch.is_best for epoch in found] == [True, False, False]
+
+
+def test_patches_of_a_network_without_padding_are_scored_in_their_middle(cases):
+    # 20 voxels give 4 (see test_config): targets are cropped to them.
+    network = UNetConfig(channels=2, levels=2, padding="valid")
+    (epoch,) = epochs_of(tiny(epochs=1, patch_size=20, network=network), cases)
+    assert 0 < epoch.loss < 1
+
+
+def test_a_simple_tumour_is_learnt(cases):
+    # The whole tumour is the bright box of the second modality.
+    config = tiny(
+        epochs=1,
+        steps_per_epoch=80,
+        learning_rate=0.02,
+        network=UNetConfig(channels=4, levels=2),
+        augmentation=AugmentConfig(enabled=False),
+    )
+    (epoch,) = epochs_of(config, cases)
+    assert epoch.dice["WT"] > 0.9
+
+
+# --- the same again ----------------------------------------------------------------------------
+
+
+def test_one_seed_gives_the_same_weights_and_another_does_not(cases):
+    first = weights_after(TINY, cases)
+    torch.manual_seed(99)  # what came before does not matter
+    assert_same_weights(weights_after(TINY, cases), first)
+    other = weights_after(tiny(seed=1), cases)
+    assert not torch.equal(other["output.weight"], first["output.weight"])
+
+
+def test_several_threads_give_the_same_weights_again(cases):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        once, again = (weights_after(tiny(epochs=1), cases) for _ in range(2))
+    finally:
+        torch.set_num_threads(threads)
+    assert_same_weights(once, again)
+
+
+def test_workers_do_not_change_what_is_learnt(cases):
+    assert_same_weights(weights_after(tiny(workers=1), cases), weights_after(TINY, cases))
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "poly"])
+def test_a_resumed_training_is_the_unbroken_one_bit_for_bit(cases, tmp_path, schedule):
+    config = tiny(epochs=4, schedule=schedule, plateau_epochs=1)
+    unbroken = epochs_of(config, cases)
+    for epoch in train(config, cases, cases[:1], BRATS2023, CPU):
+        if epoch.number == 2:
+            epoch.checkpoint.save(tmp_path / "last.pt")
+            break
+    resumed = epochs_of(config, cases, resume=Checkpoint.load(tmp_path / "last.pt"))
+    assert [epoch.number for epoch in resumed] == [3, 4]
+    for again, before in zip(resumed, unbroken[2:], strict=True):
+        assert (again.loss, again.dice, again.is_best, again.learning_rate) == (
+            before.loss,
+            before.dice,
+            before.is_best,
+            before.learning_rate,
+        )
+    assert_same_weights(resumed[-1].checkpoint.weights, unbroken[-1].checkpoint.weights)
+    states = [each[-1].checkpoint.state for each in (resumed, unbroken)]
+    assert states[0]["progress"] == states[1]["progress"]
+    moments = [state["optimizer"]["state"][0]["exp_avg_sq"] for state in states]
+    assert torch.equal(*moments)
+
+
+def test_epochs_may_be_raised_on_resume(cases):
+    first = epochs_of(TINY, cases)[-1].checkpoint
+    resumed = epochs_of(tiny(epochs=4), cases, resume=first)
+    assert [epoch.number for epoch in resumed] == [3, 4]
+
+
+def test_a_finished_training_resumes_to_nothing(cases):
+    last = epochs_of(TINY, cases)[-1].checkpoint
+    assert epochs_of(TINY, cases, resume=last) == []
+
+
+def test_a_training_that_was_stopped_by_patience_resumes_to_nothing(cases):
+    last = epochs_of(TINY, cases)[-1].checkpoint
+    state = {**last.state, "progress": {**last.state["progress"], "stale": 5}}
+    assert epochs_of(tiny(epochs=9, patience=5), cases, resume=replace(last, state=state)) == []
+
+
+def test_what_a_checkpoint_keeps_of_the_progress_is_plain(cases):
+    (epoch,) = epochs_of(tiny(epochs=1), cases)
+    kept = json.loads(json.dumps(epoch.checkpoint.state["progress"]))
+    assert Progress(**kept).epoch == 1
+
+
+# --- failures ----------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_the_training_and_says_what_to_do(stored_case):
+    bad = stored_case(np.full((2, 16, 16, 16), np.nan), np.ones((16, 16, 16)))
+    with pytest.raises(TrainingError) as caught:
+        epochs_of(tiny(learning_rate=0.003), [bad])
+    assert str(caught.value) == "the loss of epoch 1 is nan"
+    assert caught.value.hint == (
+        "resume with a lower learning rate: --resume --set learning_rate=0.001"
+    )
+
+
+def test_a_best_checkpoint_cannot_be_resumed(cases):
+    (epoch,) = epochs_of(tiny(epochs=1), cases)
+    with pytest.raises(CheckpointError) as caught:
+        epochs_of(TINY, cases, resume=replace(epoch.checkpoint, state=None))
+    assert str(caught.value) == "this checkpoint holds weights only, nothing to resume from"
+    assert caught.value.hint == "resume from the run's last.pt"
+
+
+@pytest.mark.xfail(
+    strict=True, raises=RuntimeError, reason="torch's own error comes out, as a traceback"
+)
+def test_a_checkpoint_of_another_network_cannot_be_resumed(cases):
+    (epoch,) = epochs_of(tiny(epochs=1), cases)
+    wider = tiny(network=UNetConfig(channels=3, levels=2))
+    with pytest.raises(CheckpointError, match="network"):
+        epochs_of(wider, cases, resume=epoch.checkpoint)
+
+
+# --- workers -----------------------------------------------------------------------------------
+
+
+def test_workers_are_as_configured_or_one_less_than_there_are_cpus():
+    assert worker_count(tiny(workers=3)) == 3
+    assert worker_count(tiny(workers=0)) == 0
+    assert worker_count(tiny(workers=None)) == min(MOST_WORKERS, available_cpus() - 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_learns_a_simple_tumour_in_half_precision(cases):
+    config = tiny(
+        epochs=1,
+        steps_per_epoch=80,
+        learning_rate=0.02,
+        precision="auto",
+        network=UNetConfig(channels=4, levels=2),
+        augmentation=AugmentConfig(enabled=False),
+    )
+    (epoch,) = train(config, cases, cases[:1], BRATS2023, torch.device("cuda"))
+    assert epoch.dice["WT"] > 0.9
