@@ -1,13 +1,18 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
-from brats_cli.core.augment import augment, resample, rotation_matrices
+from brats_cli.core.augment import augment, blur, lower_resolution, resample, rotation_matrix
 from brats_cli.core.config import AugmentConfig
 
-OFF = {"flip": 0, "spatial": 0, "noise": 0, "brightness": 0, "contrast": 0, "gamma": 0}
+SPATIAL = ("rotation", "scaling", "elastic")
+INTENSITY = ("noise", "blur", "brightness", "contrast", "low_resolution", "gamma")
+OFF = dict.fromkeys(("flip", *SPATIAL, *INTENSITY, "modality_dropout"), 0)
+EVERYTHING = dict.fromkeys((*SPATIAL, *INTENSITY), 1)
 
 
 def config(**settings):
@@ -50,7 +55,7 @@ def test_patches_not_chosen_keep_their_values_bit_for_bit(nothing):
 def test_only_the_chosen_patches_change():
     # With probability 1/2 some of 16 patches are turned; all others are as they were.
     images, labels = batch(size=16)
-    found, _ = augment(images, labels, config(spatial=0.5, scaling=0), generator())
+    found, _ = augment(images, labels, config(rotation=0.5), generator())
     same = [bool(torch.equal(a, b)) for a, b in zip(found, images, strict=True)]
     assert 0 < sum(same) < 16
 
@@ -58,7 +63,7 @@ def test_only_the_chosen_patches_change():
 def test_the_patches_given_are_left_as_they_are():
     images, labels = batch()
     copies = images.clone(), labels.clone()
-    augment(images, labels, AugmentConfig(spatial=1, noise=1, contrast=1), generator())
+    augment(images, labels, AugmentConfig(**EVERYTHING | {"modality_dropout": 1}), generator())
     assert torch.equal(images, copies[0])
     assert torch.equal(labels, copies[1])
 
@@ -93,9 +98,15 @@ def test_each_patch_is_one_of_the_eight_mirror_images_with_its_labels():
 
 
 def quarter_turn(axis):
-    angles = torch.zeros(1, 3)
-    angles[0, axis] = math.pi / 2
-    return rotation_matrices(angles)
+    angles = torch.zeros(3)
+    angles[axis] = math.pi / 2
+    return rotation_matrix(angles)
+
+
+def resample_all(images, labels, matrix):
+    """`resample` of each patch of a batch."""
+    pairs = [resample(image, label, matrix) for image, label in zip(images, labels, strict=True)]
+    return torch.stack([image for image, _ in pairs]), torch.stack([label for _, label in pairs])
 
 
 @pytest.mark.parametrize(
@@ -107,11 +118,12 @@ def quarter_turn(axis):
     ],
 )
 def test_quarter_turns_by_hand(axis, rows):
-    torch.testing.assert_close(quarter_turn(axis)[0], torch.tensor(rows).float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(quarter_turn(axis), torch.tensor(rows).float(), atol=1e-6, rtol=0)
 
 
 def test_rotations_are_rotations():
-    matrices = rotation_matrices(torch.randn(20, 3, generator=generator()))
+    angles = torch.randn(20, 3, generator=generator())
+    matrices = torch.stack([rotation_matrix(three) for three in angles])
     torch.testing.assert_close(matrices @ matrices.mT, torch.eye(3).expand(20, 3, 3))
     torch.testing.assert_close(torch.linalg.det(matrices), torch.ones(20))
 
@@ -121,7 +133,7 @@ def test_a_quarter_turn_is_torchs_rot90(axis):
     # Output to input: out[i, j] = in[n - 1 - j, i], which rot90 calls a turn of -1.
     images, labels = batch(5, 5, 5)
     first, second = [other for other in range(3) if other != axis]
-    found = resample(images, labels, quarter_turn(axis).expand(4, 3, 3))
+    found = resample_all(images, labels, quarter_turn(axis))
     expected = torch.rot90(images, -1, (first + 2, second + 2))
     torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
     assert torch.equal(found[1], torch.rot90(labels, -1, (first + 1, second + 1)))
@@ -131,7 +143,7 @@ def test_a_quarter_turn_of_a_patch_that_is_no_cube():
     # 4 x 8 x 2 turned about its last axis: the middle 4 x 4 turns, the rest of the 8 comes from
     # beyond the patch and is background.
     images, labels = batch(4, 8, 2)
-    found = resample(images, labels, quarter_turn(2).expand(4, 3, 3))
+    found = resample_all(images, labels, quarter_turn(2))
     middle = torch.rot90(images[:, :, :, 2:6], -1, (2, 3))
     torch.testing.assert_close(found[0][:, :, :, 2:6], middle, atol=1e-5, rtol=0)
     assert not found[0][:, :, :, :2].any()
@@ -143,7 +155,7 @@ def test_a_quarter_turn_of_a_patch_that_is_no_cube():
 
 def test_a_shift_of_nothing_is_exact_for_labels_and_close_for_images():
     images, labels = batch(7, 6, 5)
-    found = resample(images, labels, torch.eye(3).expand(4, 3, 3))
+    found = resample_all(images, labels, torch.eye(3))
     torch.testing.assert_close(found[0], images, atol=1e-5, rtol=0)
     assert torch.equal(found[1], labels)
 
@@ -153,19 +165,44 @@ def test_a_cube_is_scaled_about_the_middle_of_the_patch(scale, edge):
     # A cube of 4 in the middle of 12 becomes one of 4 * scale in the middle of 12.
     labels = torch.zeros(1, 12, 12, 12, dtype=torch.uint8)
     labels[:, 4:8, 4:8, 4:8] = 3
-    _, found = resample(labels[:, None].float(), labels, torch.eye(3)[None] / scale)
+    _, found = resample_all(labels[:, None].float(), labels, torch.eye(3) / scale)
     expected = torch.zeros_like(labels)
     inside = slice(6 - edge // 2, 6 + edge // 2)
     expected[:, inside, inside, inside] = 3
     assert torch.equal(found, expected)
 
 
-def test_each_patch_of_a_batch_has_its_own_matrix():
-    images, labels = batch(5, 5, 5, size=2)
-    matrices = torch.cat([torch.eye(3)[None], quarter_turn(0)])
-    found = resample(images, labels, matrices)
-    assert torch.equal(found[1][0], labels[0])
-    assert torch.equal(found[1][1], torch.rot90(labels[1], -1, (1, 2)))
+def test_a_displacement_of_whole_voxels_shifts_the_patch():
+    # Every voxel reads from one voxel further along the second axis; the last ones from beyond.
+    images, labels = batch(4, 5, 6, size=1)
+    displacement = torch.zeros(3, 4, 5, 6)
+    displacement[1] = 1
+    image, label = resample(images[0], labels[0], torch.eye(3), displacement)
+    torch.testing.assert_close(image[:, :, :-1], images[0][:, :, 1:], atol=1e-5, rtol=0)
+    assert torch.equal(label[:, :-1], labels[0][:, 1:])
+    assert not image[:, :, -1].any()
+    assert not label[:, -1].any()
+
+
+def test_an_elastic_deformation_moves_no_voxel_further_than_asked_and_tears_nothing():
+    # The image is each voxel's place along one axis, so that it tells where it was read.
+    size, most = 32, 5.0
+    place = torch.arange(size).float()[:, None, None].expand(size, size, size) + 100
+    images, labels = place[None, None].contiguous(), torch.zeros(1, size, size, size).byte()
+    found, _ = augment(images, labels, config(elastic=1, elastic_mm=most), generator())
+    inside = (slice(None), slice(None), *[slice(7, -7)] * 3)
+    shift = (found - images)[inside]
+    assert 1 < shift.abs().max() <= most
+    assert ((found[inside].diff(dim=2)) > 0).all()  # order along the axis is kept
+
+
+def test_a_flip_and_a_turn_are_one_resample():
+    # Mirrored along all axes, voxel o is read where voxel -o of the turned patch is.
+    images, labels = batch(8, 8, 8, size=1)
+    flipped, flipped_labels = augment(images, labels, config(flip=1, rotation=1), generator())
+    turned, turned_labels = augment(images, labels, config(flip=0, rotation=1), generator())
+    torch.testing.assert_close(flipped, turned.flip(2, 3, 4), atol=1e-5, rtol=0)
+    assert torch.equal(flipped_labels, turned_labels.flip(1, 2, 3))
 
 
 def test_labels_stay_labels_and_move_with_the_image():
@@ -175,14 +212,17 @@ def test_labels_stay_labels_and_move_with_the_image():
     labels[:, 3:12, 4:13, 2:9] = 4
     images = labels[:, None].float()
     moved, found = augment(
-        images, labels, config(spatial=1, rotation_degrees=40, scaling=0.3), generator()
+        images,
+        labels,
+        config(rotation=1, rotation_degrees=40, scaling=1, scaling_range=0.3),
+        generator(),
     )
     assert set(found.unique().tolist()) == {0, 4}
     assert found.dtype == torch.uint8
     assert not torch.equal(found, labels)
     agree = (moved[:, 0] > 2) == (found == 4)
     assert agree.float().mean() > 0.99
-    # Beyond 40 degrees and 30 %, nothing: volumes change by 0.7^3 to 1.3^3.
+    # Beyond 40 degrees and 30 %, nothing: volumes change by 1/1.3^3 to 1.3^3.
     volumes = (found == 4).sum((1, 2, 3)) / (labels == 4).sum((1, 2, 3))
     assert ((volumes > 0.3) & (volumes < 2.2)).all()
 
@@ -190,7 +230,7 @@ def test_labels_stay_labels_and_move_with_the_image():
 # --- intensities -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", ["noise", "brightness", "contrast", "gamma"])
+@pytest.mark.parametrize("change", INTENSITY)
 def test_background_stays_0_and_labels_are_not_touched(change):
     images, labels = with_background(*batch())
     found, after = augment(images, labels, config(**{change: 1}), generator())
@@ -248,6 +288,45 @@ def test_noise_has_mean_0_and_at_most_the_standard_deviation_asked_for():
     assert spread.max() / spread.min() > 2  # every modality draws its own
 
 
+def test_a_blur_is_scipys():
+    image = batch(9, 8, 7)[0][0, 0]
+    expected = gaussian_filter(image.numpy(), 0.8, mode="nearest", radius=3)
+    np.testing.assert_allclose(blur(image, 0.8).numpy(), expected, atol=1e-5)
+
+
+def test_a_low_resolution_of_a_half_by_hand():
+    # 8 voxels become 4, of the places 0.5, 2.5, 4.5 and 6.5, which nearest takes from 1, 3, 5
+    # and 7; back, each voxel lies a quarter of the way between two of them.
+    line = torch.tensor([0.0, 8, 0, 0, 0, 4, 0, 0])
+    image = line[:, None, None].expand(8, 8, 8)
+    found = lower_resolution(image, 0.5)[:, 4, 4]
+    torch.testing.assert_close(found, torch.tensor([8.0, 6, 2, 1, 3, 3, 1, 0]))
+
+
+def test_a_full_resolution_leaves_an_image_as_it_is():
+    image = batch(6, 5, 4)[0][0, 0]
+    torch.testing.assert_close(lower_resolution(image, 1.0), image)
+
+
+# --- missing modalities ------------------------------------------------------------------------
+
+
+def test_dropout_blanks_one_to_all_but_one_of_the_modalities():
+    images, labels = batch(size=64, channels=4)
+    found, after = augment(images, labels, config(modality_dropout=1), generator())
+    kept = found.abs().sum((2, 3, 4)) > 0
+    assert set(kept.sum(1).tolist()) == {1, 2, 3}
+    assert torch.equal(found[kept], images[kept])
+    assert torch.equal(after, labels)
+    assert kept.float().mean(0).min() > 0.25  # no modality is spared: each kept half the time
+
+
+def test_the_only_modality_is_never_dropped():
+    images, labels = batch(channels=1)
+    found, _ = augment(images, labels, config(modality_dropout=1), generator())
+    assert torch.equal(found, images)
+
+
 # --- randomness --------------------------------------------------------------------------------
 
 
@@ -263,7 +342,7 @@ def test_the_same_seed_varies_alike_and_another_does_not():
 
 def test_global_randomness_is_neither_used_nor_changed():
     images, labels = batch()
-    everything = AugmentConfig(flip=1, spatial=1, noise=1, brightness=1, contrast=1, gamma=1)
+    everything = config(flip=1, **EVERYTHING)
     torch.manual_seed(0)
     state = torch.get_rng_state()
     first, _ = augment(images, labels, everything, generator())
@@ -274,7 +353,7 @@ def test_global_randomness_is_neither_used_nor_changed():
 
 def test_equal_patches_of_a_batch_are_varied_each_in_its_own_way():
     images, labels = batch(size=1)
-    everything = config(spatial=1, noise=1, brightness=1, contrast=1, gamma=1)
+    everything = config(**EVERYTHING)
     found, _ = augment(
         images.repeat(4, 1, 1, 1, 1), labels.repeat(4, 1, 1, 1), everything, generator()
     )
@@ -287,7 +366,7 @@ def test_equal_patches_of_a_batch_are_varied_each_in_its_own_way():
 def test_a_gpu_varies_as_the_cpu_does():
     # Noise is drawn on the device itself and is another there; all else is the same.
     images, labels = batch(size=4)
-    everything = config(flip=0.5, spatial=1, brightness=1, contrast=1, gamma=1)
+    everything = config(flip=0.5, **EVERYTHING | {"noise": 0})
     here, labels_here = augment(images, labels, everything, generator())
     there, labels_there = augment(images.cuda(), labels.cuda(), everything, generator())
     torch.testing.assert_close(there.cpu(), here, atol=1e-4, rtol=1e-4)

@@ -199,8 +199,7 @@ def _vary(image: torch.Tensor, config: AugmentConfig, random: torch.Generator) -
     if changes.blur_sigma is not None:
         image.copy_(blur(image, changes.blur_sigma))
     if changes.contrast is not None:
-        mean = image.mean()
-        image.sub_(mean).mul_(changes.contrast).add_(mean)
+        image.mul_(changes.contrast)  # about 0, the mean of a z-score
     if changes.brightness is not None:
         image.add_(changes.brightness)
     if changes.resolution is not None:
