@@ -1,0 +1,211 @@
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from brats_cli.core.checkpoints import Checkpoint
+from brats_cli.core.config import TrainConfig, UNetConfig, load_config
+from brats_cli.core.errors import CheckpointError, OutputError, OutputExistsError
+from brats_cli.core.labels import SCHEMES
+from brats_cli.core.runs import COLUMNS, Run, checkpoint_path
+from brats_cli.core.splits import Fold, Split
+from brats_cli.core.training import Epoch
+
+CONFIG = TrainConfig(patch_size=8, network=UNetConfig(channels=1, levels=2))
+
+
+@pytest.fixture(autouse=True)
+def _work_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def split(tmp_path):
+    return Split(tmp_path / "data", SCHEMES["brats2023"], 0, (Fold(("a",), ("b",)),), ("c",))
+
+
+def epoch(number, dice=0.5, *, is_best=True):
+    """An epoch as `train` yields it; `dice` is that of every region, or None."""
+    scores = None if dice is None else dict.fromkeys(("WT", "TC", "ET"), dice)
+    checkpoint = Checkpoint(
+        weights={"w": torch.full((2,), float(number))},
+        config=CONFIG.model_dump(mode="json"),
+        labels="brats2023",
+        epoch=number,
+        scores=scores or {},
+        state={"progress": {"epoch": number}},
+    )
+    return Epoch(
+        number=number,
+        loss=0.25,
+        dice=scores,
+        is_best=is_best,
+        learning_rate=3e-4,
+        seconds=12.5,
+        validation_seconds=2.5,
+        data_wait_percent=1.26,
+        patches_per_second=40.5,
+        stops=False,
+        checkpoint=checkpoint,
+    )
+
+
+def recorded(run, *epochs):
+    for each in epochs:
+        run.record(each)
+    return run
+
+
+# --- the log and the checkpoints ---------------------------------------------------------------
+
+
+def test_an_epoch_is_a_row_of_the_log(tmp_path):
+    run = recorded(Run(tmp_path), replace(epoch(1), dice={"WT": 0.9, "TC": 0.75, "ET": 0.6}))
+    header, row = run.log.read_text().splitlines()
+    assert header == (
+        "epoch,loss,val_dice_WT,val_dice_TC,val_dice_ET,val_dice_mean,is_best,learning_rate,"
+        "seconds,validation_seconds,data_wait_percent,patches_per_second"
+    )
+    # The mean of 0.9, 0.75 and 0.6 is 0.75.
+    assert row == "1,0.250000,0.900000,0.750000,0.600000,0.750000,1,0.0003,12.50,2.50,1.3,40.50"
+
+
+def test_an_epoch_that_was_not_validated_has_no_scores_in_its_row(tmp_path):
+    (row,) = recorded(Run(tmp_path), epoch(1, None, is_best=False)).rows()
+    assert [row[name] for name in COLUMNS[2:7]] == ["", "", "", "", "0"]
+
+
+def test_the_last_checkpoint_follows_and_the_best_stays(tmp_path):
+    run = recorded(Run(tmp_path), epoch(1), epoch(2, 0.4, is_best=False))
+    last, best = Checkpoint.load(run.last), Checkpoint.load(run.best)
+    assert (last.epoch, best.epoch) == (2, 1)
+    # Only the last can be resumed; the best is for `predict`, at a third of the size.
+    assert last.state == {"progress": {"epoch": 2}}
+    assert best.state is None
+    assert [int(row["epoch"]) for row in run.rows()] == [1, 2]
+
+
+def test_rows_of_epochs_that_are_trained_again_are_replaced(tmp_path):
+    # Interrupted after epoch 3 was logged and before its last.pt: it is trained again.
+    run = recorded(Run(tmp_path), epoch(1, 0.1), epoch(2, 0.2), epoch(3, 0.3))
+    recorded(run, epoch(2, 0.4))
+    assert [(row["epoch"], row["val_dice_mean"]) for row in run.rows()] == [
+        ("1", "0.100000"),
+        ("2", "0.400000"),
+    ]
+
+
+def test_the_log_is_whole_if_writing_it_fails(tmp_path, monkeypatch):
+    run = recorded(Run(tmp_path), epoch(1))
+    before = run.log.read_text()
+    monkeypatch.setattr(csv.DictWriter, "writerows", lambda *rows: (_ for _ in ()).throw(OSError))
+    with pytest.raises(OutputError, match=r"cannot write .*log\.csv"):
+        run.record(epoch(2))
+    assert run.log.read_text() == before
+    assert Checkpoint.load(run.last).epoch == 1
+
+
+def test_a_run_without_epochs_has_no_rows_and_nothing_to_resume_from(tmp_path):
+    assert Run(tmp_path).rows() == []
+    assert Run(tmp_path).resume() is None
+
+
+def test_a_run_is_resumed_from_its_last_checkpoint(tmp_path):
+    run = recorded(Run(tmp_path), epoch(1), epoch(2, is_best=False))
+    assert run.resume().epoch == 2
+
+
+# --- starting ----------------------------------------------------------------------------------
+
+
+def test_a_run_starts_with_its_config_and_its_split(tmp_path, split):
+    run = Run(tmp_path / "elsewhere" / "first")
+    run.start(CONFIG, split)
+    assert load_config(run.config) == CONFIG
+    written = run.splits.read_text()
+    assert "train:\n  - a\n" in written
+    assert "data: ../../data\n" in written  # relative to the copy, not to the original
+    assert not Path("runs").exists()
+
+
+def test_the_run_started_last_is_the_newest(split):
+    for name in ("b", "a"):
+        Run(Path("runs") / name).start(CONFIG, split)
+    assert Path("runs/latest").read_text() == "a\n"
+    assert Run.newest() == Run(Path("runs/a"))
+
+
+def test_starting_again_clears_what_was_there(split):
+    run = recorded(Run(Path("runs/a")), epoch(1))
+    run.start(CONFIG, split)
+    assert run.rows() == []
+    assert not run.last.exists()
+    assert not run.best.exists()
+
+
+def test_without_a_run_the_newest_names_the_folder_and_the_command(tmp_path):
+    with pytest.raises(CheckpointError) as caught:
+        Run.newest()
+    assert str(caught.value) == f"there is no trained model in {tmp_path / 'runs'}"
+    assert "brats train" in caught.value.hint
+    assert "--model" in caught.value.hint
+
+
+def test_a_run_is_named_by_the_time():
+    name = Run.named_by_time().folder
+    assert name.parent == Path("runs")
+    assert len(name.name) == len("2026-11-22_10-30-00")
+
+
+def test_a_run_that_is_there_is_not_replaced_unless_asked(tmp_path):
+    run = recorded(Run(tmp_path / "first"), epoch(1))
+    with pytest.raises(OutputExistsError, match=r"first/log\.csv exists already") as caught:
+        run.require_absent(overwrite=False)
+    assert "--overwrite" in caught.value.hint
+    run.require_absent(overwrite=True)
+    run.log.unlink()
+    with pytest.raises(OutputExistsError, match="first exists already"):
+        run.require_absent(overwrite=False)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=f"{tmp_path / 'file'} is not a folder"):
+        Run(tmp_path / "file" / "run").require_absent(overwrite=False)
+
+
+def test_a_run_to_resume_must_be_there(tmp_path, split):
+    run = Run(tmp_path / "first")
+    with pytest.raises(CheckpointError) as caught:
+        run.require_present()
+    assert str(caught.value) == f"there is no run to resume in {run.folder}"
+    run.start(CONFIG, split)
+    run.require_present()
+
+
+# --- the checkpoint meant ----------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_meant_by_a_file_a_run_or_nothing(split):
+    run = Run(Path("runs/a"))
+    run.start(CONFIG, split)
+    recorded(run, epoch(1))
+    assert checkpoint_path(run.last) == run.last
+    assert checkpoint_path(run.folder) == run.best
+    assert checkpoint_path(None) == run.best
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere/best.pt", "."])
+def test_a_run_without_a_best_checkpoint_is_named(name):
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint_path(Path(name))
+    assert str(caught.value) == f"there is no best.pt in {name}"
+    assert "--model" in caught.value.hint
+
+
+def test_a_newest_run_that_was_removed_is_named(split):
+    Run(Path("runs/a")).start(CONFIG, split)
+    with pytest.raises(CheckpointError, match=r"no best\.pt in runs/a"):
+        checkpoint_path(None)
