@@ -22,6 +22,7 @@ CORE = PACKAGE / "core"
 LAYERS = [
     *("errors", "files", "parallel", "labels", "volumes"),
     *("naming", "description", "cases", "splits", "dealing"),
+    *("scans", "defects", "check", "repair"),
     *("config", "preparation", "store", "sampling", "augment"),
     *("network", "losses", "checkpoints", "devices", "inference", "training", "runs"),
     *("metrics", "evaluation", "surfaces", "meshfiles", "phantom"),
@@ -146,21 +147,26 @@ def loaded_after(*words, cwd):
 def data(tmp_path_factory):
     """Three patients' cases of 4 x 4 x 4 voxels, named as in 2021, with labels."""
     folder = tmp_path_factory.mktemp("shape") / "data"
-    values = np.zeros((4, 4, 4), dtype=np.uint8)
-    values[1:3, 1:3, 1:3] = 4
-    values[1, 1, 1:3] = (1, 2)
+    generator = np.random.default_rng(0)
     for number in range(3):
         case = folder / f"BraTS2021_0000{number}"
         case.mkdir(parents=True)
+        # No two cases may hold the same image or the same tumour.
+        labels = np.zeros((4, 4, 4), dtype=np.uint8)
+        labels[1:3, 1:3, 1:3] = 4
+        labels[1, 1, 1:3] = (1, 2)
+        labels[3, 3, number] = 2
         for suffix in ("t1", "t1ce", "t2", "flair", "seg"):
-            # No two cases may hold the same voxels.
-            voxels = values if suffix == "seg" else values * (number + 1)
+            image = generator.integers(1, 999, labels.shape, dtype=np.int16)
+            image[0] = 0
+            voxels = labels if suffix == "seg" else image
             nib.save(nib.Nifti1Image(voxels, np.eye(4)), case / f"{case.name}_{suffix}.nii.gz")
     return folder
 
 
 WORK = {
     "--help": ["--help"],
+    "check": ["check", "data"],
     "split": ["split", "data"],
     "evaluate": ["evaluate", "data", "data", "--workers", "0"],
     "mesh": ["mesh", "data/BraTS2021_00000/BraTS2021_00000_seg.nii.gz"],

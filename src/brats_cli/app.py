@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__, console
+from .commands.check import check
 from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.mesh import mesh
@@ -70,6 +71,7 @@ def brats(
     console.verbosity = -1 if quiet else int(verbose)
 
 
+app.command()(check)
 app.command()(split)
 app.command()(train)
 app.command()(predict)

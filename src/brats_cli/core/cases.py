@@ -169,7 +169,7 @@ def find_label_maps(root: Path) -> dict[str, Path]:
         return {case_id_of(root): root}
     if not root.is_dir():
         raise UnreadableFileError(root, "there is no such file or folder", hint="check the path")
-    files = [folder.path / name for folder in _folders(root) for name in folder.files]
+    files = nifti_files(root)
     roles = {path: parse_name(stem(path))[1] for path in files}
     found: dict[str, Path] = {}
     if any(role in MODALITIES for role in roles.values()) or any(
@@ -184,6 +184,11 @@ def find_label_maps(root: Path) -> dict[str, Path]:
     if not found:
         raise NoCasesError(root, "label maps")
     return dict(sorted(found.items()))
+
+
+def nifti_files(root: Path) -> list[Path]:
+    """Every NIfTI file in the folder `root`, at any depth, whatever it is."""
+    return [folder.path / name for folder in _folders(root) for name in folder.files]
 
 
 def read_images(case: Case, modalities: Sequence[str] = MODALITIES) -> list[Volume]:
@@ -222,25 +227,44 @@ def schemes_of(
     Raises:
         LabelError: If values fit no scheme, or several that differ in meaning.
     """
+    schemes = {}
+    for alike in alike_in_labels(cases, counts):
+        scheme = scheme_of_all(alike, counts, labels)
+        schemes.update({case.id: scheme for case in alike})
+    return schemes
+
+
+def alike_in_labels(
+    cases: Iterable[Case], counts: Mapping[str, LabelCount]
+) -> Iterator[list[Case]]:
+    """Cases by what name, layout and header tell of their label scheme.
+
+    A case whose values do not fit what they tell stands alone.
+    """
     kin: dict[object, list[Case]] = {}
-    misfits: list[Case] = []
-    declared: dict[str, LabelScheme | None] = {}
     for case in cases:
         count = counts[case.id]
-        declared[case.id] = scheme = count.scheme or case.scheme
+        scheme = count.scheme or case.scheme
         if scheme and not scheme.values >= set(count.voxels):
-            misfits.append(case)
+            yield [case]
         else:
             known = [each.name for each in ((scheme,) if scheme else case.allowed)]
             kin.setdefault((naming_of(case.id).name, *known), []).append(case)
-    schemes = {}
-    for alike in [*kin.values(), *([case] for case in misfits)]:
-        present = {value for case in alike for value in counts[case.id].voxels}
-        source = _labels_of(alike)
-        first = alike[0]
-        scheme = label_scheme(present, declared[first.id], source, labels, allowed=first.allowed)
-        schemes.update({case.id: scheme for case in alike})
-    return schemes
+    yield from kin.values()
+
+
+def scheme_of_all(
+    cases: Sequence[Case], counts: Mapping[str, LabelCount], labels: str | None = None
+) -> LabelScheme:
+    """The one label scheme of cases that are alike, by all the values they hold.
+
+    Raises:
+        LabelError: If values fit no scheme, or several that differ in meaning.
+    """
+    first = cases[0]
+    present = {value for case in cases for value in counts[case.id].voxels}
+    declared = counts[first.id].scheme or first.scheme
+    return label_scheme(present, declared, _labels_of(cases), labels, allowed=first.allowed)
 
 
 def _labels_of(cases: Sequence[Case]) -> str:
@@ -424,7 +448,11 @@ def _add_plain(
             case = _entry(found, case_id, folder)
             case.layout = "msd"
             order = channel_order(folder.description) or _MSD_ORDER
-            case.images = {role: ImageFile(path, number) for number, role in enumerate(order)}
+            case.images = {
+                role: ImageFile(path, number)
+                for number, role in enumerate(order)
+                if role in MODALITIES
+            }
 
 
 def _derives(name: str, named: set[str]) -> bool:
@@ -452,7 +480,8 @@ def _add_channel(case: _Found, path: Path, channel: str, clashes: list[BratsErro
             )
         )
         return
-    case.images[order[int(channel)]] = ImageFile(path)
+    if order[int(channel)] in MODALITIES:
+        case.images[order[int(channel)]] = ImageFile(path)
 
 
 def _finish(found: _Found) -> Case:

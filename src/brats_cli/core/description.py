@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import UnreadableFileError
 from .labels import SCHEMES, LabelScheme
-from .naming import ROLES
+from .naming import MODALITIES, ROLES
 
 
 def read_description(folder: Path) -> Mapping[str, Any]:
@@ -27,12 +27,13 @@ def read_description(folder: Path) -> Mapping[str, Any]:
 
 
 def channel_order(description: Mapping[str, Any]) -> list[str]:
-    """Modalities by channel, as dataset.json names them; empty where it does not."""
+    """Modalities by channel, as dataset.json names them; empty where it names none of ours."""
     names = description.get("channel_names") or description.get("modality")
     if not isinstance(names, dict) or not all(str(number).isdigit() for number in names):
         return []
     ordered = sorted(names.items(), key=lambda item: int(item[0]))
-    return [ROLES.get(str(name).lower(), str(name)) for _, name in ordered]
+    order = [ROLES.get(str(name).lower(), str(name)) for _, name in ordered]
+    return order if set(order) & set(MODALITIES) else []
 
 
 def declared_scheme(description: Mapping[str, Any], layout: str) -> LabelScheme | None:
