@@ -331,9 +331,6 @@ def test_a_best_checkpoint_cannot_be_resumed(cases):
     assert caught.value.hint == "resume from the run's last.pt"
 
 
-@pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="torch's own error comes out, as a traceback"
-)
 def test_a_checkpoint_of_another_network_cannot_be_resumed(cases):
     (epoch,) = epochs_of(tiny(epochs=1), cases)
     wider = tiny(network=UNetConfig(channels=3, levels=2))

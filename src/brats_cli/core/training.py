@@ -26,6 +26,9 @@ MOST_WORKERS = 8
 """Reading patches from a store needs few processes."""
 
 
+OnStep = Callable[[int], None]
+
+
 class TrainingError(BratsError):
     """A training that cannot go on."""
 
@@ -119,7 +122,7 @@ def train(
     device: torch.device,
     *,
     resume: Checkpoint | None = None,
-    on_step: Callable[[int], None] = lambda step: None,
+    on_step: OnStep = lambda step: None,
 ) -> Iterator[Epoch]:
     """Train a network, yielding after every epoch.
 
@@ -139,94 +142,84 @@ def train(
         TrainingError: If the loss is no longer a number.
         CheckpointError: If `resume` holds no state to resume from.
     """
-    torch.manual_seed(config.seed)
-    network = UNet3D(
-        config.network, in_channels=len(config.modalities), out_channels=len(REGIONS)
-    ).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), config.learning_rate)
-    progress = Progress()
-    if resume is not None:
-        progress = _resume(resume, network, optimizer)
-    dtype = arithmetic(device, config.precision)
-    feed = _feed(config, training, progress.epoch)
-    while progress.epoch < config.epochs and not progress.stops(config):
-        learner = _Learner(config, network, optimizer, scheme, device, dtype, progress)
+    learner = _Learner(config, scheme, device, resume)
+    feed = _feed(config, training, learner.progress.epoch)
+    while learner.progress.epoch < config.epochs and not learner.progress.stops(config):
+        yield learner.epoch(feed, validation, on_step)
+
+
+class _Learner:
+    """A network in training, and all that changes with it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        scheme: LabelScheme,
+        device: torch.device,
+        resume: Checkpoint | None,
+    ) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.scheme, self.device = config, scheme, device
+        self.dtype = arithmetic(device, config.precision)
+        self.network = UNet3D(
+            config.network, in_channels=len(config.modalities), out_channels=len(REGIONS)
+        ).to(device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), config.learning_rate)
+        self.progress = Progress()
+        self.learning_rate = config.learning_rate
+        if resume is not None:
+            self._resume(resume)
+
+    def epoch(
+        self, feed: Iterator[Batch], validation: Sequence[StoredCase], on_step: OnStep
+    ) -> Epoch:
+        """Train for an epoch, and validate if that is due."""
         started = time.perf_counter()
-        loss, waited = learner.epoch(feed, on_step)
+        loss, waited = self._steps(feed, on_step)
         seconds = time.perf_counter() - started
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss of epoch {progress.epoch + 1} is {loss}",
+                f"the loss of epoch {self.progress.epoch + 1} is {loss}",
                 hint="resume with a lower learning rate: --resume --set learning_rate="
-                f"{learner.learning_rate / 3:.1g}",
+                f"{self.learning_rate / 3:.1g}",
             )
-        due = (progress.epoch + 1) % config.validate_every == 0
-        dice = None
-        if due or progress.epoch + 1 == config.epochs:
-            dice = validate(network, validation, scheme, config, device, dtype)
+        dice = self._validate(validation)
         score = None if dice is None else float(np.mean(list(dice.values())))
-        progress = progress.after(score, config)
-        yield Epoch(
-            number=progress.epoch,
+        self.progress = self.progress.after(score, self.config)
+        return Epoch(
+            number=self.progress.epoch,
             loss=loss,
             dice=dice,
-            is_best=dice is not None and progress.stale == 0,
-            learning_rate=learner.learning_rate,
+            is_best=dice is not None and self.progress.stale == 0,
+            learning_rate=self.learning_rate,
             seconds=seconds,
             validation_seconds=time.perf_counter() - started - seconds,
             data_wait_percent=100 * waited / seconds,
-            patches_per_second=config.steps_per_epoch * config.batch_size / seconds,
-            stops=progress.stops(config),
-            checkpoint=Checkpoint(
-                weights=network.state_dict(),
-                config=config.model_dump(mode="json"),
-                labels=scheme.name,
-                epoch=progress.epoch,
-                scores=dice or {},
-                state={"optimizer": optimizer.state_dict(), "progress": asdict(progress)},
-            ),
+            patches_per_second=self.config.steps_per_epoch * self.config.batch_size / seconds,
+            stops=self.progress.stops(self.config),
+            checkpoint=self._checkpoint(dice or {}),
         )
 
-
-@dataclass
-class _Learner:
-    """One epoch's steps."""
-
-    config: TrainConfig
-    network: UNet3D
-    optimizer: torch.optim.Optimizer
-    scheme: LabelScheme
-    device: torch.device
-    dtype: torch.dtype
-    progress: Progress
-    learning_rate: float = 0.0
-
-    def epoch(self, feed: Iterator[Batch], on_step: Callable[[int], None]) -> tuple[float, float]:
-        """Train for `steps_per_epoch` steps; mean loss, and seconds waited for patches."""
+    def _steps(self, feed: Iterator[Batch], on_step: OnStep) -> tuple[float, float]:
+        """Mean loss of an epoch's steps, and the seconds waited for patches."""
         self.network.train()
         losses, waited = [], 0.0
         for step in range(self.config.steps_per_epoch):
             asked = time.perf_counter()
             batch = next(feed)
             waited += time.perf_counter() - asked
-            losses.append(self.step(batch, step))
+            losses.append(self._step(batch, step))
             on_step(step + 1)
         return torch.stack(losses).mean().item(), waited
 
-    def step(self, batch: Batch, step: int) -> torch.Tensor:
+    def _step(self, batch: Batch, step: int) -> torch.Tensor:
         """One step of the optimiser; its loss, still on the device."""
-        images = batch.images.to(self.device, non_blocking=True)
-        labels = batch.labels.to(self.device, non_blocking=True)
-        # Seeded by its place in the run, so that a resumed run varies patches as an unbroken one.
-        random = torch.Generator().manual_seed(
-            int(
-                np.random.SeedSequence(
-                    (self.config.seed, self.progress.epoch, step)
-                ).generate_state(1, np.uint64)[0]
-                >> 1
-            )
+        images, labels = augment(
+            batch.images.to(self.device, non_blocking=True),
+            batch.labels.to(self.device, non_blocking=True),
+            self.config.augmentation,
+            self._random(step),
         )
-        images, labels = augment(images, labels, self.config.augmentation, random)
         targets = region_targets(labels, self.scheme)
         self.learning_rate = self.progress.learning_rate(self.config, step)
         for group in self.optimizer.param_groups:
@@ -238,6 +231,47 @@ class _Learner:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach()  # .item() here would wait for the GPU at every step
+
+    def _random(self, step: int) -> torch.Generator:
+        """Seeded by place in the run, so that a resumed run goes on as an unbroken one."""
+        seed = np.random.SeedSequence((self.config.seed, self.progress.epoch, step))
+        return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+
+    def _validate(self, validation: Sequence[StoredCase]) -> dict[str, float] | None:
+        number = self.progress.epoch + 1
+        if number % self.config.validate_every and number < self.config.epochs:
+            return None
+        return validate(self.network, validation, self.scheme, self.config, self.device, self.dtype)
+
+    def _checkpoint(self, dice: Mapping[str, float]) -> Checkpoint:
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+        }
+        return Checkpoint(
+            weights=self.network.state_dict(),
+            config=self.config.model_dump(mode="json"),
+            labels=self.scheme.name,
+            epoch=self.progress.epoch,
+            scores=dice,
+            state=state,
+        )
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        if not checkpoint.state:
+            raise CheckpointError(
+                "this checkpoint holds weights only, nothing to resume from",
+                hint="resume from the run's last.pt",
+            )
+        network = self.config.model_dump(mode="json")["network"]
+        if checkpoint.config["network"] != network:
+            raise CheckpointError(
+                f"the run's network is {checkpoint.config['network']}, not {network}",
+                hint="a run keeps its network: train another one with -o NAME, without --resume",
+            )
+        self.network.load_state_dict(dict(checkpoint.weights))
+        self.optimizer.load_state_dict(checkpoint.state["optimizer"])
+        self.progress = Progress(**checkpoint.state["progress"])
 
 
 def validate(
@@ -296,17 +330,6 @@ def _feed(config: TrainConfig, training: Sequence[StoredCase], epoch: int) -> It
         batch_size=config.batch_size,
         workers=worker_count(config),
     )
-
-
-def _resume(checkpoint: Checkpoint, network: UNet3D, optimizer: torch.optim.Optimizer) -> Progress:
-    if not checkpoint.state:
-        raise CheckpointError(
-            "this checkpoint holds weights only, nothing to resume from",
-            hint="resume from the run's last.pt",
-        )
-    network.load_state_dict(dict(checkpoint.weights))
-    optimizer.load_state_dict(checkpoint.state["optimizer"])
-    return Progress(**checkpoint.state["progress"])
 
 
 def _dice(found: torch.Tensor, truth: torch.Tensor) -> list[float]:
