@@ -21,8 +21,7 @@ CORE = PACKAGE / "core"
 
 LAYERS = [
     *("errors", "files", "parallel", "labels", "volumes"),
-    *("naming", "description", "cases", "scans", "defects", "check", "repair"),
-    *("splits", "dealing"),
+    *("naming", "description", "cases", "splits", "dealing"),
     *("scans", "defects", "check", "repair"),
     *("config", "preparation", "store", "sampling", "augment"),
     *("network", "losses", "checkpoints", "devices", "inference", "training", "runs"),
