@@ -249,16 +249,6 @@ def test_one_seed_gives_the_same_weights_and_another_does_not(cases):
     assert not torch.equal(other["output.weight"], first["output.weight"])
 
 
-def test_several_threads_give_the_same_weights_again(cases):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        once, again = (weights_after(tiny(epochs=1), cases) for _ in range(2))
-    finally:
-        torch.set_num_threads(threads)
-    assert_same_weights(once, again)
-
-
 def test_workers_do_not_change_what_is_learnt(cases):
     assert_same_weights(weights_after(tiny(workers=1), cases), weights_after(TINY, cases))
 

@@ -63,7 +63,8 @@ def train(
 
     run = Run(output) if output else Run.newest() if resume else Run.named_by_time()
     overrides = dict(parse_setting(text) for text in settings or [])
-    overrides |= {"epochs": epochs, "patience": patience, "workers": workers}
+    flags = {"epochs": epochs, "patience": patience, "workers": workers}
+    overrides |= {key: value for key, value in flags.items() if value is not None}
     if resume:
         run.require_present()
         resolved = load_config(config or run.config, **overrides)
