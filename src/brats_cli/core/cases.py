@@ -38,6 +38,9 @@ from .volumes import (
 _MSD_ORDER = ("flair", "t1", "t1ce", "t2")
 """Channels of a 4D file of the Medical Decathlon, where no dataset.json says otherwise."""
 
+_OTHER_ENDINGS = (".mha", ".mhd", ".nrrd", ".dcm", ".zip", ".tar", ".tgz", ".7z", ".hdr")
+"""What brats does not read, but may stand where NIfTI was expected."""
+
 _CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})")
 _IMAGES = re.compile(r"images(tr|ts|val)?", re.IGNORECASE)
 _LABELS = re.compile(r"labels(tr|ts|val)?", re.IGNORECASE)
@@ -110,7 +113,8 @@ def survey(root: Path) -> tuple[list[Case], list[BratsError]]:
         raise UnreadableFileError(root, "it is not a folder", hint="give the data set's folder")
     cases, clashes = _gather(_folders(root))
     if not cases and not clashes:
-        raise NoCasesError(root)
+        others = {path.suffix for path in root.rglob("*") if path.suffix.lower() in _OTHER_ENDINGS}
+        raise NoCasesError(root, found=sorted(others))
     return cases, clashes
 
 
@@ -289,7 +293,9 @@ class _Folder:
 def _folders(root: Path) -> Iterator[_Folder]:
     """`root` and all folders below it that hold NIfTI files, in order of path."""
     entered = [root.resolve()]
-    waiting: list[tuple[Path, Mapping[str, Any]]] = [(root, {})]
+    parent = root.absolute().parent
+    above = read_description(parent) if _IMAGES.fullmatch(root.absolute().name) else {}
+    waiting = [(root, above)]
     while waiting:
         path, above = waiting.pop()
         description = read_description(path) or above

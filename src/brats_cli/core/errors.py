@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,10 @@ class GridMismatchError(BratsError):
 class NoCasesError(BratsError):
     """A folder in which no case was found."""
 
-    def __init__(self, root: Path, wanted: str = "cases") -> None:
+    def __init__(self, root: Path, wanted: str = "cases", found: Sequence[str] = ()) -> None:
+        instead = f" (but {', '.join(found)} files, to be converted to .nii.gz)" if found else ""
         super().__init__(
-            f"no {wanted} in {root}",
+            f"no {wanted} in {root}{instead}",
             hint="a case is a folder with one NIfTI file for each of T1, T1ce, T2 and FLAIR, "
             "or one 4D file; see README, 'Which data'",
         )
