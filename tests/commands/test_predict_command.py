@@ -1,0 +1,360 @@
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from brats_cli.app import app
+from brats_cli.core.checkpoints import Checkpoint
+from brats_cli.core.config import TrainConfig, UNetConfig
+from brats_cli.core.labels import SCHEMES
+from brats_cli.core.network import UNet3D
+from brats_cli.core.phantom import write_phantoms
+from brats_cli.core.volumes import read_label_map
+
+IDS = [f"BraTS-GLI-{visit}" for visit in ("00000-000", "00000-001", "00001-000", "00002-000")]
+
+
+def predict(*args, stdin=None):
+    words = ["predict", *map(str, args), "--device", "cpu"]
+    return CliRunner().invoke(app, words, input=stdin)
+
+
+def done(*args, **options):
+    result = predict(*args, **options)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def assert_refused(result, error, hint=""):
+    """Two lines on stderr, nothing on stdout, status 3."""
+    assert result.exit_code == 3, result.output
+    assert result.stdout == ""
+    first, second = result.stderr.splitlines()
+    assert first == f"error: {error}"
+    assert second.startswith(" hint: ")
+    assert hint in second
+
+
+def written(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def labels_of(path):
+    return read_label_map(Path(path)).data
+
+
+def checkpoint(change):
+    """A network of which all weights are 0 but for those that `change` sets."""
+    config = TrainConfig(
+        patch_size=16, precision="float32", network=UNetConfig(channels=1, levels=2, norm="none")
+    )
+    net = UNet3D(config.network, in_channels=4, out_channels=3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        change(net)
+    return Checkpoint(net.state_dict(), config.model_dump(mode="json"), "brats2023", 1, {})
+
+
+def core_everywhere(net):
+    """Find tumour core, and nothing enhancing, in all that the network sees."""
+    net.output.bias.copy_(torch.logit(torch.tensor([0.9, 0.8, 0.1])))
+
+
+def edema_where_flair_is_bright(net):
+    """Find whole tumour where the z-score of FLAIR is above 0.5: the way of the skip connection."""
+    net.down[0][0].weight[0, 3, 1, 1, 1] = 1
+    for convolution in (net.down[0][2], net.merge[0][0], net.merge[0][2]):
+        convolution.weight[0, 0, 1, 1, 1] = 1
+    net.output.weight[0] = 2
+    net.output.bias.copy_(torch.tensor([-1.0, -1, -1]))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predict") / "data"
+    write_phantoms(folder, cases=4, shape=(32, 34, 36))
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, data):
+    """A working folder with a link to the data and two runs, the newest of which finds core."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(data)
+    checkpoint(core_everywhere).save(tmp_path / "runs" / "a" / "best.pt")
+    checkpoint(edema_where_flair_is_bright).save(tmp_path / "runs" / "bright" / "best.pt")
+    (tmp_path / "runs" / "latest").write_text("a\n")
+    return tmp_path
+
+
+# --- one case ----------------------------------------------------------------------------------
+
+
+def test_the_missions_line_writes_the_label_map_of_the_newest_run(here):
+    result = done(f"data/{IDS[0]}", "-o", "seg.nii.gz")
+    labels = labels_of("seg.nii.gz")
+    assert set(np.unique(labels)) == {0, 1}
+    # Voxels of 1 mm3, all core: in millilitres a thousandth of their number.
+    ml = f"{(labels == 1).sum() / 1000:.2f}"
+    header, row = result.stdout.splitlines()
+    assert header.split() == ["file", "WT", "TC", "ET", "seconds"]
+    assert row.split()[:7] == ["seg.nii.gz", ml, "ml", ml, "ml", "0.00", "ml"]
+    assert result.stderr == f"model runs/a/best.pt on cpu ({torch.get_num_threads()} threads)\n"
+    assert written(here) == ["data", "runs", "seg.nii.gz"]
+
+
+def test_the_label_map_lies_on_the_cases_grid_and_names_its_scheme(here):
+    done(f"data/{IDS[0]}", "-o", "seg.nii.gz")
+    seg, scan = nib.load("seg.nii.gz"), nib.load(f"data/{IDS[0]}/{IDS[0]}-t1n.nii.gz")
+    assert seg.shape == scan.shape
+    assert seg.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(seg.affine, scan.affine)
+    assert read_label_map(Path("seg.nii.gz")).scheme is SCHEMES["brats2023"]
+
+
+def test_without_output_the_case_names_the_file(here):
+    done(f"data/{IDS[0]}")
+    assert f"{IDS[0]}.nii.gz" in written(here)
+
+
+def test_a_folder_for_one_case_holds_the_cases_file(here):
+    done(f"data/{IDS[0]}", "-o", "predictions")
+    assert written("predictions") == [f"{IDS[0]}.nii.gz"]
+
+
+def test_what_the_network_finds_lies_where_it_was_found(here):
+    done(f"data/{IDS[0]}", "-o", "seg.nii.gz", "--model", "runs/bright")
+    flair = np.asarray(nib.load(f"data/{IDS[0]}/{IDS[0]}-t2f.nii.gz").dataobj).astype(float)
+    inside = np.minimum(flair, np.percentile(flair[flair > 0], 99.5))[flair > 0]
+    bright = flair > inside.mean() + 0.5 * inside.std()
+    np.testing.assert_array_equal(labels_of("seg.nii.gz"), 2 * bright)
+
+
+def test_any_modality_file_stands_for_its_case(here):
+    for path, output in [("", "a.nii.gz"), (f"{IDS[0]}-t2w.nii.gz", "b.nii.gz")]:
+        done(Path("data", IDS[0], path), "-o", output, "--model", "runs/bright")
+    np.testing.assert_array_equal(labels_of("a.nii.gz"), labels_of("b.nii.gz"))
+
+
+def test_a_4d_file_is_in_the_decathlons_order(here):
+    names = (f"data/{IDS[0]}/{IDS[0]}-{suffix}.nii.gz" for suffix in ("t2f", "t1n", "t1c", "t2w"))
+    flair, *others = (nib.load(name) for name in names)
+    channels = np.stack([np.asarray(image.dataobj) for image in (flair, *others)], axis=-1)
+    nib.save(nib.Nifti1Image(channels, flair.affine), "BRATS_001.nii.gz")
+    done("BRATS_001.nii.gz", "-o", "from_4d.nii.gz", "--model", "runs/bright")
+    done(f"data/{IDS[0]}", "-o", "from_folder.nii.gz", "--model", "runs/bright")
+    expected = labels_of("from_folder.nii.gz")
+    assert expected.any()
+    np.testing.assert_array_equal(labels_of("from_4d.nii.gz"), expected)
+
+
+@pytest.mark.parametrize(("scheme", "core"), [("brats2020", 1), ("msd", 2), ("brats2024-ped", 2)])
+def test_labels_are_written_in_the_scheme_asked_for(here, scheme, core):
+    done(f"data/{IDS[0]}", "-o", "seg.nii.gz", "--labels", scheme)
+    assert set(np.unique(labels_of("seg.nii.gz"))) == {0, core}
+    assert read_label_map(Path("seg.nii.gz")).scheme is SCHEMES[scheme]
+
+
+def test_json_says_what_was_written(here):
+    result = done(f"data/{IDS[0]}", "-o", "seg.nii.gz", "--json")
+    content = json.loads(result.stdout)
+    core = int((labels_of("seg.nii.gz") == 1).sum())
+    (case,) = content.pop("cases")
+    assert content == {"format": "brats-predictions/1", "model": "runs/a/best.pt"}
+    assert case.pop("seconds") > 0
+    assert case == {
+        "case": IDS[0],
+        "file": "seg.nii.gz",
+        "labels": "brats2023",
+        "volumes_mm3": {"WT": core, "TC": core, "ET": 0},
+    }
+
+
+def test_a_run_a_checkpoint_and_the_newest_run_are_one_model(here):
+    for options in (["--model", "runs/a"], ["--model", "runs/a/best.pt"], []):
+        result = done(f"data/{IDS[0]}", "-o", "seg.nii.gz", "--overwrite", *options)
+        assert result.stderr.startswith("model runs/a/best.pt on cpu")
+
+
+# --- several cases -----------------------------------------------------------------------------
+
+
+def test_a_data_set_goes_into_a_folder(here):
+    result = done("data", "-o", "predictions")
+    assert written("predictions") == [f"{case_id}.nii.gz" for case_id in IDS]
+    assert len(result.stdout.splitlines()) == 1 + 4
+
+
+def test_paths_come_from_standard_input(here):
+    done("-", "-o", "out", stdin=f"data/{IDS[3]}\n\n  data/{IDS[1]}\n data/{IDS[3]}\n")
+    assert written("out") == [f"{IDS[1]}.nii.gz", f"{IDS[3]}.nii.gz"]
+
+
+def test_standard_input_without_paths(here):
+    result = predict("-", "-o", "out", stdin="\n")
+    assert_refused(result, "no paths in standard input")
+
+
+def test_a_case_given_twice_is_segmented_once(here):
+    result = done(f"data/{IDS[0]}", f"data/{IDS[0]}/{IDS[0]}-t1n.nii.gz", "-o", "out")
+    assert len(result.stdout.splitlines()) == 1 + 1
+
+
+def test_several_cases_do_not_go_into_one_file(here):
+    assert_refused(
+        predict("data", "-o", "seg.nii.gz"),
+        "4 cases do not go into one file, seg.nii.gz",
+        "give a folder with -o",
+    )
+    assert not Path("seg.nii.gz").exists()
+
+
+def test_existing_outputs_are_skipped_when_asked(here):
+    done(f"data/{IDS[1]}", "-o", "out")
+    before = Path("out", f"{IDS[1]}.nii.gz").stat().st_mtime_ns
+    result = done("data", "-o", "out", "--skip-existing")
+    assert "1 of 4 cases have their output" in result.stderr.splitlines()
+    assert len(result.stdout.splitlines()) == 1 + 3
+    assert written("out") == [f"{case_id}.nii.gz" for case_id in IDS]
+    assert Path("out", f"{IDS[1]}.nii.gz").stat().st_mtime_ns == before
+
+
+def test_when_all_outputs_exist_nothing_is_left_to_do(here):
+    done("data", "-o", "out")
+    result = done("data", "-o", "out", "--skip-existing")
+    assert result.stdout == ""
+    assert "4 of 4 cases have their output" in result.stderr.splitlines()
+    assert json.loads(done("data", "-o", "out", "--skip-existing", "--json").stdout)["cases"] == []
+
+
+def test_an_existing_output_stops_the_batch_before_it_begins(here):
+    done(f"data/{IDS[3]}", "-o", "out")
+    before = Path("out", f"{IDS[3]}.nii.gz").stat().st_mtime_ns
+    result = predict("data", "-o", "out")
+    assert_refused(result, f"out/{IDS[3]}.nii.gz exists already", "--overwrite")
+    assert written("out") == [f"{IDS[3]}.nii.gz"]
+    done("data", "-o", "out", "--overwrite")
+    assert len(written("out")) == 4
+    assert Path("out", f"{IDS[3]}.nii.gz").stat().st_mtime_ns > before
+
+
+@pytest.fixture
+def broken(here, data):
+    """A copy of the data in which one case is cut short and one lacks FLAIR."""
+    Path("data").unlink()
+    shutil.copytree(data, "data")
+    path = Path("data", IDS[1], f"{IDS[1]}-t1c.nii.gz")
+    path.write_bytes(path.read_bytes()[:2000])
+    Path("data", IDS[2], f"{IDS[2]}-t2f.nii.gz").unlink()
+    return path
+
+
+def test_bad_cases_do_not_stop_the_others(broken):
+    result = predict("data", "-o", "out")
+    assert result.exit_code == 3
+    assert written("out") == [f"{IDS[0]}.nii.gz", f"{IDS[3]}.nii.gz"]
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [
+        "file",
+        f"out/{IDS[0]}.nii.gz",
+        f"out/{IDS[3]}.nii.gz",
+    ]
+    lines = result.stderr.splitlines()[1:]
+    assert [line for line in lines if line.startswith("error:")] == [
+        f"error: cannot read {broken}: the image data are cut short or damaged",
+        f"error: case {IDS[2]} has no flair (found: t1, t1ce, t2)",
+        "error: 2 of 4 cases failed",
+    ]
+    assert lines[-1] == " hint: each is named above; all others are done"
+
+
+def test_json_of_a_batch_with_bad_cases_holds_the_good_ones(broken):
+    result = predict("data", "-o", "out", "--json")
+    assert result.exit_code == 3
+    assert [case["case"] for case in json.loads(result.stdout)["cases"]] == [IDS[0], IDS[3]]
+
+
+def test_one_bad_case_alone_is_one_error(broken):
+    result = predict(f"data/{IDS[1]}", "-o", "seg.nii.gz")
+    assert result.exit_code == 3
+    assert result.stdout == ""
+    model, error, hint = result.stderr.splitlines()
+    assert model.startswith("model runs/a/best.pt")
+    assert error == f"error: cannot read {broken}: the image data are cut short or damaged"
+    assert hint.startswith(" hint: ")
+    assert not Path("seg.nii.gz").exists()
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+def test_without_a_trained_model(here):
+    shutil.rmtree("runs")
+    assert_refused(
+        predict(f"data/{IDS[0]}", "-o", "seg.nii.gz"),
+        f"there is no trained model in {here / 'runs'}",
+        "train one with `brats train --epochs 100`, or name one with --model",
+    )
+
+
+def test_a_model_that_is_not_there(here):
+    assert_refused(
+        predict(f"data/{IDS[0]}", "-o", "seg.nii.gz", "--model", "runs/b"),
+        "there is no best.pt in runs/b",
+        "--model",
+    )
+
+
+def test_a_model_that_is_a_runs_log(here):
+    Path("runs/a/log.csv").write_text("epoch,loss\n1,0.5\n")
+    assert_refused(
+        predict(f"data/{IDS[0]}", "-o", "seg.nii.gz", "--model", "runs/a/log.csv"),
+        "runs/a/log.csv is not a brats checkpoint",
+        "give best.pt or last.pt of a run",
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU 0")
+def test_a_gpu_that_is_not_there(here):
+    result = CliRunner().invoke(app, ["predict", f"data/{IDS[0]}", "-o", "s.nii.gz", "--gpu", "0"])
+    assert_refused(result, "this machine has no GPU 0 (CUDA devices found: 0)", "use --device cpu")
+    assert not Path("s.nii.gz").exists()
+
+
+def test_a_case_that_is_not_there(here):
+    result = predict("data/nowhere.nii.gz", "-o", "seg.nii.gz")
+    assert_refused(
+        result, "cannot read data/nowhere.nii.gz: there is no such file", "check the path"
+    )
+
+
+def test_a_folder_without_cases(here):
+    Path("empty").mkdir()
+    assert_refused(predict("empty", "-o", "seg.nii.gz"), "no cases in empty")
+
+
+def test_a_scheme_that_is_not_there(here):
+    result = predict(f"data/{IDS[0]}", "-o", "seg.nii.gz", "--labels", "brats2019")
+    assert_refused(result, "there is no label scheme 'brats2019'", "brats2020")
+
+
+@pytest.mark.xfail(strict=True, reason="KeyError: 'ED', a traceback")
+def test_a_scheme_without_the_regions_found(here):
+    result = predict(f"data/{IDS[0]}", "-o", "seg.nii.gz", "--labels", "men-rt")
+    assert result.exit_code == 3
+
+
+def test_an_output_in_a_place_that_cannot_be(here):
+    Path("file").write_text("")
+    result = predict(f"data/{IDS[0]}", "-o", "file/seg.nii.gz")
+    assert_refused(result, "cannot write file/seg.nii.gz: file is not a folder")
+
+
+def test_help_shows_an_example():
+    result = CliRunner().invoke(app, ["predict", "--help"])
+    assert "Example: brats predict data/BraTS2021_00006 -o seg.nii.gz" in result.stdout
