@@ -207,9 +207,7 @@ def test_two_label_maps_of_one_name_do_not_overwrite_each_other(tmp_path):
 
 
 def test_nothing_on_stdin():
-    assert_refused(
-        run("-", stdin=""), "no label map to mesh: standard input is empty", "pipe paths into it"
-    )
+    assert_refused(run("-", stdin=""), "standard input is empty", "pipe paths into it, one a line")
 
 
 def test_in_a_batch_the_others_go_on_and_the_failures_come_last(tmp_path):
@@ -224,7 +222,7 @@ def test_in_a_batch_the_others_go_on_and_the_failures_come_last(tmp_path):
     assert errors == [
         f"error: {empty} has no TC: its voxels are 0, 2, none is 1 or 4",
         f"error: cannot read {text}: it is not a NIfTI file",
-        "error: 2 of 4 label maps gave no mesh, or not all",
+        "error: 2 of 4 label maps failed",
     ]
     again = run(good[0], empty, "--region", "TC", "--overwrite", "--json", "--labels", "brats2020")
     assert again.exit_code == 3

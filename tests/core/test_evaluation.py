@@ -245,10 +245,24 @@ def test_flags_tell_the_schemes_of_either_side(tmp_path):
     assert dice(report) == DICE
 
 
-def test_a_header_that_tells_the_scheme_wins_over_the_flag(tmp_path):
+def test_the_flag_wins_over_the_header(tmp_path):
+    # By the header 1 is necrosis; by the flag it is edema, and the reference says so too.
+    put(tmp_path / "pred/Anna.nii.gz", (0, 1, 1, 2, 0), note="brats2023")
+    put(tmp_path / "ref/Anna_seg.nii.gz", (0, 1, 1, 2, 0), note="msd")
+    noted = dice(evaluate(tmp_path / "pred", tmp_path / "ref"))
+    told = dice(evaluate(tmp_path / "pred", tmp_path / "ref", labels="msd"))
+    assert noted["TC"] == 0  # two voxels against the third
+    assert told["TC"] == 1
+
+
+def test_each_side_has_its_flag(tmp_path):
     put(tmp_path / "pred/Anna.nii.gz", GUESS, note="brats2020")
-    put(tmp_path / "ref/Anna_seg.nii.gz", values(TRUTH, IN_MSD))
-    assert dice(evaluate(tmp_path / "pred", tmp_path / "ref", labels="msd")) == DICE
+    predicted = put(tmp_path / "ref/Anna_seg.nii.gz", values(TRUTH, IN_MSD))
+    (failure,) = evaluate(tmp_path / "pred", tmp_path / "ref").failures
+    assert failure.message.startswith(f"{predicted} holds labels 0, 1, 2, 3, which fit several")
+    assert failure.hint.startswith("say which it is with --reference-labels, one of")
+    told = evaluate(tmp_path / "pred", tmp_path / "ref", reference_labels="msd")
+    assert dice(told) == DICE
 
 
 def test_a_header_that_does_not_fit_the_values_is_stale(tmp_path):

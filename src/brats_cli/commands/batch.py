@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import console
-from ..core.errors import BratsError, NoCasesError
+from ..core.errors import BratsError
 
 
 def paths_of(given: Sequence[Path]) -> list[Path]:
     """The paths given, each once, with those on stdin, one a line, in the place of `-`.
 
     Raises:
-        NoCasesError: If stdin was asked for and is empty.
+        BratsError: If stdin was asked for and is empty.
     """
     piped = [Path(line.strip()) for line in sys.stdin if line.strip()] if Path("-") in given else []
     paths = [each for path in given for each in (piped if path == Path("-") else [path])]
     if not paths:
-        raise NoCasesError(Path("standard input"), wanted="paths")
+        raise BratsError("standard input is empty", hint="pipe paths into it, one a line")
     return list(dict.fromkeys(paths))
 
 

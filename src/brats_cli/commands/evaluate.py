@@ -10,6 +10,7 @@ import typer
 from .. import console
 from ..core.errors import BratsError
 from ..core.files import require_writable
+from .batch import raise_failures
 
 if TYPE_CHECKING:
     from ..core.evaluation import Matching, Report, Summary, Threshold
@@ -43,11 +44,11 @@ def evaluate(
     labels: Annotated[
         str | None,
         typer.Option(
-            metavar="SCHEME", help="Label scheme of the maps whose header tells none: brats2023, …"
+            metavar="SCHEME", help="Label scheme of the predictions, if they do not tell it."
         ),
     ] = None,
     reference_labels: Annotated[
-        str | None, typer.Option(metavar="SCHEME", help="That of the references, if another.")
+        str | None, typer.Option(metavar="SCHEME", help="That of the references.")
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0, metavar="MM", help="How far off surface Dice takes as found.")
@@ -101,11 +102,13 @@ def evaluate(
         if output is not None:  # last, so that a full disk does not take the tables along
             report.to_csv(output, overwrite=overwrite)
             console.message(f"wrote {output}")
-    problems = [*_failures(report, len(matching.pairs)), *_missed(report, thresholds)]
-    for problem in problems[:-1]:
+    missed = _missed(report, thresholds)
+    for problem in missed[: None if report.failures else -1]:
         console.error(str(problem), problem.hint)
-    if problems:
-        raise problems[-1]
+    failed = [BratsError(each.message, hint=each.hint) for each in report.failures]
+    raise_failures(failed, tried=len(matching.pairs), of="cases")
+    if missed:
+        raise missed[-1]
 
 
 def _tell_left_over(matching: Matching) -> None:
@@ -152,19 +155,6 @@ def _mean_row(region: str, summary: Summary, suffix: str = "") -> tuple[str, ...
 def _cells(metrics: MaskScore) -> tuple[str, ...]:
     values = [getattr(metrics, metric) for metric in _METRICS]
     return tuple(map(console.number, values, _DIGITS))
-
-
-def _failures(report: Report, pairs: int) -> list[BratsError]:
-    """An error for each case that could not be scored, and one for them all."""
-    failed = [BratsError(each.message, hint=each.hint) for each in report.failures]
-    if failed and pairs > 1:
-        failed.append(
-            BratsError(
-                f"{len(failed)} of {pairs} cases could not be scored",
-                hint="mend the files named above and run it again",
-            )
-        )
-    return failed
 
 
 def _missed(report: Report, thresholds: list[Threshold]) -> list[BratsError]:

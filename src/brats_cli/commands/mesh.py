@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,6 +10,7 @@ import typer
 
 from .. import console
 from ..core.errors import BratsError, MeshError
+from .batch import paths_of, raise_failures
 
 if TYPE_CHECKING:
     from ..core.surfaces import RegionSurface
@@ -61,7 +61,7 @@ def mesh(
     wanted = wanted_region(region)
     if labels is not None:
         scheme_named(labels)
-    paths = _paths(segmentations)
+    paths = paths_of(segmentations)
     name = _naming(paths, output, several=len(paths) > 1 or wanted == "all")
     made: list[dict[str, Any]] = []
     failed: list[tuple[Path, BratsError]] = []
@@ -75,17 +75,7 @@ def mesh(
             except BratsError as error:
                 failed.append((path, error))
     _show(made, failed, as_json=as_json)
-    if failed:
-        raise _last_word(failed, len(paths))
-
-
-def _paths(given: list[Path]) -> list[Path]:
-    """The paths given, each once, with those on stdin, one a line, in the place of `-`."""
-    piped = [Path(line.strip()) for line in sys.stdin if line.strip()] if Path("-") in given else []
-    paths = [each for path in given for each in (piped if path == Path("-") else [path])]
-    if not paths:
-        raise MeshError("no label map to mesh: standard input is empty", hint="pipe paths into it")
-    return list(dict.fromkeys(paths))
+    raise_failures([error for _, error in failed], tried=len(paths), of="label maps")
 
 
 def _naming(
@@ -168,16 +158,4 @@ def _table(made: list[dict[str, Any]]) -> None:
             ]
             for row in made
         ],
-    )
-
-
-def _last_word(failed: list[tuple[Path, BratsError]], tried: int) -> BratsError:
-    """What to raise at the end: the one error there is, or after a list of all, their number."""
-    if tried == 1:
-        return failed[0][1]
-    for _, error in failed:
-        console.error(str(error), error.hint)
-    return MeshError(
-        f"{len(failed)} of {tried} label maps gave no mesh, or not all",
-        hint="each is named above; all the others are done",
     )

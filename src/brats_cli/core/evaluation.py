@@ -314,8 +314,8 @@ def score_pairs(
 
     Args:
         pairs: What to score.
-        labels: Label scheme of the maps that do not name theirs in the header.
-        reference_labels: That of the references, where it is another.
+        labels: Label scheme of the predictions; else each file's header, name or values tell.
+        reference_labels: That of the references, likewise.
         tolerance_mm: How far off a surface may be for the surface Dice.
         workers: Processes to use; 0 and 1 stay in this one, None is as many as this process may
             use CPUs, and none for a few cases. They are spawned, so a script that calls this with
@@ -330,7 +330,7 @@ def score_pairs(
     task = partial(
         _outcome,
         labels=labels,
-        reference_labels=reference_labels or labels,
+        reference_labels=reference_labels,
         tolerance_mm=tolerance_mm,
     )
     processes = _processes(workers, len(pairs))
@@ -394,8 +394,8 @@ def _score_pair(
     reference, predicted = read_label_map(pair.reference), read_label_map(pair.predicted)
     require_same_grid([reference, predicted])
     named = schemes_by_name(pair.case, reference.shape)
-    theirs = _scheme(reference, reference_labels, pair.allowed or named)
-    ours = _scheme(predicted, labels, named)
+    theirs = _scheme(reference, reference_labels, pair.allowed or named, "--reference-labels")
+    ours = _scheme(predicted, labels, named, "--labels")
     known = {region.name for region in ours.regions}
     shared = [region.name for region in theirs.regions if region.name in known]
     if not shared:
@@ -412,13 +412,13 @@ def _score_pair(
     return tuple(scores)
 
 
-def _scheme(volume: Volume, flag: str | None, allowed: Sequence[LabelScheme]) -> LabelScheme:
-    """What a label map's values mean: by its header, else the user's flag, its name, the values."""
+def _scheme(
+    volume: Volume, labels: str | None, allowed: Sequence[LabelScheme], flag: str
+) -> LabelScheme:
+    """What a label map's values mean: by the user's word, its header, its name, its values."""
     values = np.flatnonzero(np.bincount(volume.data.ravel(order="K"))).tolist()
-    noted = volume.scheme
-    if noted is not None and noted.values.issuperset(values):
-        return noted
-    return label_scheme(values, None, str(volume.path), flag, allowed=allowed)
+    source = str(volume.path)
+    return label_scheme(values, volume.scheme, source, labels, allowed=allowed, flag=flag)
 
 
 def _allowed_by_data_set(root: Path) -> dict[str, tuple[LabelScheme, ...]]:

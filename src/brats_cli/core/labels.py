@@ -199,6 +199,7 @@ def label_scheme(
     labels: str | None = None,
     *,
     allowed: Sequence[LabelScheme] = (),
+    flag: str = "--labels",
 ) -> LabelScheme:
     """What the values of `source` mean.
 
@@ -211,6 +212,7 @@ def label_scheme(
         source: What the values come from, for messages.
         labels: The name of the scheme as the user gave it.
         allowed: The schemes that the name leaves open, if it tells no single one.
+        flag: The option that says so, for hints.
 
     Raises:
         LabelError: If no scheme fits, or two that give the values different meanings.
@@ -232,7 +234,7 @@ def label_scheme(
         expected = f" (by its name it would be {declared.name})" if declared else ""
         raise LabelError(
             f"{source} holds labels {held}, which fit several schemes: {names}{expected}",
-            hint=f"say which it is with --labels, one of {names}",
+            hint=f"say which it is with {flag}, one of {names}",
         )
     return fitting[0]
 
