@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ from .commands.mesh import mesh
 from .commands.predict import predict
 from .commands.split import split
 from .commands.train import train
-from .core.errors import BratsError
+from .core.errors import BratsError, BratsWarning
 
 # OpenMP's threads spin while they wait for each other. Beside patch workers, or any other load,
 # that took five times as long as waiting quietly. Read once, when torch is first imported.
@@ -33,7 +34,11 @@ class _Brats(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                # What was odd in the user's data and dealt with is a message like any other.
+                warnings.filterwarnings("always", category=BratsWarning)
+                warnings.showwarning = lambda text, *_: console.warning(str(text))
+                return super().invoke(ctx)
         except BratsError as error:
             console.error(str(error), error.hint)
             if error.__cause__ is not None:

@@ -54,6 +54,11 @@ def error(text: str, hint: str) -> None:
     _stderr.print(f" [bold]hint:[/bold] {escape(hint)}", highlight=False, soft_wrap=True)
 
 
+def warning(text: str) -> None:
+    """Tell the user of something odd on stderr; silent under -q."""
+    message(f"warning: {text}")
+
+
 def table(
     columns: Sequence[str],
     rows: Iterable[Sequence[str]],
