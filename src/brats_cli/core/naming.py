@@ -79,7 +79,7 @@ NAMINGS = (
     _row("MSD Task01", r"brats_\d+"),
     _row("UPENN-GBM", r"(upenn-gbm-\d+)_\d+"),
     _row("BIDS", r"(sub-[^_]+)(?:_.+)?"),
-    _row("other", r".+"),
+    _row("other", r"(?s:.*)"),
 )
 
 
