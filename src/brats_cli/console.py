@@ -100,5 +100,3 @@ def progress() -> Iterator[Progress]:
         disable=not _stderr.is_terminal or verbosity < 0,
     ) as bars:
         yield bars
-
-
