@@ -198,7 +198,7 @@ def test_paths_come_from_standard_input(here):
 
 def test_standard_input_without_paths(here):
     result = predict("-", "-o", "out", stdin="\n")
-    assert_refused(result, "no paths in standard input")
+    assert_refused(result, "standard input is empty")
 
 
 def test_a_case_given_twice_is_segmented_once(here):

@@ -246,6 +246,16 @@ def test_a_run_that_ended_before_its_first_epoch_is_resumed_from_the_start(here)
     assert [row["epoch"] for row in rows(here / "run")] == ["1"]
 
 
+@pytest.mark.xfail(strict=True, reason="fold 0 is trained on: the run does not know its fold")
+def test_a_run_of_another_fold_goes_on_with_its_own_cases(here):
+    folds = [{"train": IDS[:1], "val": IDS[1:2]}, {"train": IDS[1:2], "val": IDS[:1]}]
+    write_split(here / "splits.yaml", folds=folds)
+    done("-c", "tiny.yaml", "-o", "unbroken", "--fold", 1)
+    done("-c", "tiny.yaml", "-o", "broken", "--fold", 1, "--epochs", 1)
+    done("-o", "broken", "--resume", "--epochs", 2)
+    assert rows(here / "broken")[1]["loss"] == rows(here / "unbroken")[1]["loss"]
+
+
 def test_there_must_be_a_run_to_resume(here):
     assert_refused(
         train("--resume"),
@@ -257,12 +267,13 @@ def test_there_must_be_a_run_to_resume(here):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="torch's own error comes out, as a traceback")
-def test_another_network_cannot_resume_a_run(here):
+@pytest.mark.xfail(strict=True, reason="the run's config.yaml is replaced before the refusal")
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(here):
     done("-c", "tiny.yaml", "-o", "run", "--epochs", 1)
     before = Path("run/config.yaml").read_text()
     result = train("-o", "run", "--resume", "--epochs", 2, "--set", "network.channels=2")
     assert result.exit_code == 3
+    assert "error: the run's network is" in result.stderr
     assert Path("run/config.yaml").read_text() == before
 
 

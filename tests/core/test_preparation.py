@@ -105,6 +105,15 @@ def test_the_box_keeps_two_voxels_around_the_brain_and_stays_in_the_grid():
     np.testing.assert_array_equal(prepared.brain, brain()[1:, 1:, 1:] != 0)
 
 
+def test_the_box_holds_what_any_modality_shows():
+    # Signal from 2 to 4 in one, at 9 in the other: from 0 to 11, two more on each side.
+    first, second = np.zeros((2, 20, 5, 5), dtype=np.float32)
+    first[2:5, 2, 2] = second[9, 2, 2] = 1
+    for images in [(first, second), (second, first)]:
+        prepared = prepare([Volume(image, np.eye(4)) for image in images])
+        assert prepared.images.shape == (2, 12, 5, 5)
+
+
 @pytest.mark.parametrize(
     ("margin", "expected"),
     [(0, np.s_[2:4, 1:2, 0:3]), (1, np.s_[1:5, 0:3, 0:4]), (9, np.s_[0:6, 0:5, 0:4])],

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from brats_cli.core import training
 from brats_cli.core.checkpoints import Checkpoint
 from brats_cli.core.config import AugmentConfig, TrainConfig, UNetConfig
 from brats_cli.core.devices import available_cpus
@@ -277,6 +278,25 @@ def test_a_resumed_training_is_the_unbroken_one_bit_for_bit(cases, tmp_path, sch
     assert torch.equal(*moments)
 
 
+def test_every_step_of_a_run_is_varied_in_its_own_way(cases, monkeypatch):
+    seeds = []
+
+    def watched(images, labels, config, random):
+        seeds.append(random.initial_seed())
+        return images.float(), labels
+
+    monkeypatch.setattr(training, "augment", watched)
+    last = epochs_of(TINY, cases)[-1].checkpoint
+    epochs_of(tiny(epochs=3), cases, resume=last)
+    unbroken = seeds.copy()
+    seeds.clear()
+    epochs_of(tiny(epochs=3), cases)
+    assert seeds == unbroken
+    assert len(set(seeds)) == 3 * 2
+    epochs_of(tiny(seed=1), cases)
+    assert len(set(seeds)) == 3 * 2 + 2 * 2
+
+
 def test_epochs_may_be_raised_on_resume(cases):
     first = epochs_of(TINY, cases)[-1].checkpoint
     resumed = epochs_of(tiny(epochs=4), cases, resume=first)
@@ -326,6 +346,15 @@ def test_a_checkpoint_of_another_network_cannot_be_resumed(cases):
     wider = tiny(network=UNetConfig(channels=3, levels=2))
     with pytest.raises(CheckpointError, match="network"):
         epochs_of(wider, cases, resume=epoch.checkpoint)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=RuntimeError, reason="torch's own error comes out, as a traceback"
+)
+def test_a_network_of_other_modalities_cannot_be_resumed(cases):
+    (epoch,) = epochs_of(tiny(epochs=1), cases)
+    with pytest.raises(CheckpointError):
+        epochs_of(tiny(modalities=("t1", "t2", "flair")), cases, resume=epoch.checkpoint)
 
 
 # --- workers -----------------------------------------------------------------------------------
