@@ -84,8 +84,8 @@ class Split:
 
     def ids(self) -> list[str]:
         """Every case id of the split, sorted."""
-        fold = self.folds[0]
-        return sorted((*fold.train, *fold.val, *self.test))
+        in_folds = {case_id for fold in self.folds for case_id in (*fold.train, *fold.val)}
+        return sorted(in_folds | set(self.test))
 
     def fold(self, number: int) -> Fold:
         """Fold `number`, from 0.
@@ -197,12 +197,15 @@ def _parse(content: Mapping[str, Any], path: Path) -> Split:
     )
 
 
+_KINDS = {str: "text", int: "a whole number", list: "a list"}
+
+
 def _entry(content: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
     value = content.get(key)
     if not isinstance(value, kind):
         found = "nothing" if value is None else repr(value)
         raise SplitError(
-            f"{path}: '{key}' must be a {kind.__name__}, found {found}",
+            f"{path}: '{key}' must be {_KINDS[kind]}, found {found}",
             hint="make the file again with brats split, or mend the entry",
         )
     return value
