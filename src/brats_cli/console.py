@@ -67,10 +67,18 @@ def table(
     left: Sequence[str] = (),
 ) -> None:
     """Print a table on stdout; columns are right-aligned but for the first and those in `left`."""
+    rows = list(rows)
+    # Names of cases stay in one piece; what is longer than they are may be folded.
+    name = min(24, max((len(row[0]) for row in rows), default=0))
     view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
         to_left = index == 0 or column in left
-        view.add_column(column, justify="left" if to_left else "right", overflow="fold")
+        view.add_column(
+            column,
+            justify="left" if to_left else "right",
+            overflow="fold",
+            min_width=None if index else name,
+        )
     for row in rows:
         view.add_row(*(escape(cell) for cell in row))
     Console(highlight=False).print(view)
