@@ -103,8 +103,8 @@ def test_the_same_seed_gives_the_same_file_and_another_does_not(tmp_path, thousa
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_added_cases_move_no_old_one_out_of_the_test_part(thousand, seed):
-    before = deal(thousand[::3], seed=seed)
-    after = deal([*thousand, *visits(500, several=100, start=5000)], seed=seed)
+    before = deal(thousand[::3], folds=2, seed=seed)
+    after = deal([*thousand, *visits(500, several=100, start=5000)], folds=2, seed=seed)
     assert set(before.test) <= set(after.test)
     # Nor into it, whatever they are.
     assert set(after.test) & {case.id for case in thousand[::3]} == set(before.test)
