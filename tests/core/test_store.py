@@ -109,8 +109,9 @@ def test_centres_are_the_voxels_of_their_regions(store, case):
         assert set(np.unique(found.labels[tuple(centres.T)])) == labels
         assert len(np.unique(centres, axis=0)) == len(centres) == min(mask.sum(), CENTRES)
     brain = found.centres["brain"]
-    # The brain has more voxels than are kept: those are spread over all of it.
+    # The brain has more voxels than are kept: those are spread over all of it, none twice.
     assert len(brain) == CENTRES < np.any(found.images != 0, axis=0).sum()
+    assert len(np.unique(brain, axis=0)) == CENTRES
     assert np.any(found.images[(slice(None), *brain.T)] != 0, axis=0).all()
     assert (np.ptp(brain, axis=0) > 0.8 * np.array(found.labels.shape)).all()
 
@@ -188,6 +189,13 @@ def test_a_case_is_prepared_again_when_its_labels_mean_something_else(store, cas
     assert stored(store, [case], msd) == [case.id]
     edema = read_label_map(case.label).data == 1
     assert (store.open(case, SCHEMES["msd"]).labels == 2).sum() == edema.sum()
+
+
+def test_a_case_is_prepared_again_by_a_version_that_prepares_differently(store, case, monkeypatch):
+    for name in ("PREPARATION", "FORMAT"):
+        stored(store, [case])
+        monkeypatch.setattr(store_module, name, "another")
+        assert stored(store, [case]) == [case.id]
 
 
 def test_processes_store_the_same_as_one_does(tmp_path, phantoms):
