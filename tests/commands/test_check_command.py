@@ -374,6 +374,16 @@ def test_nothing_is_wrong_with_sound_cases(sound):
     assert report["summary"]["labels"] == {"brats2020": 4}
 
 
+def test_zipped_under_an_unzipped_name_is_mended_with_the_right_name(data, tmp_path):
+    path = Broken(data).path("t1")
+    path.rename(path.with_suffix(""))
+    result = run(data, "--fix", tmp_path / "mended")
+    assert result.exit_code == 0
+    assert "_t1.nii: it is gzipped, but its name does not end in .gz" in result.stdout
+    assert (tmp_path / "mended" / BROKEN / path.name).exists()
+    assert run(tmp_path / "mended").exit_code == 0
+
+
 # --- what concerns more than one case ----------------------------------------------------------
 
 

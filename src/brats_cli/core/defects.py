@@ -198,8 +198,9 @@ HEADER_RULES = (
 
 
 def header_is_sound(scan: Scan) -> bool:
-    """Whether no rule finds an error in the header."""
-    return not any(rule.level == ERROR and rule.test(scan) for rule in HEADER_RULES)
+    """Whether no rule finds an error in the header; the name of the file is another matter."""
+    rules = [rule for rule in HEADER_RULES if rule.level == ERROR and rule.repair != "name"]
+    return not any(rule.test(scan) for rule in rules)
 
 
 # --- voxels of images --------------------------------------------------------------------------

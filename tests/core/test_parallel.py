@@ -1,0 +1,58 @@
+import os
+import time
+
+import pytest
+
+from brats_cli.core import parallel
+from brats_cli.core.errors import BratsError, LabelError
+from brats_cli.core.parallel import available_cpus, in_processes, in_threads
+
+
+def square(number):
+    return number * number
+
+
+def process(_):
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def refuse(number):
+    raise LabelError(f"{number} is no label", hint="remedy")
+
+
+def die(_):
+    os._exit(1)
+
+
+def test_outcomes_come_in_the_order_of_the_items():
+    assert list(in_processes(square, range(5), workers=2)) == [0, 1, 4, 9, 16]
+    assert list(in_threads(square, range(5))) == [0, 1, 4, 9, 16]
+
+
+def test_several_processes_do_the_work():
+    assert os.getpid() not in in_processes(process, range(4), workers=2)
+
+
+def test_a_few_items_are_not_worth_a_process():
+    assert set(in_processes(process, [1, 2])) == {os.getpid()}
+    assert set(in_processes(process, [1, 2], workers=1)) == {os.getpid()}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_users_mistake_arrives_whole(workers):
+    with pytest.raises(LabelError, match="0 is no label") as caught:
+        list(in_processes(refuse, range(2), workers=workers))
+    assert caught.value.hint == "remedy"
+
+
+def test_a_killed_process_is_named_as_one():
+    with pytest.raises(BratsError, match="was killed, most likely for lack of memory") as caught:
+        list(in_processes(die, range(2), workers=2))
+    assert caught.value.hint == "use fewer processes: --workers 1"
+
+
+def test_processors_are_counted_where_the_system_cannot_say(monkeypatch):
+    assert available_cpus() >= 1
+    monkeypatch.delattr(parallel.os, "sched_getaffinity", raising=False)
+    assert available_cpus() == os.cpu_count()
