@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test lint completions clean
+.PHONY: demo test lint completions bench-feed clean
 
 demo: $(READY)
 	$(BIN)/brats demo --overwrite
@@ -28,6 +28,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt torch
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $(READY)
+
+# BENCH=--help tells what it can do besides; the peers' versions are pinned.
+bench-feed: .venv/peers
+	$(BIN)/python benchmarks/bench_feed.py $(BENCH)
+
+.venv/peers: $(READY) benchmarks/requirements.txt
+	$(BIN)/python -m pip install --no-deps -r benchmarks/requirements.txt
+	touch .venv/peers
 
 completions: $(READY)
 	$(BIN)/python completions/make.py
