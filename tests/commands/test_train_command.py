@@ -154,7 +154,6 @@ def test_a_setting_that_also_has_a_flag_may_be_given_with_set(here):
     assert (config["epochs"], config["patience"], len(rows(here / "run"))) == (1, 5, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="load_config leaves out overrides that are None")
 def test_null_turns_patience_off_on_the_command_line(here):
     done("-c", "tiny.yaml", "-o", "run", "--epochs", 1, "--set", "patience=null")
     assert yaml.safe_load(Path("run/config.yaml").read_text())["patience"] is None

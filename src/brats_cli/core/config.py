@@ -185,7 +185,7 @@ class TrainConfig(_Settings):
 
 
 def load_config(path: Path | None = None, **overrides: object) -> TrainConfig:
-    """Defaults, then the YAML file, then `overrides` that are not None.
+    """Defaults, then the YAML file, then `overrides`.
 
     Args:
         path: YAML file with any of the settings.
@@ -196,8 +196,7 @@ def load_config(path: Path | None = None, **overrides: object) -> TrainConfig:
     """
     settings = _read_yaml(path) if path else {}
     for key, value in overrides.items():
-        if value is not None:
-            _put(settings, key.split("."), value)
+        _put(settings, key.split("."), value)
     try:
         return TrainConfig.model_validate(settings)
     except ValidationError as error:

@@ -70,8 +70,16 @@ class LabelScheme:
 
         Returns:
             (X, Y, Z): what only WT covers is edema, what TC covers and ET does not is necrosis.
+
+        Raises:
+            LabelError: If this scheme has no value for one of these.
         """
         value = {tissue: label for label, tissue in self.tissues.items()}
+        if missing := {"ED", "NCR", "ET"} - value.keys():
+            raise LabelError(
+                f"label scheme {self.name} has no value for {', '.join(sorted(missing))}",
+                hint=f"it knows {', '.join(value)}; write another with --labels",
+            )
         painted = np.zeros(masks.shape[1:], dtype=np.uint8)
         for mask, tissue in zip(masks, ("ED", "NCR", "ET"), strict=True):
             painted[mask] = value[tissue]

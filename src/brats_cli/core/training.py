@@ -263,12 +263,13 @@ class _Learner:
                 "this checkpoint holds weights only, nothing to resume from",
                 hint="resume from the run's last.pt",
             )
-        network = self.config.model_dump(mode="json")["network"]
-        if checkpoint.config["network"] != network:
-            raise CheckpointError(
-                f"the run's network is {checkpoint.config['network']}, not {network}",
-                hint="a run keeps its network: train another one with -o NAME, without --resume",
-            )
+        settings = self.config.model_dump(mode="json")
+        for name in ("network", "modalities"):
+            if checkpoint.config[name] != settings[name]:
+                raise CheckpointError(
+                    f"the run's {name} is {checkpoint.config[name]}, not {settings[name]}",
+                    hint=f"a run keeps its {name}: train another with -o NAME, without --resume",
+                )
         self.network.load_state_dict(dict(checkpoint.weights))
         self.optimizer.load_state_dict(checkpoint.state["optimizer"])
         self.progress = Progress(**checkpoint.state["progress"])
