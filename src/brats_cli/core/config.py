@@ -143,9 +143,10 @@ class TrainConfig(_Settings):
     """Patches a step."""
     patch_size: int = Field(default=128, ge=8)
     """Edge of the cubic training patch, in voxels of 1 mm."""
-    tumour_share: Probability = 0.75
+    tumour_share: Probability = 0.5
     """Share of patches centred on a voxel of WT, TC or ET, each as often as the others where a
-    case has it; the rest are centred anywhere in the brain."""
+    case has it; the rest are centred anywhere in the brain. At 0.75 the network sees too little of
+    healthy brain, and finds tumour in it."""
     modalities: tuple[Modality, ...] = Field(default=("t1", "t1ce", "t2", "flair"), min_length=1)
     """Sequences the network sees, in this order."""
     network: UNetConfig = UNetConfig()
