@@ -571,6 +571,12 @@ def test_several_processes_find_the_same(data):
     assert alone == together
 
 
+def test_a_scheme_that_does_not_exist_is_an_error(data):
+    result = run(data, "--labels", "brats1999")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.startswith("error: there is no label scheme 'brats1999'")
+
+
 def test_a_folder_without_cases_is_an_error(tmp_path):
     result = run(tmp_path)
     assert (result.exit_code, result.stdout) == (3, "")

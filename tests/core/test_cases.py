@@ -419,7 +419,7 @@ def test_children_of_2023_and_2024_are_not_guessed(tmp_path):
 def test_two_schemes_that_fit_are_named_with_the_flag(tmp_path):
     pair(tmp_path, "a", "b")
     values = {"a": (0, 1, 2, 3), "b": (0, 1)}
-    with pytest.raises(LabelError, match=r"a_seg.nii.gz and 1 more label maps holds") as caught:
+    with pytest.raises(LabelError, match=r"a_seg.nii.gz \(and 1 more like it\) holds") as caught:
         schemes(tmp_path, values)
     assert caught.value.hint == "say which it is with --labels, one of brats2023, msd, nnunet"
     assert set(schemes(tmp_path, values, labels="nnunet").values()) == {"nnunet"}

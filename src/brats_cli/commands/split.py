@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,13 @@ from .. import console
 
 if TYPE_CHECKING:
     from ..core.dealing import Dealing
+
+
+Patterns = list[str] | None
+
+
+def _pattern(text: str) -> Any:
+    return typer.Option(metavar="PATTERN", help=text)
 
 
 def split(
@@ -37,13 +44,8 @@ def split(
             help="Balance the parts by this, not by tumour size and enhancement.",
         ),
     ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Only cases with such an id, as 'BraTS2021_*'."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="No cases with such an id.")
-    ] = None,
+    include: Annotated[Patterns, _pattern("Only cases with such an id, as 'BraTS2021_*'.")] = None,
+    exclude: Annotated[Patterns, _pattern("No cases with such an id.")] = None,
     labels: Annotated[
         str | None,
         typer.Option(metavar="SCHEME", help="Label scheme, where names and values leave it open."),

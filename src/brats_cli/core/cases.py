@@ -275,7 +275,7 @@ def _labels_of(cases: Sequence[Case]) -> str:
     """The label maps of `cases` as the subject of a sentence."""
     if len(cases) == 1:
         return str(cases[0].label)
-    return f"{cases[0].label} and {len(cases) - 1} more label maps"
+    return f"{cases[0].label} (and {len(cases) - 1} more like it)"
 
 
 # --- reading folders ---------------------------------------------------------------------------

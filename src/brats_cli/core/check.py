@@ -27,13 +27,16 @@ from .defects import (
     usable,
 )
 from .errors import LabelError, UnreadableFileError
-from .labels import LabelScheme, fitting_schemes
+from .labels import LabelScheme, fitting_schemes, scheme_named
 from .naming import MODALITIES, parse_name
 from .parallel import in_processes
 from .scans import Scan, read_scan
 from .volumes import LabelCount, Volume, stem, times
 
 FORMAT = "brats-check/1"
+
+_VOXELS_TO_RECOGNISE = 20
+"""Fewer may agree in two cases by chance."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,10 @@ def check_data_set(
 
     Raises:
         NoCasesError: If there is no case at all.
+        LabelError: If there is no scheme called `labels`.
     """
+    if labels is not None:
+        scheme_named(labels)  # a misspelt one is no finding
     cases, clashes = survey(root)
     reports = {}
     for done, report in enumerate(in_processes(examine, cases, workers=workers), 1):
@@ -202,7 +208,11 @@ def examine(case: Case) -> CaseReport:
         tuple(round(float(size), 4) for size in reference.spacing_mm) if reference else (),
         {role: Intensities.of(scan) for role, scan in images.items()},
         _count(label, [each for each in findings if each.file == label.path]) if label else None,
-        prints={role: print_of(scan) for role, scan in scans.items() if scan.foreground.size},
+        prints={
+            role: print_of(scan)
+            for role, scan in scans.items()
+            if scan.foreground.size >= _VOXELS_TO_RECOGNISE
+        },
     ).with_findings(*findings)
 
 
