@@ -79,6 +79,44 @@ def test_a_checkpoint_is_enough_to_make_the_network(path):
         assert torch.equal(network(images), expected)
 
 
+def test_a_network_shares_the_checkpoints_weights():
+    saved = make()
+    network = saved.network()
+    assert network.output.weight.data_ptr() == saved.weights["output.weight"].data_ptr()
+
+
+def test_the_way_from_probabilities_to_labels_comes_back(path):
+    chosen = {"thresholds": {"WT": 0.4, "ET": 0.6}, "smallest_et_mm3": 750.0}
+    make(decision=chosen).save(path)
+    loaded = Checkpoint.load(path)
+    assert loaded.thresholds == (0.4, 0.5, 0.6)
+    assert loaded.smallest_et_mm3 == 750
+
+
+def test_a_checkpoint_written_before_there_were_thresholds_has_one_half(path):
+    make().save(path)
+    content = torch.load(path, weights_only=True)
+    del content["decision"]
+    torch.save(content, path)
+    loaded = Checkpoint.load(path)
+    assert loaded.thresholds == (0.5, 0.5, 0.5)
+    assert loaded.smallest_et_mm3 == 0
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "expected"),
+    [
+        ({"modality_dropout": 0.2}, True),
+        ({"modality_dropout": 0.2, "enabled": False}, False),
+        ({"modality_dropout": 0.0}, False),
+        ({}, False),  # from before there was such a setting
+    ],
+)
+def test_whether_a_network_knows_missing_modalities(augmentation, expected):
+    saved = make(config={**CONFIG.model_dump(mode="json"), "augmentation": augmentation})
+    assert saved.saw_missing_modalities is expected
+
+
 def test_the_file_is_plain_tensors_and_builtins(path):
     make().save(path)
     content = torch.load(path, weights_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -20,6 +20,9 @@ from .network import UNet3D
 from .preparation import PREPARATION
 
 FORMAT = "brats-checkpoint/1"
+
+THRESHOLD = 0.5
+"""Probability from which a voxel belongs to a region, unless the checkpoint has its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,8 @@ class Checkpoint:
         preparation: How images were prepared.
         version: Version of brats that wrote it.
         state: Optimiser, schedule and early stopping, to resume from; empty in `best.pt`.
+        decision: How probabilities become labels, where that was chosen on validation cases:
+            `thresholds` by region, and `smallest_et_mm3`.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -49,6 +54,7 @@ class Checkpoint:
     preparation: str = PREPARATION
     version: str = __version__
     state: Mapping[str, Any] | None = None
+    decision: Mapping[str, Any] = field(default_factory=dict)
 
     # Only what inference needs is read from the config: how a network was trained may gain and
     # lose settings from one version to the next.
@@ -73,14 +79,33 @@ class Checkpoint:
         """The label scheme it was trained in."""
         return scheme_named(self.labels)
 
+    @property
+    def saw_missing_modalities(self) -> bool:
+        """Whether it was trained on patches with blanked modalities, and can do without some."""
+        augmentation = self.config.get("augmentation", {})
+        dropout = augmentation.get("modality_dropout", 0)
+        return bool(augmentation.get("enabled", True) and dropout > 0)
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Probability from which a voxel belongs to a region, for each of `regions`."""
+        chosen = self.decision.get("thresholds", {})
+        return tuple(float(chosen.get(region, THRESHOLD)) for region in self.regions)
+
+    @property
+    def smallest_et_mm3(self) -> float:
+        """Enhancing tumour of less than this in all is taken for necrosis."""
+        return float(self.decision.get("smallest_et_mm3", 0))
+
     def network(self) -> UNet3D:
-        """The network with these weights, on the CPU, in evaluation mode."""
-        network = UNet3D(
-            UNetConfig.model_validate(self.config["network"]),
-            in_channels=len(self.modalities),
-            out_channels=len(self.regions),
-        )
-        network.load_state_dict(dict(self.weights))
+        """The network with these weights (not copies of them), in evaluation mode."""
+        with torch.device("meta"):  # no random weights, which take longer than these
+            network = UNet3D(
+                UNetConfig.model_validate(self.config["network"]),
+                in_channels=len(self.modalities),
+                out_channels=len(self.regions),
+            )
+        network.load_state_dict(dict(self.weights), assign=True)
         return network.eval()
 
     def save(self, path: Path) -> None:
