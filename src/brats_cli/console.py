@@ -22,6 +22,8 @@ from rich.table import Table
 
 _stderr = Console(stderr=True)  # one for all, so that messages and live bars do not mix
 
+_PIPED_WIDTH = 1000
+
 verbosity = 0
 """-1 for -q, 0, or 1 for -v; set once by the app."""
 
@@ -81,7 +83,9 @@ def table(
         )
     for row in rows:
         view.add_row(*(escape(cell) for cell in row))
-    Console(highlight=False).print(view)
+    # Into a file or a pipe, where nothing says how wide a line may be, a row stays one line.
+    width = None if sys.stdout.isatty() else _PIPED_WIDTH
+    Console(highlight=False, width=width).print(view)
 
 
 def number(value: float | None, digits: int = 3) -> str:
