@@ -10,10 +10,11 @@ from brats_cli.core.devices import (
     autocast,
     available_cpus,
     choose_device,
+    choose_devices,
     describe,
     memory_for_network,
 )
-from brats_cli.core.errors import DeviceError
+from brats_cli.core.errors import ConfigError, DeviceError
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -92,6 +93,25 @@ def test_a_cpu_is_described_by_its_threads():
     assert describe(CPU) == f"cpu ({torch.get_num_threads()} threads)"
 
 
+def test_several_gpus_are_chosen_by_their_numbers(two_gpus):
+    assert choose_devices("auto", "0, 1") == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    assert choose_devices("cpu", "1") == [torch.device("cuda", 1)]
+    with pytest.raises(DeviceError, match="this machine has no GPU 2"):
+        choose_devices("auto", "0,2")
+
+
+def test_without_gpus_there_is_one_device(no_gpu):
+    assert choose_devices() == choose_devices("cpu") == [CPU]
+
+
+@pytest.mark.parametrize("gpus", ["0,0", "a", "0,", "", "-1", "1.5"])
+def test_what_does_not_number_gpus_is_named(gpus):
+    with pytest.raises(ConfigError) as caught:
+        choose_devices("auto", gpus)
+    assert str(caught.value) == " ".join(f"--gpu {gpus} does not number GPUs".split())
+    assert caught.value.hint == "write --gpu 0, or --gpu 0,1 for several"
+
+
 # --- arithmetic --------------------------------------------------------------------------------
 
 
@@ -126,7 +146,7 @@ def test_autocast_computes_in_the_type_and_leaves_float32_alone():
 
 @pytest.mark.parametrize(("free", "expected"), [(10 * 2**30, CPU_BYTES), (2**30, int(0.6 * 2**30))])
 def test_a_pass_on_the_cpu_takes_3_gib_or_six_tenths_of_what_is_free(monkeypatch, free, expected):
-    monkeypatch.setattr(devices, "_free_memory", lambda: free)
+    monkeypatch.setattr(devices, "free_memory", lambda: free)
     assert memory_for_network(CPU) == expected
 
 
@@ -134,7 +154,24 @@ def test_free_memory_is_some_and_not_more_than_there_is():
     if not hasattr(os, "sysconf"):
         pytest.skip("the system does not say how much memory it has")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < devices._free_memory() <= max(total, 2 * CPU_BYTES)
+    assert 0 < devices.free_memory() <= max(total, 2 * CPU_BYTES)
+
+
+def test_what_lies_beside_a_pass_is_not_for_it(monkeypatch):
+    monkeypatch.setattr(devices, "free_memory", lambda: 10 * 2**30)
+    assert memory_for_network(CPU, beside=2**30) == CPU_BYTES - 2**30
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"), [("3000000\n", 2_100_000), ("max\n", devices.sys.maxsize)]
+)
+def test_memory_of_a_control_group_is_what_it_may_still_take(monkeypatch, tmp_path, most, expected):
+    # Of 3,000,000 bytes 1,000,000 are taken, of which 100,000 are files that could go.
+    (tmp_path / "memory.max").write_text(most)
+    (tmp_path / "memory.current").write_text("1000000\n")
+    (tmp_path / "memory.stat").write_text("anon 900000\ninactive_file 100000\n")
+    monkeypatch.setattr(devices, "Path", lambda path: tmp_path)
+    assert devices._left_by_control_group() == expected
 
 
 def quota(monkeypatch, tmp_path, text, *, affinity=8):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 
-from .errors import DeviceError
+from .errors import ConfigError, DeviceError
 
 # One pass over a brain may take this much on a CPU, however much there is: the machine is shared.
 CPU_BYTES = 3 * 2**30
@@ -38,6 +39,23 @@ def choose_device(device: str = "auto", gpu: int | None = None) -> torch.device:
         ) from error
     _require(chosen)
     return chosen
+
+
+def choose_devices(device: str = "auto", gpus: str | None = None) -> list[torch.device]:
+    """The devices asked for, such as `--gpu 0,1`, or the one best there is.
+
+    Raises:
+        ConfigError: If `gpus` are not numbers with commas between them, each once.
+        DeviceError: If this machine does not have one of them.
+    """
+    if gpus is None:
+        return [choose_device(device)]
+    numbers = [number.strip() for number in gpus.split(",")]
+    if len(set(numbers)) < len(numbers) or not all(map(str.isdecimal, numbers)):
+        raise ConfigError(
+            f"--gpu {gpus} does not number GPUs", hint="write --gpu 0, or --gpu 0,1 for several"
+        )
+    return [choose_device(gpu=int(number)) for number in numbers]
 
 
 def _require(device: torch.device) -> None:
@@ -87,11 +105,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype)
 
 
-def memory_for_network(device: torch.device) -> int:
-    """Bytes that one pass of a network may take."""
+def memory_for_network(device: torch.device, *, beside: int = 0) -> int:
+    """Bytes that one pass of a network may take, `beside` others that come or came with it."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * 0.8)
-    return min(CPU_BYTES, int(_free_memory() * 0.6))
+        return int(torch.cuda.mem_get_info(device)[0] * 0.8) - beside
+    return min(CPU_BYTES, int(free_memory() * 0.6)) - beside
 
 
 def available_cpus() -> int:
@@ -110,10 +128,23 @@ def _cpu_flags() -> str:
     return information.read_text() if information.is_file() else ""
 
 
-def _free_memory() -> int:
-    """Bytes that this machine could give, caches included; generous where it does not say."""
+def free_memory() -> int:
+    """Bytes that this process could get, caches included; generous where nothing says."""
     information = Path("/proc/meminfo")
     if not information.is_file():
         return 2 * CPU_BYTES
     lines = dict(line.split(":") for line in information.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    return min(int(lines["MemAvailable"].split()[0]) * 1024, _left_by_control_group())
+
+
+def _left_by_control_group() -> int:
+    """Bytes that this process's control group may still take: a batch job has less than all."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        most = int((folder / "memory.max").read_text())  # ValueError: the word `max`
+        used = int((folder / "memory.current").read_text())
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
+        return sys.maxsize
+    cached = dict(line.split() for line in lines).get("inactive_file", 0)
+    return most - used + int(cached)
