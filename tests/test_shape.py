@@ -24,7 +24,8 @@ LAYERS = [
     *("naming", "description", "cases", "splits", "dealing"),
     *("scans", "defects", "check", "repair"),
     *("config", "preparation", "store", "sampling", "augment"),
-    *("network", "losses", "checkpoints", "devices", "inference", "training", "runs"),
+    *("network", "losses", "checkpoints", "devices", "inference", "prediction", "batches"),
+    *("training", "runs"),
     *("metrics", "evaluation", "surfaces", "meshfiles", "phantom"),
 ]
 

@@ -1,5 +1,7 @@
 import json
+import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -41,17 +43,21 @@ def assert_refused(result, error, hint=""):
 
 
 def written(folder):
-    return sorted(path.name for path in Path(folder).iterdir())
+    """What lies in a folder, besides the manifest."""
+    return sorted(p.name for p in Path(folder).iterdir() if p.name != "predictions.jsonl")
 
 
 def labels_of(path):
     return read_label_map(Path(path)).data
 
 
-def checkpoint(change):
+def checkpoint(change, **augmentation):
     """A network of which all weights are 0 but for those that `change` sets."""
     config = TrainConfig(
-        patch_size=16, precision="float32", network=UNetConfig(channels=1, levels=2, norm="none")
+        patch_size=16,
+        precision="float32",
+        network=UNetConfig(channels=1, levels=2, norm="none"),
+        augmentation=augmentation,
     )
     net = UNet3D(config.network, in_channels=4, out_channels=3)
     with torch.no_grad():
@@ -103,7 +109,7 @@ def test_the_missions_line_writes_the_label_map_of_the_newest_run(here):
     # Voxels of 1 mm3, all core: in millilitres a thousandth of their number.
     ml = f"{(labels == 1).sum() / 1000:.2f}"
     header, row = result.stdout.splitlines()
-    assert header.split() == ["file", "WT", "TC", "ET", "seconds"]
+    assert header.split() == ["file", "WT", "TC", "ET", "review", "seconds"]
     assert row.split()[:7] == ["seg.nii.gz", ml, "ml", ml, "ml", "0.00", "ml"]
     assert result.stderr == f"model runs/a/best.pt on cpu ({torch.get_num_threads()} threads)\n"
     assert written(here) == ["data", "runs", "seg.nii.gz"]
@@ -166,14 +172,17 @@ def test_json_says_what_was_written(here):
     content = json.loads(result.stdout)
     core = int((labels_of("seg.nii.gz") == 1).sum())
     (case,) = content.pop("cases")
-    assert content == {"format": "brats-predictions/1", "model": "runs/a/best.pt"}
-    assert case.pop("seconds") > 0
-    assert case == {
+    assert content == {"format": "brats-predictions/1", "models": ["runs/a/best.pt"]}
+    assert case["seconds"] > case["network_seconds"] > 0
+    assert {name: case[name] for name in ("case", "file", "labels", "volumes_mm3", "missing")} == {
         "case": IDS[0],
         "file": "seg.nii.gz",
         "labels": "brats2023",
         "volumes_mm3": {"WT": core, "TC": core, "ET": 0},
+        "missing": [],
     }
+    # The manifest is a folder's, and here the file was named.
+    assert not Path("predictions.jsonl").exists()
 
 
 def test_a_run_a_checkpoint_and_the_newest_run_are_one_model(here):
@@ -290,6 +299,76 @@ def test_one_bad_case_alone_is_one_error(broken):
     assert not Path("seg.nii.gz").exists()
 
 
+def test_a_bad_path_does_not_stop_the_others(here):
+    result = predict("nowhere", f"data/{IDS[0]}", "-o", "out")
+    assert result.exit_code == 3
+    assert written("out") == [f"{IDS[0]}.nii.gz"]
+    assert "error: cannot read nowhere: there is no such file" in result.stderr
+    assert "error: 1 of 2 cases failed" in result.stderr
+
+
+def test_a_batch_leaves_a_manifest(here):
+    told = json.loads(done("data", "-o", "out", "--json").stdout)
+    lines = [json.loads(line) for line in Path("out/predictions.jsonl").read_text().splitlines()]
+    assert lines == told["cases"]
+    assert [line["case"] for line in lines] == IDS
+
+
+# --- more than labels --------------------------------------------------------------------------
+
+
+def test_probabilities_and_uncertainty_lie_beside_the_label_map(here):
+    done(f"data/{IDS[0]}", "-o", "out", "--probabilities", "--uncertainty")
+    inside = labels_of(f"out/{IDS[0]}.nii.gz") == 1
+    probabilities = nib.load(f"out/{IDS[0]}_probabilities.nii.gz")
+    assert probabilities.get_fdata()[inside][0] == pytest.approx([0.9, 0.8, 0.1], abs=1e-4)
+    # Entropies in bits: H(0.9) = H(0.1) = 0.469, H(0.8) = 0.722.
+    uncertainty = nib.load(f"out/{IDS[0]}_uncertainty.nii.gz")
+    assert np.asarray(uncertainty.dataobj)[inside][0].tolist() == [47, 72, 47]
+
+
+def test_a_case_that_lacks_one_of_its_outputs_is_done_again(here):
+    done(f"data/{IDS[0]}", "-o", "out")
+    result = done(f"data/{IDS[0]}", "-o", "out", "--skip-existing", "--uncertainty")
+    assert "have their output" not in result.stderr
+    assert written("out") == [f"{IDS[0]}.nii.gz", f"{IDS[0]}_uncertainty.nii.gz"]
+
+
+def test_several_models_are_averaged(here):
+    # TC 0.8 and sigmoid(-1) = 0.27 make 0.53; WT 0.9 and at least 0.27 make 0.58.
+    models = ["--model", "runs/a", "--model", "runs/bright/best.pt"]
+    result = done(f"data/{IDS[0]}", "-o", "seg.nii.gz", *models)
+    assert result.stderr.startswith("model runs/a/best.pt, runs/bright/best.pt on cpu")
+    assert set(np.unique(labels_of("seg.nii.gz"))) == {0, 1}
+    # 0.8 and twice 0.27 make 0.45.
+    done(f"data/{IDS[0]}", "-o", "three.nii.gz", *models, "--model", "runs/bright")
+    assert 1 not in labels_of("three.nii.gz")
+
+
+def test_flips_of_a_pointwise_network_change_nothing(here):
+    done(f"data/{IDS[0]}", "-o", "plain.nii.gz", "--model", "runs/bright")
+    done(f"data/{IDS[0]}", "-o", "flips.nii.gz", "--model", "runs/bright", "--tta")
+    np.testing.assert_array_equal(labels_of("flips.nii.gz"), labels_of("plain.nii.gz"))
+
+
+# --- missing sequences -------------------------------------------------------------------------
+
+
+def test_a_missing_sequence_names_the_flag_that_goes_on_without(broken):
+    words = [f"data/{IDS[2]}", "-o", "out"]
+    assert "--allow-missing" in predict(*words).stderr
+    result = done(*words, "--allow-missing", "--json")
+    assert f"{IDS[2]}: without flair" in result.stderr.splitlines()
+    (row,) = json.loads(result.stdout)["cases"]
+    assert (row["modalities"], row["missing"]) == (["t1", "t1ce", "t2"], ["flair"])
+
+
+def test_a_model_that_saw_missing_sequences_needs_no_flag(broken):
+    checkpoint(core_everywhere, modality_dropout=0.2).save(Path("runs/able.pt"))
+    result = done(f"data/{IDS[2]}", "-o", "out", "--model", "runs/able.pt")
+    assert f"{IDS[2]}: without flair" in result.stderr.splitlines()
+
+
 # --- what is refused ---------------------------------------------------------------------------
 
 
@@ -319,6 +398,44 @@ def test_a_model_that_is_a_runs_log(here):
     )
 
 
+class Malicious:
+    """Unpickled carelessly, it makes a file."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("pwned"),)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "archive"])
+def test_a_model_with_code_in_it_is_refused_and_the_code_does_not_run(here, kind):
+    code = pickle.dumps({"format": "brats-checkpoint/1", "weights": Malicious()}, protocol=2)
+    bad = Path("runs/a/best.pt")
+    bad.write_bytes(code)
+    if kind == "archive":  # as torch.save writes it
+        with zipfile.ZipFile(bad, "w") as archive:
+            archive.writestr("best/data.pkl", code)
+            archive.writestr("best/version", "3\n")
+            archive.writestr("best/byteorder", "little")
+    result = predict("data", "-o", "out")
+    assert_refused(result, "runs/a/best.pt is not a brats checkpoint", "give best.pt")
+    assert written(here) == ["data", "runs"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--overlap", "1"], ["--overlap", "-0.1"], ["--batch-windows", "0"]]
+)
+def test_impossible_windows_are_wrong_usage(here, words):
+    assert predict("data", "-o", "out", *words).exit_code == 2
+
+
+@pytest.mark.parametrize("gpu", ["0,0", "one", "-1"])
+def test_gpus_are_numbers(here, gpu):
+    assert_refused(
+        predict("data", "-o", "out", "--gpu", gpu),
+        f"--gpu {gpu} does not number GPUs",
+        "write --gpu 0, or --gpu 0,1 for several",
+    )
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU 0")
 def test_a_gpu_that_is_not_there(here):
     result = CliRunner().invoke(app, ["predict", f"data/{IDS[0]}", "-o", "s.nii.gz", "--gpu", "0"])
@@ -343,10 +460,9 @@ def test_a_scheme_that_is_not_there(here):
     assert_refused(result, "there is no label scheme 'brats2019'", "brats2020")
 
 
-@pytest.mark.xfail(strict=True, reason="KeyError: 'ED', a traceback")
 def test_a_scheme_without_the_regions_found(here):
     result = predict(f"data/{IDS[0]}", "-o", "seg.nii.gz", "--labels", "men-rt")
-    assert result.exit_code == 3
+    assert_refused(result, "label scheme men-rt has no region WT", "its regions are")
 
 
 def test_an_output_in_a_place_that_cannot_be(here):

@@ -1,28 +1,21 @@
 import math
-import shutil
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from brats_cli.core import inference
-from brats_cli.core.cases import case_at
-from brats_cli.core.checkpoints import Checkpoint
-from brats_cli.core.config import TrainConfig, UNetConfig
-from brats_cli.core.errors import MissingModalityError, OutputExistsError
+from brats_cli.core.config import UNetConfig
+from brats_cli.core.errors import DeviceError
 from brats_cli.core.inference import (
-    Predictor,
-    Segmentation,
-    gaussian_weight,
+    blending,
+    fused,
     largest_window,
     probabilities,
-    window_corners,
+    window_starts,
 )
-from brats_cli.core.labels import SCHEMES
 from brats_cli.core.network import UNet3D
-from brats_cli.core.volumes import Volume, read_label_map
 
 CPU = torch.device("cpu")
 
@@ -64,7 +57,8 @@ def memory(monkeypatch):
     """A function that sets the memory for one pass of a network: a grid of `edges` fits."""
 
     def fits(net, *edges):
-        monkeypatch.setattr(inference, "memory_for_network", lambda device: budget(net, *edges))
+        room = budget(net, *edges)
+        monkeypatch.setattr(inference, "memory_for_network", lambda device, beside=0: room)
 
     return fits
 
@@ -74,8 +68,8 @@ def budget(net, *edges, bytes_a_value=4):
     return net.config.channels * 10 * bytes_a_value * math.prod(edges)
 
 
-def run(net, images, *, patch_size=16):
-    return probabilities(net, images, patch_size=patch_size, device=CPU)
+def run(net, images, *, patch_size=16, **options):
+    return probabilities(net, images, patch_size=patch_size, device=CPU, **options)
 
 
 # --- windows -----------------------------------------------------------------------------------
@@ -93,21 +87,15 @@ def run(net, images, *, patch_size=16):
         (240, 128, 0.5, [0, 56, 112]),
     ],
 )
-def test_corners_along_one_axis_by_hand(length, window, overlap, starts):
-    corners = list(window_corners((length, 1, 1), (window, 1, 1), overlap=overlap))
-    assert corners == [(start, 0, 0) for start in starts]
-
-
-def test_corners_of_three_axes_are_all_combinations():
-    corners = list(window_corners((6, 4, 5), (4, 4, 3), overlap=0.5))
-    assert corners == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (2, 0, 0), (2, 0, 1), (2, 0, 2)]
+def test_starts_by_hand(length, window, overlap, starts):
+    assert window_starts(length, window, overlap=overlap) == starts
 
 
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.75])
 def test_windows_cover_every_voxel_and_none_beyond_and_overlap_at_least_so_far(overlap):
     for length in range(1, 40):
         for window in range(math.ceil(1 / (1 - overlap)), length + 1):
-            starts = [corner[0] for corner in window_corners((length,), (window,), overlap=overlap)]
+            starts = window_starts(length, window, overlap=overlap)
             assert (starts[0], starts[-1]) == (0, length - window)
             steps = np.diff(starts)
             assert (steps > 0).all()
@@ -116,22 +104,39 @@ def test_windows_cover_every_voxel_and_none_beyond_and_overlap_at_least_so_far(o
             assert (steps <= window).all()
 
 
-def test_the_weight_trusts_the_middle_most_and_no_voxel_not_at_all():
-    weight = gaussian_weight((16, 16, 16))
-    # Two voxels share the middle, half a voxel from it: exp(-0.5 (0.5 / 2)^2) an axis.
-    assert weight.max().item() == pytest.approx(math.exp(-3 * 0.5 * 0.25**2))
-    assert weight[7, 7, 7] == weight[8, 8, 8] == weight.max()
-    # In the corner three times exp(-0.5 (7.5 / 2)^2) = 8.8e-4 is 7e-10, and the floor goes before.
-    assert weight.min().item() == pytest.approx(1e-3)
-    assert weight[7, 7, 0].item() == pytest.approx(
-        max(1e-3, math.exp(-0.5 * (7.5**2 + 0.5**2 + 0.5**2) / 4)), rel=1e-4
-    )
-    assert torch.equal(weight, weight.flip(0, 1, 2))
+def test_a_window_alone_is_taken_as_it_is():
+    for length in (1, 2, 7):
+        (weight,) = blending(length, length, [0]).values()
+        torch.testing.assert_close(weight, torch.ones(length))
 
 
-def test_the_weight_of_a_flat_window():
-    assert gaussian_weight((1, 2, 3)).shape == (1, 2, 3)
-    assert (gaussian_weight((1, 1, 1)) == 1).all()
+def test_of_two_windows_a_voxel_trusts_the_one_whose_middle_is_near():
+    # The standard deviation is 8 / 8 = 1. Voxel 4 is half a voxel from the middle of the first
+    # and 3.5 from that of the second: exp(-0.125) to exp(-6.125), or 1 to exp(-6).
+    first, second = blending(12, 8, [0, 4]).values()
+    assert first[4].item() == pytest.approx(1 / (1 + math.exp(-6)), rel=1e-5)
+    assert second[0].item() == pytest.approx(math.exp(-6) / (1 + math.exp(-6)), rel=1e-5)
+    assert (first[:4] == 1).all()
+    assert (second[4:] == 1).all()
+
+
+def test_no_voxel_is_trusted_to_nobody():
+    # Only the last voxel of the first window lies in the second too, where both have 9e-4, and
+    # the floor of 1e-3 goes before.
+    first, second = blending(31, 16, [0, 15]).values()
+    assert first[15].item() == second[0].item() == 0.5
+
+
+@pytest.mark.parametrize("overlap", [0, 0.3, 0.5, 0.9])
+def test_the_weights_of_all_windows_add_up_to_1_at_every_voxel(overlap):
+    for length in range(1, 40):
+        for window in range(1, length + 1):
+            starts = window_starts(length, window, overlap=overlap)
+            total = torch.zeros(length)
+            for start, weight in blending(length, window, starts).items():
+                assert (weight > 0).all()
+                total[start : start + window] += weight
+            torch.testing.assert_close(total, torch.ones(length))
 
 
 # --- how large a window ------------------------------------------------------------------------
@@ -268,94 +273,119 @@ def test_images_of_the_store_in_half_precision_are_computed_in_float32():
     torch.testing.assert_close(found, run(network(), images.float()))
 
 
-# --- a case ------------------------------------------------------------------------------------
+def test_more_overlap_takes_more_windows(memory):
+    net = network()
+    memory(net, 10, 4, 4)
+    counts = []
+    for overlap in (0, 0.5, 0.8):
+        shapes = watch(net)
+        run(net, torch.randn(1, 20, 4, 4), overlap=overlap)
+        assert set(shapes) == {(1, 1, 10, 4, 4)}
+        counts.append(len(shapes))
+    # 20 in steps of 10, 5 and 2.
+    assert counts == [2, 3, 6]
 
 
-def answering(*values, **changes):
-    """A checkpoint whose network finds WT, TC and ET with the probabilities given, anywhere."""
-    config = TrainConfig(
-        patch_size=16, precision="float32", network=UNetConfig(channels=2, levels=2), **changes
-    )
-    net = network(in_channels=len(config.modalities))
-    with torch.no_grad():
-        net.output.weight.zero_()
-        net.output.bias.copy_(torch.logit(torch.tensor(values)))
-    return Checkpoint(net.state_dict(), config.model_dump(mode="json"), "brats2023", 1, {})
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_windows_at_once_compute_what_each_would(memory, padding):
+    net = network(padding=padding)
+    images = torch.randn(1, 40, 11, 9)
+    memory(net, *HALF[padding])
+    alone = run(net, images)
+    memory(net, *(edge * 2 ** (axis == 0) for axis, edge in enumerate(HALF[padding])))
+    shapes = watch(net)
+    found = run(net, images, batch_windows=2)
+    assert shapes[0][0] == 2
+    torch.testing.assert_close(found, alone)
 
 
-@pytest.fixture
-def case(phantoms):
-    return case_at(phantoms / "BraTS-GLI-00000-000")
+def test_windows_at_once_share_the_memory(memory):
+    # Where one window of 20 x 4 x 4 fits, two of half of it do, and a third goes alone.
+    net = network()
+    memory(net, 20, 4, 4)
+    shapes = watch(net)
+    run(net, torch.randn(1, 20, 4, 4), batch_windows=2)
+    assert shapes == [(2, 1, 10, 4, 4), (1, 1, 10, 4, 4)]
 
 
-def test_a_segmentation_lies_on_the_cases_own_grid(case, tmp_path):
-    # WT everywhere that the network sees, which is the brain box: all of that is edema.
-    found = Predictor(answering(0.9, 0.1, 0.1), CPU).segment(case)
-    path = tmp_path / "seg.nii.gz"
-    found.write(path)
-    image, of = nib.load(path), nib.load(case.images["t1"].path)
-    np.testing.assert_array_equal(image.affine, of.affine)
-    assert (image.shape, image.get_data_dtype()) == (of.shape, np.uint8)
-    for code in ("sform_code", "qform_code"):
-        assert image.header[code] == of.header[code] == 1
-    written = read_label_map(path)
-    assert written.scheme is SCHEMES["brats2023"]
-    brain = np.any([np.asarray(nib.load(f.path).dataobj) for f in case.images.values()], axis=0)
-    assert set(np.unique(written.data)) == {0, 2}
-    assert (written.data[brain] == 2).all()
-    assert found.volumes_mm3() == {"WT": (written.data == 2).sum(), "TC": 0, "ET": 0}
+@pytest.mark.parametrize(("edges", "parts"), [((99, 99, 99), [1]), ((10, 4, 4), [1 / 3] * 3)])
+def test_progress_is_told_in_shares_of_the_work(memory, edges, parts):
+    net = network()
+    memory(net, *edges)
+    shares = []
+    run(net, torch.randn(1, 20, 4, 4), on_share=shares.append)
+    assert shares == pytest.approx(parts)
+
+
+# --- where the estimate was wrong ---------------------------------------------------------------
+
+
+def lets_in(net, voxels):
+    """`net` on a device that has no memory for inputs of more than `voxels`."""
+
+    def refuse(_, inputs):
+        if inputs[0].numel() > voxels:
+            raise torch.OutOfMemoryError
+
+    net.register_forward_pre_hook(refuse)
+    return net
+
+
+def test_out_of_memory_goes_on_in_smaller_windows():
+    net = constant(0.3)
+    found = run(lets_in(net, 10 * 8 * 8), torch.randn(1, 20, 8, 8))
+    torch.testing.assert_close(found, torch.full((3, 20, 8, 8), 0.3))
+
+
+def test_out_of_memory_first_gives_up_computing_windows_at_once(memory):
+    net = constant(0.3)
+    memory(net, 20, 4, 4)
+    shapes = watch(net)
+    found = run(lets_in(net, 10 * 4 * 4), torch.randn(1, 20, 4, 4), batch_windows=2)
+    assert shapes == [(2, 1, 10, 4, 4), *[(1, 1, 10, 4, 4)] * 3]
+    torch.testing.assert_close(found, torch.full((3, 20, 4, 4), 0.3))
 
 
 @pytest.mark.parametrize(
-    ("values", "scheme", "label"),
-    [
-        ((0.9, 0.9, 0.9), None, 3),
-        ((0.9, 0.9, 0.1), None, 1),
-        ((0.9, 0.9, 0.9), "brats2020", 4),
-        ((0.9, 0.1, 0.1), "msd", 1),
-        ((0.5, 0.1, 0.1), None, 2),  # from one half on, a voxel belongs to the region
-        ((0.49, 0.1, 0.1), None, 0),
-    ],
+    ("norm", "size"),
+    [("batch", "3 x 4 x 4"), ("instance", "16 x 8 x 8")],
+    ids=["batch", "instance"],
 )
-def test_regions_become_labels_of_the_scheme(case, values, scheme, label):
-    scheme = SCHEMES[scheme] if scheme else None
-    found = Predictor(answering(*values), CPU).segment(case, scheme)
-    assert set(np.unique(found.labels)) <= {0, label}
-    assert (found.labels == label).sum() > found.labels.size / 2
-    assert found.scheme is (scheme or SCHEMES["brats2023"])
+def test_a_device_without_memory_for_a_window_is_named(norm, size):
+    # 20 is halved to 4 or less: 10, 5, 3. With instance norm a smaller window computes otherwise.
+    net = lets_in(network(norm=norm), 0)
+    with pytest.raises(DeviceError) as caught:
+        run(net, torch.randn(1, 20, 8, 8))
+    assert str(caught.value) == f"cpu has no memory for {size} voxels of a network of 2 channels"
+    assert caught.value.hint == "free memory there (see nvidia-smi), or use --device cpu"
 
 
-def test_only_the_modalities_that_the_network_was_trained_on_are_needed(phantoms, tmp_path):
-    source = phantoms / "BraTS-GLI-00002-000"
-    folder = shutil.copytree(source, tmp_path / source.name)
-    for suffix in ("t1n", "t2w"):
-        (folder / f"{source.name}-{suffix}.nii.gz").unlink()
-    case = case_at(folder)
-    two = Predictor(answering(0.9, 0.1, 0.1, modalities=("flair", "t1ce")), CPU).segment(case)
-    assert two.labels.any()
-    with pytest.raises(MissingModalityError) as caught:
-        Predictor(answering(0.9, 0.1, 0.1), CPU).segment(case)
-    assert str(caught.value) == "case BraTS-GLI-00002-000 has no t1, t2 (found: t1ce, flair)"
+# --- batch norm --------------------------------------------------------------------------------
 
 
-def test_volumes_in_mm3_by_hand():
-    # Voxels of 1 x 2 x 3 mm: 3 edema, 2 necrosis, 1 enhancing.
-    labels = np.array([2, 2, 2, 1, 1, 3, 0], np.uint8).reshape(7, 1, 1)
-    grid = Volume(labels, np.diag([-1.0, 2, 3, 1]))
-    volumes = Segmentation(labels, grid, SCHEMES["brats2023"]).volumes_mm3()
-    assert volumes == pytest.approx({"WT": 36, "TC": 18, "ET": 6})
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_batch_norm_as_part_of_the_convolutions_computes_the_same(padding):
+    net = network(levels=3, padding=padding)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            for values in (module.running_mean, module.weight, module.bias):
+                nn.init.normal_(values, std=0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    images = torch.randn(2, 1, 44, 44, 44)
+    with torch.no_grad():
+        expected = net(images)
+        found = fused(net)(images)
+    assert not any(isinstance(module, nn.BatchNorm3d) for module in net.modules())
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_an_existing_file_is_kept(tmp_path):
-    labels = np.zeros((2, 2, 2), np.uint8)
-    found = Segmentation(labels, Volume(labels, np.eye(4)), SCHEMES["brats2023"])
-    path = tmp_path / "seg.nii.gz"
-    path.write_text("mine")
-    with pytest.raises(OutputExistsError, match=f"{path} exists already"):
-        found.write(path)
-    assert path.read_text() == "mine"
-    found.write(path, overwrite=True)
-    assert read_label_map(path).shape == (2, 2, 2)
+@pytest.mark.parametrize("norm", ["instance", "none"])
+def test_other_networks_stay_as_they_are(norm):
+    net = network(norm=norm)
+    images = torch.randn(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(net)(images), net(images), rtol=0, atol=0)
 
 
 @pytest.mark.gpu

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,11 +13,8 @@ from ..core.errors import BratsError, ConfigError
 from .batch import paths_of, raise_failures
 
 if TYPE_CHECKING:
+    from ..core.batches import Batch, Job, Prediction
     from ..core.cases import Case
-    from ..core.inference import Predictor
-    from ..core.labels import LabelScheme
-
-FORMAT = "brats-predictions/1"
 
 
 def predict(
@@ -34,111 +30,156 @@ def predict(
         typer.Option("--output", "-o", help="A file for one case, a folder for several [here]."),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Run or checkpoint [the newest run's best].")
+        list[Path] | None,
+        typer.Option(help="Run or checkpoint; of several the mean [the newest run's best]."),
     ] = None,
-    gpu: Annotated[int | None, typer.Option(help="Number of the CUDA GPU to use.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Number of the CUDA GPU to use; 0,1 shares the cases out.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     labels: Annotated[
         str | None, typer.Option(help="Label scheme to write [the one trained in].")
     ] = None,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Mean over the eight flips, in eight times the time.")
+    ] = False,
+    overlap: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of a window that its neighbour covers.")
+    ] = 0.5,
+    batch_windows: Annotated[int, typer.Option(min=1, help="Windows computed at once.")] = 1,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Go on without sequences that the model expects."),
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write CASE_probabilities.nii.gz too, 4D.")
+    ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Write CASE_uncertainty.nii.gz too, 0 to 100.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave out cases that have their output.")
+        bool, typer.Option("--skip-existing", help="Leave out cases that have their outputs.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs.")] = False,
 ) -> None:
     """Segment cases with a trained network; the label map lies on the case's own grid.
 
     The checkpoint alone is enough. Prints each case's volume of whole, core and enhancing
-    tumour; one bad case does not stop the others.
+    tumour, and how much it deserves a second look (review, 0 to 1). One bad case does not stop
+    the others. In a folder of outputs, predictions.jsonl gets a line for each case.
 
     Example: brats predict data/BraTS2021_00006 -o seg.nii.gz
 
     Example: brats predict data/ -o predictions/ --model runs/first --skip-existing
     """
-    from ..core.cases import resolve_cases
-    from ..core.checkpoints import Checkpoint
-    from ..core.devices import choose_device, describe
-    from ..core.inference import Predictor
+    from ..core.batches import (
+        FORMAT,
+        MANIFEST,
+        Batch,
+        complete,
+        find_each,
+        require_outputs_writable,
+    )
+    from ..core.devices import choose_devices
     from ..core.labels import scheme_named
+    from ..core.prediction import PredictConfig
     from ..core.runs import checkpoint_path
 
-    scheme = scheme_named(labels) if labels else None
-    found = resolve_cases(paths_of(cases))
-    todo = _outputs(found, output, skip_existing=skip_existing, overwrite=overwrite)
-    path = checkpoint_path(model)
-    predictor = Predictor(Checkpoint.load(path), choose_device(device, gpu))
-    console.message(f"model {path} on {describe(predictor.device)}")
-    if len(todo) < len(found):
-        console.message(f"{len(found) - len(todo)} of {len(found)} cases have their output")
-    done: list[dict[str, Any]] = []
-    failed: list[BratsError] = []
-    with console.progress() as bars:
-        for case, file in bars.track(todo, description="cases"):
-            try:
-                done.append(_predict_one(predictor, case, file, scheme, overwrite))
-            except BratsError as error:
-                failed.append(error)
+    config = PredictConfig(
+        labels=scheme_named(labels).name if labels else None,
+        tta=tta,
+        overlap=overlap,
+        batch_windows=batch_windows,
+        allow_missing=allow_missing,
+        probabilities=probabilities,
+        uncertainty=uncertainty,
+    )
+    found, failed = find_each(paths_of(cases))
+    if not found:
+        raise_failures(failed, tried=len(failed), of="paths")
+    folder, jobs = _jobs(found, output)
+    todo = [job for job in jobs if not (skip_existing and complete(job, config))]
+    # A case that lacks one of its outputs is done again, whatever it has.
+    replacing = overwrite or skip_existing
+    require_outputs_writable(todo, config, overwrite=replacing)
+    batch = Batch(
+        models=tuple(map(checkpoint_path, model)) if model else (checkpoint_path(None),),
+        config=config,
+        manifest=folder / MANIFEST if folder else None,
+        overwrite=replacing,
+    )
+    if len(todo) < len(jobs):
+        console.message(f"{len(jobs) - len(todo)} of {len(jobs)} cases have their output")
+    done = _run(batch, todo, choose_devices(device, gpu), failed)
     if as_json:
-        console.result_json({"format": FORMAT, "model": str(path), "cases": done})
+        models = [str(path) for path in batch.models]
+        console.result_json(
+            {"format": FORMAT, "models": models, "cases": [each.row() for each in done]}
+        )
     elif done:
         _table(done)
-    raise_failures(failed, tried=len(todo), of="cases")
+    raise_failures(failed, tried=len(done) + len(failed), of="cases")
 
 
-def _outputs(
-    cases: Sequence[Case], output: Path | None, *, skip_existing: bool, overwrite: bool
-) -> list[tuple[Case, Path]]:
-    """The file of each case that is to be written.
+def _jobs(cases: Sequence[Case], output: Path | None) -> tuple[Path | None, list[Job]]:
+    """The file of each case, and the folder of all of them, if that is not told by a file.
 
     Raises:
         ConfigError: If several cases would go into one file.
-        OutputError, OutputExistsError: If a file cannot be written, before any work is done.
     """
-    from ..core.files import require_writable
+    from ..core.batches import Job
     from ..core.volumes import is_nifti
 
-    if output is not None and is_nifti(output) and not output.is_dir():
-        if len(cases) > 1:
-            raise ConfigError(
-                f"{len(cases)} cases do not go into one file, {output}",
-                hint="give a folder with -o",
-            )
-        files = [(cases[0], output)]
-    else:
+    if output is None or output.is_dir() or not is_nifti(output):
         folder = output or Path()
-        files = [(case, folder / f"{case.id}.nii.gz") for case in cases]
-    if skip_existing:
-        files = [(case, file) for case, file in files if not file.exists()]
-    for _, file in files:
-        require_writable(file, overwrite=overwrite)
-    return files
+        return folder, [Job(case, folder / f"{case.id}.nii.gz") for case in cases]
+    if len(cases) > 1:
+        raise ConfigError(
+            f"{len(cases)} cases do not go into one file, {output}",
+            hint="give a folder with -o",
+        )
+    return None, [Job(case, output) for case in cases]
 
 
-def _predict_one(
-    predictor: Predictor, case: Case, file: Path, scheme: LabelScheme | None, overwrite: bool
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    segmentation = predictor.segment(case, scheme)
-    segmentation.write(file, overwrite=overwrite)
-    return {
-        "case": case.id,
-        "file": str(file),
-        "labels": segmentation.scheme.name,
-        "volumes_mm3": segmentation.volumes_mm3(),
-        "seconds": round(time.perf_counter() - started, 2),
-    }
+def _run(
+    batch: Batch, jobs: Sequence[Job], devices: Sequence[object], failed: list[BratsError]
+) -> list[Prediction]:
+    """Segment the cases under a progress bar; what goes wrong is added to `failed`."""
+    import torch
+
+    from ..core.devices import describe
+
+    done: list[Prediction] = []
+    if not jobs:
+        return done
+    chosen = [device for device in devices if isinstance(device, torch.device)]
+    with console.progress() as bars:
+        task = bars.add_task("cases", total=len(jobs))
+        outcomes = batch.run(jobs, chosen, lambda share: bars.advance(task, share))
+        console.message(
+            f"model {', '.join(map(str, batch.models))} on {', '.join(map(describe, chosen))}"
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BratsError):
+                failed.append(outcome)
+                continue
+            done.append(outcome)
+            if outcome.missing:
+                console.message(f"{outcome.case}: without {', '.join(outcome.missing)}")
+    return done
 
 
-def _table(done: Sequence[dict[str, Any]]) -> None:
+def _table(done: Sequence[Prediction]) -> None:
     console.table(
-        ["file", "WT", "TC", "ET", "seconds"],
+        ["file", "WT", "TC", "ET", "review", "seconds"],
         [
             [
-                row["file"],
-                *(console.volume(row["volumes_mm3"][name]) for name in ("WT", "TC", "ET")),
-                f"{row['seconds']:.1f}",
+                each.file,
+                *(console.volume(each.volumes_mm3[name]) for name in ("WT", "TC", "ET")),
+                console.number(each.review),
+                f"{each.seconds:.1f}",
             ]
-            for row in done
+            for each in done
         ],
     )

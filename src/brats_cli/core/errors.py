@@ -115,10 +115,12 @@ class CaseError(BratsError):
 class MissingModalityError(BratsError):
     """A case that lacks some of the four MR sequences."""
 
-    def __init__(self, case_id: str, missing: Iterable[str], found: Iterable[str]) -> None:
+    def __init__(
+        self, case_id: str, missing: Iterable[str], found: Iterable[str], *, hint: str = ""
+    ) -> None:
         super().__init__(
             f"case {case_id} has no {', '.join(missing)} (found: {', '.join(found) or 'none'})",
-            hint="each case needs t1, t1ce, t2 and flair; see README, 'Which data'",
+            hint=hint or "each case needs t1, t1ce, t2 and flair; see README, 'Which data'",
         )
 
 

@@ -1,98 +1,36 @@
-"""From a case on disk to its label map: windows, weights, thresholds and the way back."""
+"""From a prepared case to the probability of each region at each voxel: windows and flips."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .cases import Case, read_images
-from .checkpoints import Checkpoint
-from .devices import arithmetic, autocast, memory_for_network
-from .labels import LabelScheme
+from .checkpoints import THRESHOLD as THRESHOLD
+from .devices import autocast, memory_for_network
+from .errors import DeviceError
 from .network import UNet3D
-from .preparation import prepare, to_native
-from .volumes import Volume, write_label_map
 
 OVERLAP = 0.5
 """Share of a window that its neighbour covers too."""
 
-THRESHOLD = 0.5
-"""Probability from which a voxel belongs to a region."""
+MIRRORS = ((), (1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3))
+"""Axes of (C, X, Y, Z) that test-time flips turn round; the first turns none."""
+
+CPU = torch.device("cpu")
 
 # Feature maps of the first level alive at once in evaluation: skip, up-sampled, both joined, and
 # input and output of a convolution with its workspace. Measured at 8; the rest is safety.
 _LIVE_MAPS = 10
 
-
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """What was found in one case.
-
-    Attributes:
-        labels: (X, Y, Z) uint8 on the case's own grid.
-        grid: A volume of the case, for shape, affine and header.
-        scheme: The labels' scheme.
-    """
-
-    labels: npt.NDArray[np.uint8]
-    grid: Volume
-    scheme: LabelScheme
-
-    def volumes_mm3(self) -> dict[str, float]:
-        """Volume of each region."""
-        voxel = float(np.prod(self.grid.spacing_mm))
-        return {
-            region.name: int(region.mask(self.labels).sum()) * voxel
-            for region in self.scheme.regions
-        }
-
-    def write(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write the label map on the case's own grid, its scheme noted in the header.
-
-        Raises:
-            OutputExistsError: If `path` exists and `overwrite` is false.
-            OutputError: If it cannot be written.
-        """
-        write_label_map(path, self.labels, self.grid, self.scheme, overwrite=overwrite)
-
-
-class Predictor:
-    """A checkpoint on a device, ready to segment one case after another."""
-
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self.checkpoint = checkpoint
-        self.device = device
-        self.dtype = arithmetic(device, checkpoint.precision)
-        self.network = checkpoint.network().to(device)
-
-    def segment(self, case: Case, scheme: LabelScheme | None = None) -> Segmentation:
-        """Segment a case, in the checkpoint's label scheme unless another is given.
-
-        Raises:
-            BratsError: If the case lacks a modality or cannot be read.
-        """
-        volumes = read_images(case, self.checkpoint.modalities)
-        grid = volumes[0]
-        prepared = prepare(volumes)
-        found = probabilities(
-            self.network,
-            torch.from_numpy(prepared.images),
-            patch_size=self.checkpoint.patch_size,
-            device=self.device,
-            dtype=self.dtype,
-        ).numpy()
-        masks = np.stack(
-            [to_native(region, prepared.affine, grid) >= THRESHOLD for region in found]
-        )
-        scheme = scheme or self.checkpoint.scheme
-        return Segmentation(scheme.paint(masks), grid, scheme)
+# Least weight of a window at its edge, where a Gaussian of this width has 3e-4 an axis.
+_FLOOR = 1e-3
 
 
 @torch.inference_mode()
@@ -103,6 +41,9 @@ def probabilities(
     patch_size: int,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    overlap: float = OVERLAP,
+    batch_windows: int = 1,
+    on_share: Callable[[float], None] = lambda share: None,
 ) -> torch.Tensor:
     """Probability of each region at each voxel of a prepared case.
 
@@ -116,53 +57,134 @@ def probabilities(
         patch_size: Edge of the patches it was trained on.
         device: Where to compute.
         dtype: Type of the convolutions.
+        overlap: Share of a window that its neighbour covers at least, from 0 to below 1.
+        batch_windows: Windows computed at once.
+        on_share: Called after each batch of windows with its share of the work.
 
     Returns:
         (R, X, Y, Z) float32 on the CPU.
+
+    Raises:
+        DeviceError: If not even a small window fits into the device's memory.
     """
+    sums = 4 * network.output.out_channels * images[0].numel()
+    passes = _Passes(
+        network,
+        device,
+        dtype,
+        window=_window(network, images, patch_size, device, dtype, batch_windows, sums),
+        overlap=overlap,
+        at_once=batch_windows,
+        home=device if sums < memory_for_network(device) // 4 else CPU,
+    )
+    while True:
+        try:
+            return passes.over(images, on_share).cpu()
+        except torch.OutOfMemoryError as error:
+            # The estimate was too low, or another program took the memory meanwhile.
+            passes = passes.smaller(error)
+            torch.cuda.empty_cache()
+
+
+def _window(
+    network: UNet3D,
+    images: torch.Tensor,
+    patch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    at_once: int,
+    sums: int,
+) -> tuple[int, ...]:
+    """Size of the windows that a case is best computed in."""
     size = tuple(images.shape[1:])
     if network.config.norm == "instance":
         edge = network.config.output_size(patch_size)
-        window = tuple(min(edge, side) for side in size)
-    else:
-        window = largest_window(network, size, memory_for_network(device), dtype)
-    corners = list(window_corners(size, window, overlap=OVERLAP))
-    if len(corners) == 1:
-        return _run(network, images, corners[0], window, device, dtype).cpu()
-    weight = gaussian_weight(window)
-    regions = network.output.out_channels
-    total, weights = torch.zeros(regions, *size), torch.zeros(size)
-    for corner in corners:
-        box = tuple(slice(start, start + side) for start, side in zip(corner, window, strict=True))
-        found = _run(network, images, corner, window, device, dtype).cpu()
-        total[(slice(None), *box)] += found * weight
-        weights[box] += weight
-    return total / weights
+        return tuple(min(edge, side) for side in size)
+    # A large volume's own images and sums lie in the memory that a CPU computes in.
+    beside = sums + (4 * images.numel() if device.type == "cpu" else 0)
+    room = memory_for_network(device, beside=beside)
+    return largest_window(network, size, room // at_once, dtype)
 
 
-def _run(
-    network: UNet3D,
-    images: torch.Tensor,
-    corner: Sequence[int],
-    window: Sequence[int],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Probabilities (R, *window) of the window at `corner`."""
-    margin = network.config.margin
-    padding: list[int] = []
-    box = []
-    for start, side, length in zip(corner, window, images.shape[1:], strict=True):
-        # What the network reads: the window, a margin about it, and what makes it divisible.
-        first, last = start - margin, start - margin + network.config.input_size(side)
-        box.append(slice(max(first, 0), min(last, length)))
-        padding = [max(-first, 0), max(last - length, 0), *padding]
-    read = images[(slice(None), *box)].to(device, torch.float32)
-    read = F.pad(read, padding)[None].contiguous(memory_format=torch.channels_last_3d)
-    with autocast(device, dtype):
-        logits = network(read)[0]
-    inside = tuple(slice(0, side) for side in window)
-    return torch.sigmoid(logits[(slice(None), *inside)].float())
+@dataclass(frozen=True, eq=False)
+class _Passes:
+    """How a network goes over a case.
+
+    Attributes:
+        network: The network, on `device`.
+        device: Where it computes.
+        dtype: Type of the convolutions.
+        window: Size of a window.
+        overlap: Least share that neighbours have in common.
+        at_once: Windows computed together.
+        home: Where the windows are added up.
+    """
+
+    network: UNet3D
+    device: torch.device
+    dtype: torch.dtype
+    window: tuple[int, ...]
+    overlap: float
+    at_once: int
+    home: torch.device
+
+    def over(self, images: torch.Tensor, on_share: Callable[[float], None]) -> torch.Tensor:
+        """Probabilities (R, X, Y, Z) of all of `images` (C, X, Y, Z)."""
+        size = tuple(images.shape[1:])
+        blends = [
+            blending(length, side, window_starts(length, side, overlap=self.overlap))
+            for length, side in zip(size, self.window, strict=True)
+        ]
+        corners = list(product(*blends))
+        total = None
+        for batch in _chunks(corners, self.at_once):
+            found = self.run(images, batch)
+            on_share(len(batch) / len(corners))
+            if len(corners) == 1:
+                return found[0]
+            if total is None:
+                total = torch.zeros(found.shape[1], *size, device=self.home)
+            for corner, window in zip(batch, found, strict=True):
+                _add(total, window.to(self.home), corner, blends)
+        assert total is not None
+        return total
+
+    def run(self, images: torch.Tensor, corners: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Probabilities (B, R, *window) of the windows at `corners`."""
+        read = torch.stack([self._read(images, corner) for corner in corners])
+        with autocast(self.device, self.dtype):
+            logits = self.network(read.contiguous(memory_format=torch.channels_last_3d))
+        inside = tuple(slice(0, side) for side in self.window)
+        return torch.sigmoid(logits[(..., *inside)].float())
+
+    def _read(self, images: torch.Tensor, corner: Sequence[int]) -> torch.Tensor:
+        """What the network reads: a window, a margin about it, and what makes it divisible."""
+        config = self.network.config
+        padding: list[int] = []
+        box = []
+        for start, side, length in zip(corner, self.window, images.shape[1:], strict=True):
+            first = start - config.margin
+            last = first + config.input_size(side)
+            box.append(slice(max(first, 0), min(last, length)))
+            padding = [max(-first, 0), max(last - length, 0), *padding]
+        return F.pad(images[(slice(None), *box)].to(self.device, torch.float32), padding)
+
+    def smaller(self, error: torch.OutOfMemoryError) -> _Passes:
+        """The same in less memory.
+
+        Raises:
+            DeviceError: If there is no less, or windows of another size compute something else.
+        """
+        if self.at_once > 1 or self.home != CPU:
+            return replace(self, at_once=1, home=CPU)
+        window = _halved(self.window, self.network.config.multiple)
+        if window == self.window or self.network.config.norm == "instance":
+            raise DeviceError(
+                f"{self.device} has no memory for {' x '.join(map(str, self.window))} voxels "
+                f"of a network of {self.network.config.channels} channels",
+                hint="free memory there (see nvidia-smi), or use --device cpu",
+            ) from error
+        return replace(self, window=window)
 
 
 def largest_window(
@@ -171,35 +193,83 @@ def largest_window(
     """The image's size, its longest edges halved until one pass fits into `budget` bytes."""
     config = network.config
     voxel = config.channels * _LIVE_MAPS * (2 if dtype == torch.bfloat16 else 4)
-    window = list(size)
+    window = tuple(size)
     while voxel * int(np.prod([config.input_size(side) for side in window])) > budget:
-        longest = int(np.argmax(window))
-        if window[longest] <= 2 * config.multiple:
+        smaller = _halved(window, config.multiple)
+        if smaller == window:
             break
-        window[longest] = -(-window[longest] // 2)
-    return tuple(window)
+        window = smaller
+    return window
 
 
-def window_corners(
-    size: Sequence[int], window: Sequence[int], *, overlap: float
-) -> Iterator[tuple[int, ...]]:
-    """First voxels of as few evenly spread windows as cover `size`, overlapping at least so far."""
-    starts = []
-    for length, side in zip(size, window, strict=True):
-        room = length - side
-        steps = int(np.ceil(room / (side * (1 - overlap))))
-        starts.append([round(room * step / max(steps, 1)) for step in range(steps + 1)])
-    yield from product(*starts)
+def _halved(window: tuple[int, ...], multiple: int) -> tuple[int, ...]:
+    """`window` with its longest edge halved, unless that is twice `multiple` or less."""
+    longest = int(np.argmax(window))
+    if window[longest] <= 2 * multiple:
+        return window
+    return (*window[:longest], -(-window[longest] // 2), *window[longest + 1 :])
 
 
-def gaussian_weight(window: Sequence[int]) -> torch.Tensor:
-    """Weights that trust the middle of a window most: standard deviation an eighth of its edge.
+def window_starts(length: int, side: int, *, overlap: float) -> list[int]:
+    """First voxels, along an axis, of as few evenly spread windows as cover `length`.
 
-    At the corners a true Gaussian of this width is 1e-10 and rounds to nothing; the floor of
-    1e-3 keeps every voxel covered.
+    Neighbours have at least `overlap` of a window in common, give or take a voxel.
     """
-    weight = torch.ones(())
-    for side in window:
-        offset = torch.arange(side) - (side - 1) / 2
-        weight = weight[..., None] * torch.exp(-0.5 * (offset / (side / 8)) ** 2)
-    return weight.clamp_min(1e-3)
+    room = length - side
+    # Less a little: 10 * (1 - 0.8) is a bit less than 2.
+    steps = int(np.ceil(room / max(1, side * (1 - overlap)) - 1e-9))
+    return [round(room * step / max(steps, 1)) for step in range(steps + 1)]
+
+
+def blending(length: int, side: int, starts: Sequence[int]) -> dict[int, torch.Tensor]:
+    """Weights of each window along an axis, by its first voxel.
+
+    Each trusts its middle most: a Gaussian with an eighth of the window as standard deviation and
+    a floor. At every voxel the weights of all windows add up to 1, along each axis and thus for
+    their products, so that a constant stays that constant.
+    """
+    offset = torch.arange(side) - (side - 1) / 2
+    trust = torch.exp(-0.5 * (offset / (side / 8)) ** 2).clamp_min(_FLOOR)
+    total = torch.zeros(length)
+    for start in starts:
+        total[start : start + side] += trust
+    return {start: trust / total[start : start + side] for start in starts}
+
+
+def _add(
+    total: torch.Tensor,
+    found: torch.Tensor,
+    corner: Sequence[int],
+    blends: Sequence[dict[int, torch.Tensor]],
+) -> None:
+    """Add the window `found` (R, *window) at `corner` to `total` (R, X, Y, Z), weighted."""
+    box = []
+    for axis, (start, blend) in enumerate(zip(corner, blends, strict=True)):
+        shape = [-1 if other == axis else 1 for other in range(3)]
+        found = found * blend[start].to(found.device).reshape(shape)
+        box.append(slice(start, start + found.shape[axis + 1]))
+    total[(slice(None), *box)] += found
+
+
+def _chunks(corners: Sequence[tuple[int, ...]], size: int) -> Iterator[Sequence[tuple[int, ...]]]:
+    for first in range(0, len(corners), size):
+        yield corners[first : first + size]
+
+
+def fused(network: UNet3D) -> UNet3D:
+    """`network`, in evaluation mode, with each batch norm made part of the convolution before it.
+
+    The same function to rounding, in fewer passes over memory.
+    """
+    for module in list(network.modules()):
+        if isinstance(module, nn.Sequential):
+            _fuse(module)
+    return network
+
+
+def _fuse(layers: nn.Sequential) -> None:
+    for index in range(len(layers) - 1):
+        convolution, norm = layers[index], layers[index + 1]
+        if isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
+            layers[index] = fuse_conv_bn_eval(convolution, norm)
+            layers[index + 1] = nn.Identity()

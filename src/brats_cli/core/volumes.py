@@ -239,14 +239,44 @@ def write_label_map(
         OutputExistsError: If `path` exists and `overwrite` is false.
         OutputError: If it cannot be written.
     """
-    if labels.shape != like.shape:
-        raise ValueError(f"labels {labels.shape} do not fit the grid {like.shape}")
-    image = nib.Nifti1Image(labels.astype(np.uint8), like.affine)
+    note = f"brats labels={scheme.name}"
+    write_maps(path, labels.astype(np.uint8), like, note, overwrite=overwrite)
+
+
+def write_maps(
+    path: Path,
+    values: npt.NDArray[np.integer],
+    like: Volume,
+    note: str,
+    *,
+    step: float = 1,
+    overwrite: bool = False,
+) -> None:
+    """Write whole numbers on the grid of `like`: its shape, affine, and sform and qform codes.
+
+    Args:
+        path: Where to write.
+        values: (X, Y, Z), or (X, Y, Z, C) for several maps.
+        like: Whose grid to take.
+        note: The header's description, at most 79 characters.
+        step: What a value of 1 means; readers multiply by it (the header's slope).
+        overwrite: Whether `path` may exist.
+
+    Raises:
+        ValueError: If the shapes differ.
+        OutputExistsError: If `path` exists and `overwrite` is false.
+        OutputError: If it cannot be written.
+    """
+    if values.shape[:3] != like.shape:
+        raise ValueError(f"maps {values.shape} do not fit the grid {like.shape}")
+    image = nib.Nifti1Image(values, like.affine)
     if like.header is not None:
         image.set_sform(like.header.get_sform(), int(like.header["sform_code"]))
         image.set_qform(like.header.get_qform(), int(like.header["qform_code"]))
         image.header.set_xyzt_units(*like.header.get_xyzt_units())
-    image.header["descrip"] = f"brats labels={scheme.name}".encode()
+    image.header["descrip"] = note.encode()
+    if step != 1:
+        image.header.set_slope_inter(step, 0)
     with whole_file(path, overwrite=overwrite) as partial:
         nib.save(image, partial)
 
