@@ -95,12 +95,14 @@ class Run:
 
     Attributes:
         rate: Patches a second.
+        cost: Milliseconds of CPU a patch, of all its processes; hardly moved by a busy machine.
         pss: Peak proportional set size in MiB of all its processes: in all, and of that what is
             not file pages, which the system takes back when it needs them.
         load: Load average when it started.
     """
 
     rate: float
+    cost: float
     pss: float
     pss_without_files: float
     load: float
@@ -111,8 +113,8 @@ def main() -> None:
     work = arguments.work
     folders = feeds.Folders(arguments.data, work / "store", work / "bare", work / "nnunet")
     if arguments.feed:
-        rate = measure(FEEDS[arguments.feed], folders, arguments.seconds)
-        print(json.dumps({"rate": rate}), flush=True)
+        rate, cost = measure(FEEDS[arguments.feed], folders, arguments.seconds)
+        print(json.dumps({"rate": rate, "cost": cost}), flush=True)
         return
     if arguments.device == "cuda":
         import gpu
@@ -138,14 +140,14 @@ def main() -> None:
             run = run_apart(name, arguments)
             runs[name].append(run)
             _tell(
-                f"round {number + 1}: {name:16} {run.rate:6.2f} patches/s, "
-                f"{run.pss:5.0f} MiB, load {run.load:.1f}"
+                f"round {number + 1}: {name:16} {run.rate:6.2f} patches/s,"
+                f"{run.cost:.0f} ms of CPU a patch, {run.pss:.0f} MiB, load {run.load:.1f}"
             )
     show(runs, preparing, load)
 
 
-def measure(feed: Feed, folders: feeds.Folders, seconds: float | None) -> float:
-    """Patches a second of one feed, over whole cycles, after a cycle and four batches."""
+def measure(feed: Feed, folders: feeds.Folders, seconds: float | None) -> tuple[float, float]:
+    """Patches a second of one feed, and milliseconds of CPU a patch, over whole cycles."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     least = feed.seconds if seconds is None else seconds
     batches = feed.start(folders)
@@ -154,12 +156,13 @@ def measure(feed: Feed, folders: feeds.Folders, seconds: float | None) -> float:
     assert first.dtype == torch.float32, first.dtype
     for _ in range(max(4, feed.cycle // feeds.BATCH - 1)):
         next(batches)
-    started, patches = time.perf_counter(), 0
+    started, spent, patches = time.perf_counter(), cpu_seconds(os.getpid()), 0
     while True:
         patches += len(next(batches))
         passed = time.perf_counter() - started
         if passed >= least and patches % feed.cycle == 0:
-            return patches / passed
+            spent = cpu_seconds(os.getpid()) - spent
+            return patches / passed, 1000 * spent / patches
 
 
 def run_apart(name: str, arguments: argparse.Namespace) -> Run:
@@ -185,25 +188,42 @@ def run_apart(name: str, arguments: argparse.Namespace) -> Run:
     child.wait()
     if not results:
         sys.exit(f"{name} failed:\n{said.read_text()[-3000:]}")
-    return Run(json.loads(results[0])["rate"], peak, without_files, load)
+    found_rates = json.loads(results[0])
+    return Run(found_rates["rate"], found_rates["cost"], peak, without_files, load)
 
 
 def memory(root: int) -> tuple[float, float]:
     """Proportional set size in MiB of a process and its descendants: all, and without files."""
     total = files = 0
+    for process in processes(root):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            lines = (process / "smaps_rollup").read_text().splitlines()[1:]
+            sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+            total += sizes["Pss"]
+            files += sizes["Pss_File"]
+    return total / 1024, (total - files) / 1024
+
+
+def cpu_seconds(root: int) -> float:
+    """CPU time of a process and its descendants, those that ended included."""
+    ticks = 0
+    for process in processes(root):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # utime, stime, cutime, cstime; the name before them may hold spaces.
+            fields = (process / "stat").read_text().rpartition(")")[2].split()[11:15]
+            ticks += sum(map(int, fields))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def processes(root: int) -> Iterator[Path]:
+    """Folders in /proc of a process and its descendants."""
     waiting = [root]
     while waiting:
         process = Path("/proc") / str(waiting.pop())
-        try:
+        yield process
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             for children in process.glob("task/*/children"):
                 waiting += [int(child) for child in children.read_text().split()]
-            lines = (process / "smaps_rollup").read_text().splitlines()[1:]
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
-        sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-        total += sizes["Pss"]
-        files += sizes["Pss_File"]
-    return total / 1024, (total - files) / 1024
 
 
 def prepare(folders: feeds.Folders, *, with_nnunet: bool) -> dict[str, float]:
@@ -268,8 +288,8 @@ def show(runs: dict[str, list[Run]], preparing: dict[str, float], load: float) -
 
 
 def _rates(runs: dict[str, list[Run]], names: list[str]) -> None:
-    print("| feed | patches/s | runs | brats is | target | PSS, MiB | without file pages |")
-    print("|---|---:|---|---:|---|---:|---:|")
+    print("| feed | patches/s | runs | brats is | target | CPU ms a patch | PSS, MiB | not files |")
+    print("|---|---:|---|---:|---|---:|---:|---:|")
     for name in names:
         if not runs.get(name):
             continue
@@ -281,6 +301,7 @@ def _rates(runs: dict[str, list[Run]], names: list[str]) -> None:
         else:
             ours = statistics.median([run.rate for run in runs[names[0]]])
             cells += _verdict(ours / statistics.median(rates), TARGETS.get(name))
+        cells += [f"{statistics.median([run.cost for run in runs[name]]):.0f}"]
         peak = max(run.pss for run in runs[name])
         cells += [_bold(f"{peak:.0f}", peak <= MOST_PSS_GIB * 1024)]
         cells += [f"{max(run.pss_without_files for run in runs[name]):.0f}"]
