@@ -208,7 +208,7 @@ DEFECTS = {
         lambda c: c.header(*ROLES, sform_code=0, qform_code=0), "orientation", "t1", NO_FIX,
     ),
     "micrometres": (lambda c: c.header("t1", xyzt_units=3), "unit", "t1", FIX),
-    "metres in every file": (lambda c: in_metres(c), "unit", "t1", FIX),
+    "metres in every file": (lambda c: in_metres(c, *ROLES), "unit", "t1", FIX),
     "voxels of a thousandth": (
         lambda c: [c.save(r, c.voxels(r), shrunk(0.001)) for r in ROLES],
         "spacing", "t1", NO_FIX,
@@ -225,6 +225,10 @@ DEFECTS = {
         lambda c: c.save("t1", c.voxels("t1"), np.diag([-1, 1, 1, 1]) @ AFFINE),
         "place", "t1", NO_FIX,
     ),
+    "an image 5 mm off that says micrometres": (
+        lambda c: [c.move("t2", 5), c.header("t2", xyzt_units=3)], "place", "t2", NO_FIX,
+    ),
+    "one file in metres": (lambda c: in_metres(c, "t2"), "place", "t2", FIX),
     # Voxels
     "voxels that are no numbers": (
         lambda c: c.change("t1", (slice(0, 2), 0, 0), np.nan, np.float32), "not-finite", "t1", FIX,
@@ -316,10 +320,10 @@ def shrunk(factor):
     return np.diag([factor, factor, factor, 1]) @ AFFINE
 
 
-def in_metres(broken):
-    for role in ROLES:
+def in_metres(broken, *roles):
+    for role in roles:
         broken.save(role, broken.voxels(role), shrunk(0.001))
-    broken.header(*ROLES, xyzt_units=1)
+    broken.header(*roles, xyzt_units=1)
 
 
 def wrapped(voxels):

@@ -358,8 +358,17 @@ def _place(scan: Scan, reference: Scan) -> Iterator[Finding]:
     if distance <= _half_a_voxel(reference):
         yield Finding(WARNING, "place-close", f"{off}, less than half a voxel", scan.path, "header")
         return
-    # A header that is wrong in itself says nothing about where the voxels are.
-    yield Finding(ERROR, "place", off, scan.path, "" if header_is_sound(scan) else "header")
+    yield Finding(ERROR, "place", off, scan.path, "header" if _place_in_doubt(scan) else "")
+
+
+def _place_in_doubt(scan: Scan) -> bool:
+    """Whether what is wrong with the header leaves open where the voxels are."""
+    names = {"cosines", "header-size", "sform-qform", "qform-rotation", "orientation"}
+    if scan.codes[0] <= 0:
+        names |= {"voxel-size"}  # the qform is nothing without it
+    if not plausible(scan):
+        names |= {"unit"}
+    return any(rule.test(scan) for rule in HEADER_RULES if rule.name in names)
 
 
 def _same_voxels(images: Mapping[str, Scan]) -> Iterator[Finding]:
