@@ -8,7 +8,6 @@ from brats_cli.core.devices import (
     CPU_BYTES,
     arithmetic,
     autocast,
-    available_cpus,
     choose_device,
     choose_devices,
     describe,
@@ -172,29 +171,6 @@ def test_memory_of_a_control_group_is_what_it_may_still_take(monkeypatch, tmp_pa
     (tmp_path / "memory.stat").write_text("anon 900000\ninactive_file 100000\n")
     monkeypatch.setattr(devices, "Path", lambda path: tmp_path)
     assert devices._left_by_control_group() == expected
-
-
-def quota(monkeypatch, tmp_path, text, *, affinity=8):
-    file = tmp_path / "cpu.max"
-    file.write_text(text)
-    monkeypatch.setattr(devices, "Path", lambda path: file)
-    monkeypatch.setattr(
-        os, "sched_getaffinity", lambda process: set(range(affinity)), raising=False
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("max 100000\n", 8), ("400000 100000\n", 4), ("50000 100000\n", 1), ("1600000 100000\n", 8)],
-    ids=["no quota", "four CPUs", "half a CPU", "more than it may run on"],
-)
-def test_cpus_are_those_of_affinity_and_quota(monkeypatch, tmp_path, text, expected):
-    quota(monkeypatch, tmp_path, text)
-    assert available_cpus() == expected
-
-
-def test_this_machine_has_a_cpu():
-    assert 1 <= available_cpus() <= (os.cpu_count() or 1)
 
 
 # --- with a GPU --------------------------------------------------------------------------------

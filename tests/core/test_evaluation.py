@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from medpy.metric import binary
 
-from brats_cli.core import evaluation
 from brats_cli.core.errors import (
     BratsError,
     CaseError,
@@ -200,15 +199,6 @@ def test_a_killed_process_is_told_with_the_case(folders):
     with pytest.raises(BratsError, match=r"BraTS20_Training_001 .* was killed") as caught:
         list(score_pairs(pairs, workers=2))
     assert caught.value.hint == "use fewer processes: --workers 1"
-
-
-def test_processes_are_as_many_as_may_run_and_none_for_a_few_cases(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
-    assert evaluation._processes(None, 1000) == 3
-    assert evaluation._processes(None, 16) == 2
-    assert evaluation._processes(None, 5) == 0
-    assert evaluation._processes(8, 5) == 5
-    assert evaluation._processes(0, 1000) == 0
 
 
 # --- whose labels ------------------------------------------------------------------------------

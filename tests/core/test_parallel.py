@@ -5,7 +5,7 @@ import pytest
 
 from brats_cli.core import parallel
 from brats_cli.core.errors import BratsError, LabelError
-from brats_cli.core.parallel import available_cpus, in_processes, in_threads
+from brats_cli.core.parallel import available_cpus, in_processes, in_threads, process_count
 
 
 def square(number):
@@ -56,3 +56,35 @@ def test_processors_are_counted_where_the_system_cannot_say(monkeypatch):
     assert available_cpus() >= 1
     monkeypatch.delattr(parallel.os, "sched_getaffinity", raising=False)
     assert available_cpus() == os.cpu_count()
+
+
+def quota(monkeypatch, tmp_path, text, *, affinity=8):
+    file = tmp_path / "cpu.max"
+    file.write_text(text)
+    monkeypatch.setattr(parallel, "Path", lambda path: file)
+    monkeypatch.setattr(
+        os, "sched_getaffinity", lambda process: set(range(affinity)), raising=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("max 100000\n", 8), ("400000 100000\n", 4), ("50000 100000\n", 1), ("1600000 100000\n", 8)],
+    ids=["no quota", "four CPUs", "half a CPU", "more than it may run on"],
+)
+def test_cpus_are_those_of_affinity_and_quota(monkeypatch, tmp_path, text, expected):
+    quota(monkeypatch, tmp_path, text)
+    assert available_cpus() == expected
+
+
+def test_this_machine_has_a_cpu():
+    assert 1 <= available_cpus() <= (os.cpu_count() or 1)
+
+
+def test_processes_are_as_many_as_may_run_and_none_for_a_few_items(monkeypatch):
+    monkeypatch.setattr(parallel, "available_cpus", lambda: 3)
+    assert process_count(None, 1000) == 3
+    assert process_count(None, 8) == 2
+    assert process_count(None, 7) == 1
+    assert process_count(8, 5) == 5
+    assert process_count(0, 1000) == 0

@@ -8,9 +8,9 @@ import torch
 from brats_cli.core import training
 from brats_cli.core.checkpoints import Checkpoint
 from brats_cli.core.config import AugmentConfig, TrainConfig, UNetConfig
-from brats_cli.core.devices import available_cpus
 from brats_cli.core.errors import CheckpointError
 from brats_cli.core.labels import SCHEMES
+from brats_cli.core.parallel import available_cpus
 from brats_cli.core.training import (
     MOST_WORKERS,
     Progress,

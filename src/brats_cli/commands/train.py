@@ -84,7 +84,7 @@ def _stored_cases(
     split: Split, fold: int, config: TrainConfig, folder: Path
 ) -> tuple[list[StoredCase], list[StoredCase], Store]:
     """The fold's training and validation cases, prepared."""
-    from ..core.devices import available_cpus
+    from ..core.parallel import available_cpus
     from ..core.store import Store, training_scheme
 
     names = split.fold(fold)

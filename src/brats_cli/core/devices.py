@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -110,17 +109,6 @@ def memory_for_network(device: torch.device, *, beside: int = 0) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * 0.8) - beside
     return min(CPU_BYTES, int(free_memory() * 0.6)) - beside
-
-
-def available_cpus() -> int:
-    """CPUs this process may use, by its affinity and its control group's quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.is_file():
-        most, period = quota.read_text().split()
-        if most != "max":
-            return max(1, min(allowed or 1, int(most) // int(period)))
-    return allowed or 1
 
 
 def _cpu_flags() -> str:

@@ -5,12 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import math
-import multiprocessing
-import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -25,7 +20,7 @@ from .files import whole_file
 from .labels import SCHEMES, LabelScheme, scheme_named
 from .metrics import BRATS_2022, Convention, MaskScore, score
 from .naming import schemes_by_name
-from .parallel import available_cpus
+from .parallel import in_processes
 from .volumes import Volume, read_label_map, require_same_grid
 
 FORMAT = "brats-scores/1"
@@ -317,9 +312,7 @@ def score_pairs(
         labels: Label scheme of the predictions; else each file's header, name or values tell.
         reference_labels: That of the references, likewise.
         tolerance_mm: How far off a surface may be for the surface Dice.
-        workers: Processes to use; 0 and 1 stay in this one, None is as many as this process may
-            use CPUs, and none for a few cases. They are spawned, so a script that calls this with
-            several needs the `if __name__ == "__main__":` line.
+        workers: Processes to use, as `in_processes` has them.
 
     Raises:
         LabelError: If there is no label scheme of a name given.
@@ -333,50 +326,7 @@ def score_pairs(
         reference_labels=reference_labels,
         tolerance_mm=tolerance_mm,
     )
-    processes = _processes(workers, len(pairs))
-    if processes <= 1:
-        yield from map(task, pairs)
-        return
-    # Spawned, because a forked copy of a process with threads (torch's, a notebook's) may hang.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-    done = 0
-    try:
-        with _interrupts_held_back():
-            outcomes = pool.map(task, pairs)
-        for outcome in outcomes:
-            yield outcome
-            done += 1
-    except BrokenProcessPool as error:
-        raise BratsError(
-            f"a process that scored {pairs[done].case} or one of the next cases was killed, "
-            "most likely for lack of memory",
-            hint="use fewer processes: --workers 1",
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)  # on Ctrl-C, wait for the cases begun and no others
-
-
-def _processes(workers: int | None, cases: int) -> int:
-    if workers is not None:
-        return min(workers, cases)
-    return min(available_cpus(), cases // _CASES_A_PROCESS)
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C, which the terminal sends to all of them.
-
-    They inherit that it is blocked, so that they do not answer it while they import either. Here
-    it arrives when the block ends. (Windows has no such thing: its processes print tracebacks.)
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    yield from in_processes(task, pairs, workers=workers, name=lambda pair: pair.case)
 
 
 def _outcome(

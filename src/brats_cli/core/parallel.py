@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from .errors import BratsError
@@ -20,40 +22,64 @@ _ITEMS_A_PROCESS = 4
 
 
 def available_cpus() -> int:
-    """The processors this process may use, which a batch system limits, not the machine's."""
+    """The processors this process may use, by its affinity and its control group's quota."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        most, period = quota.read_text().split()
+        if most != "max":
+            return max(1, min(allowed, int(most) // int(period)))
+    return allowed
+
+
+def process_count(workers: int | None, items: int) -> int:
+    """Processes for a number of items: `workers` at most, or as many as pay."""
+    wanted = min(available_cpus(), items // _ITEMS_A_PROCESS) if workers is None else workers
+    return min(wanted, items)
 
 
 def in_processes(
-    task: Callable[[Item], Outcome], items: Sequence[Item], *, workers: int | None = None
+    task: Callable[[Item], Outcome],
+    items: Sequence[Item],
+    *,
+    workers: int | None = None,
+    name: Callable[[Item], str] = str,
 ) -> Iterator[Outcome]:
     """`task` of each of `items`, in their order, over several processes where that pays.
 
     Args:
         task: A function of a module (or a `partial` of one), as it travels to other processes.
+            These are spawned, so a script needs the `if __name__ == "__main__":` line.
         items: What to do.
-        workers: Processes; by default as many as processors, but none for a few items.
+        workers: Processes; 0 and 1 stay in this one, None is as many as processors, but none for
+            a few items.
+        name: What to call an item, should its process be killed.
 
     Raises:
         BratsError: If a process was killed.
     """
-    wanted = workers or min(available_cpus(), len(items) // _ITEMS_A_PROCESS)
-    if min(wanted, len(items)) < 2:
+    processes = process_count(workers, len(items))
+    if processes < 2:
         yield from map(task, items)
         return
-    # Spawned, because a forked copy of a process with threads may hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(wanted, len(items)), context, initializer=_leave_interrupts)
+    # Spawned, because a forked copy of a process with threads (torch's, a notebook's) may hang.
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    done = 0
     try:
-        yield from pool.map(task, items)
+        with _interrupts_held_back():
+            outcomes = pool.map(task, items)
+        for outcome in outcomes:
+            yield outcome
+            done += 1
     except BrokenProcessPool as error:
         raise BratsError(
-            "a process that read the data was killed, most likely for lack of memory",
+            f"a process that worked on {name(items[done])} or one of the next was killed, "
+            "most likely for lack of memory",
             hint="use fewer processes: --workers 1",
         ) from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)  # on Ctrl-C, wait for what was begun and no more
 
 
 def in_threads(task: Callable[[Item], Outcome], items: Sequence[Item]) -> Iterator[Outcome]:
@@ -65,6 +91,18 @@ def in_threads(task: Callable[[Item], Outcome], items: Sequence[Item]) -> Iterat
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
-    """Let the parent alone answer Ctrl-C, which the terminal sends to every process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Processes started in here never see Ctrl-C, which the terminal sends to all of them.
+
+    They inherit that it is blocked, so that they do not answer it while they import either. Here
+    it arrives when the block ends. (Windows has no such thing: its processes print tracebacks.)
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -13,12 +13,13 @@ import torch
 from .augment import augment
 from .checkpoints import Checkpoint
 from .config import TrainConfig
-from .devices import arithmetic, autocast, available_cpus
+from .devices import arithmetic, autocast
 from .errors import BratsError, CheckpointError
 from .inference import THRESHOLD, probabilities
 from .labels import REGIONS, LabelScheme
 from .losses import LOSSES
 from .network import UNet3D, crop
+from .parallel import available_cpus
 from .sampling import Batch, Patches, batches
 from .store import StoredCase
 
