@@ -1,8 +1,24 @@
+import gc
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torchio as tio
 
-from brats_cli.core.sampling import Patches, batches, cut
+from brats_cli.core.cases import find_cases
+from brats_cli.core.errors import UnreadableFileError
+from brats_cli.core.labels import SCHEMES
+from brats_cli.core.sampling import Patches, WorkerError, batches, cut
+from brats_cli.core.store import Store
 
 
 def numbered(stored_case, shape=(12, 10, 8), *, case_id="case", tumour=True):
@@ -34,6 +50,10 @@ def assert_same(found, expected):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
         assert one.case_ids == other.case_ids
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.fixture
@@ -184,3 +204,212 @@ def test_more_patches_than_cases_and_a_batch_across_two_rounds(three):
     found = read(patches_of(*three), 0, 8, workers=0, batch_size=4)
     ids = [case_id for batch in found for case_id in batch.case_ids]
     assert sorted(ids[:3]) == sorted(ids[3:6]) == ["a", "b", "c"]
+
+
+def test_a_long_run_uses_the_slots_again_and_again(three):
+    # Two workers and batches of three take 2 * 2 + 3 = 7 slots, so that 60 patches go nine rounds.
+    patches = patches_of(*three)
+    found = read(patches, 0, 60, workers=2, batch_size=3)
+    assert_same(found, read(patches, 0, 60, workers=0, batch_size=3))
+
+
+def test_batches_that_are_kept_do_not_change(three):
+    feed = batches(patches_of(*three), first=0, last=40, batch_size=2, workers=0)
+    first = next(feed)
+    before = first.images.clone(), first.labels.clone()
+    for _ in feed:
+        pass
+    assert torch.equal(first.images, before[0])
+    assert torch.equal(first.labels, before[1])
+
+
+def test_a_feed_that_is_left_early_ends_its_workers(three):
+    feed = batches(patches_of(*three), first=0, last=1000, batch_size=2, workers=2)
+    next(feed)
+    assert len(multiprocessing.active_children()) == 2
+    feed.close()
+    del feed
+    gc.collect()
+    assert multiprocessing.active_children() == []
+
+
+# --- from a store ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store_cases(phantoms, tmp_path):
+    """Two phantoms as a store has them."""
+    cases = find_cases(phantoms)[:2]
+    schemes = {case.id: SCHEMES["brats2023"] for case in cases}
+    store = Store(tmp_path / "store", SCHEMES["brats2023"])
+    list(store.prepare(cases, schemes, workers=1))
+    return store.cases(cases, schemes)
+
+
+def test_patches_of_a_store_are_cut_from_its_cases(store_cases):
+    patches = Patches(store_cases, edge=16, tumour_share=0.5, seed=0)
+    found = read(patches, 0, 4, workers=1)
+    for number in range(4):
+        case, (x, y, z) = patches.draw(number)
+        batch, place = divmod(number, 2)
+        box = np.s_[..., x : x + 16, y : y + 16, z : z + 16]
+        np.testing.assert_array_equal(found[batch].images[place], case.images[:][box])
+        np.testing.assert_array_equal(found[batch].labels[place], case.labels[:][box])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_no_file_stays_open(store_cases):
+    patches = Patches(store_cases, edge=16, tumour_share=0.5, seed=0)
+    before = open_files()
+    assert len(read(patches, 0, 40, workers=0)) == 20
+    gc.collect()
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_case_reaches_the_training_as_the_error_it_is(store_cases, workers):
+    path = store_cases[1].images.path
+    path.write_bytes(path.read_bytes()[:-1])
+    patches = Patches(store_cases, edge=16, tumour_share=0.5, seed=0)
+    with pytest.raises(UnreadableFileError) as caught:
+        read(patches, 0, 4, workers=workers)
+    assert str(caught.value) == f"cannot read {path}: the prepared case is damaged"
+    assert caught.value.hint.startswith(f"remove {path.parent} and start again")
+
+
+# --- processes that die ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Look after workers that do not answer at once, and not only after five seconds."""
+    wait = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(wait, "__defaults__", (0.2,))
+
+
+class Deadly:
+    """Images whose reader dies, which is what happens to one that takes too much memory."""
+
+    def __init__(self, shape, how):
+        self.shape = shape
+        self.how = how
+
+    def __getitem__(self, box):
+        self.how()
+
+
+def dying(stored_case, how):
+    case = numbered(stored_case)
+    return type(case)(case.id, Deadly(case.images.shape, how), case.labels, case.centres)
+
+
+def test_a_worker_that_is_killed_is_named_as_lack_of_memory(stored_case, impatient):
+    feed = batches(patches_of(numbered(stored_case)), first=0, last=500, batch_size=2, workers=4)
+    next(feed)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+    time.sleep(0.1)  # the training goes on, and is not interrupted in the middle of a step
+    with pytest.raises(WorkerError) as caught:
+        list(feed)
+    assert str(caught.value) == (
+        "a process that reads patches was killed, most likely for lack of memory"
+    )
+    assert caught.value.hint == "use fewer of them: --workers 2"
+
+
+@pytest.mark.parametrize(
+    ("how", "end"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), "SIGTERM"),
+        (lambda: os._exit(3), "exit status 3"),
+    ],
+)
+def test_a_worker_that_ends_otherwise_is_told_with_its_end(stored_case, impatient, how, end):
+    patches = patches_of(dying(stored_case, how))
+    with pytest.raises(WorkerError) as caught:
+        read(patches, 0, 4, workers=1)
+    assert str(caught.value) == f"a process that reads patches ended with {end}"
+    assert "--workers 0" in caught.value.hint
+
+
+def test_a_mistake_of_ours_in_a_worker_is_no_users_error(stored_case):
+    def fail():
+        raise IndexError("a bug")
+
+    with pytest.raises(IndexError, match="a bug"):
+        read(patches_of(dying(stored_case, fail)), 0, 4, workers=1)
+
+
+def test_workers_that_cannot_be_started(three, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tio, "Queue", full)
+    with pytest.raises(WorkerError) as caught:
+        read(patches_of(*three), 0, 4, workers=3)
+    assert str(caught.value) == (
+        "cannot start 3 processes that read patches: No space left on device"
+    )
+    assert caught.value.hint == (
+        "is /dev/shm full? free it, or read within the training process: --workers 0"
+    )
+
+
+# --- other systems -----------------------------------------------------------------------------
+
+
+def test_where_files_in_memory_are_unknown_one_on_disk_serves(three, monkeypatch, tmp_path):
+    expected = read(patches_of(*three), 0, 8, workers=0)
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert_same(read(patches_of(*three), 0, 8, workers=1), expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+SCRIPT = """
+import multiprocessing, shutil, sys
+from pathlib import Path
+from brats_cli.core.cases import find_cases
+from brats_cli.core.labels import SCHEMES
+from brats_cli.core.sampling import Patches, batches
+from brats_cli.core.store import Store
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    cases = find_cases(Path(sys.argv[2]))[:2]
+    schemes = {case.id: SCHEMES["brats2023"] for case in cases}
+    store = Store(Path(sys.argv[3]), SCHEMES["brats2023"])
+    list(store.prepare(cases, schemes, workers=1))
+    patches = Patches(store.cases(cases, schemes), edge=int(sys.argv[4]), tumour_share=1, seed=0)
+    feeds = [batches(patches, first=0, last=6, batch_size=2, workers=n) for n in (0, 2)]
+    for one, other in zip(*feeds, strict=True):
+        assert one.case_ids == other.case_ids
+        assert (one.images == other.images).all() and (one.labels == other.labels).all()
+    print(multiprocessing.get_start_method(), shutil.disk_usage("/dev/shm").total)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_may_be_started_in_every_way(method, phantoms, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, script, method, phantoms, tmp_path / "store", "16"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == method
+
+
+@pytest.mark.slow
+def test_a_container_with_hardly_any_shared_memory_is_enough(phantoms, tmp_path):
+    # Patches of 64 voxels an edge, with labels, take 64^3 * 9 = 2.4 MB each; /dev/shm has 64 KB.
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    mount = "mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "
+    words = [sys.executable, script, "fork", phantoms, tmp_path / "store", "64"]
+    command = ["unshare", "--mount", "sh", "-c", mount + " ".join(map(str, words))]
+    if not shutil.which("unshare") or subprocess.run([*command[:4], "true"]).returncode:
+        pytest.skip("needs the right to mount another /dev/shm")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "fork 65536\n"

@@ -1,7 +1,11 @@
+import gzip
 import os
+import pickle
 import shutil
-from concurrent.futures import Future
+import subprocess
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -18,8 +22,18 @@ from brats_cli.core.errors import (
 )
 from brats_cli.core.labels import SCHEMES
 from brats_cli.core.preparation import prepare
-from brats_cli.core.store import CENTRES, Store, training_scheme
+from brats_cli.core.store import (
+    CENTRES,
+    PackedArray,
+    Store,
+    StoredCases,
+    _pack,
+    size_text,
+    training_scheme,
+)
 from brats_cli.core.volumes import read_label_map, read_volume
+
+REAL = Path(__file__).parents[3] / "shared/data"
 
 BRATS2023, BRATS2020 = SCHEMES["brats2023"], SCHEMES["brats2020"]
 SUFFIX = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}
@@ -37,6 +51,22 @@ def stored(store, cases, schemes=None, *, workers=1):
 def contents(folder):
     """Every file below a folder with the time it was written."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def overwrite_with_zeros(path, start, stop):
+    """What a bad sector or a crash of the machine leaves: a part of a file that is 0."""
+    content = bytearray(path.read_bytes())
+    first, last = (int(len(content) * share) for share in (start, stop))
+    content[first:last] = bytes(last - first)
+    path.write_bytes(content)
+
+
+def touch(path):
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+def places(store):
+    return sorted(path.name for path in store.folder.iterdir())
 
 
 def rewrite_label(case, change):
@@ -68,26 +98,39 @@ def test_a_case_is_stored_as_preparation_has_it(store, case):
     volumes = [read_volume(folder / f"{case.id}-{suffix}.nii.gz") for suffix in SUFFIX.values()]
     expected = prepare(volumes)
     assert found.id == case.id
-    assert found.images.dtype == np.float16
-    np.testing.assert_array_equal(found.images, expected.images.astype(np.float16))
+    assert found.images[:].dtype == np.float16
+    np.testing.assert_array_equal(found.images[:], expected.images.astype(np.float16))
     # A phantom's axes run as BraTS's: the first two are flipped; tumours lie in the brain box.
     labels = read_label_map(case.label).data
-    assert found.labels.dtype == np.uint8
-    assert [(found.labels == value).sum() for value in (1, 2, 3)] == [
+    assert found.labels[:].dtype == np.uint8
+    assert [(found.labels[:] == value).sum() for value in (1, 2, 3)] == [
         (labels == value).sum() for value in (1, 2, 3)
     ]
     corner = np.linalg.inv(nib.load(case.label).affine) @ expected.affine[:, 3]
     x, y, z = np.rint(corner[:3]).astype(int)
     size_x, size_y, size_z = found.labels.shape
     box = labels[x - size_x + 1 : x + 1, y - size_y + 1 : y + 1, z : z + size_z]
-    np.testing.assert_array_equal(found.labels, box[::-1, ::-1])
+    np.testing.assert_array_equal(found.labels[:], box[::-1, ::-1])
 
 
-def test_arrays_are_mapped_and_not_read(store, case):
+def test_a_slice_of_a_stored_array_is_that_of_the_array(store, case):
     stored(store, [case])
-    found = store.open(case, BRATS2023)
-    assert isinstance(found.images, np.memmap)
-    assert isinstance(found.labels, np.memmap)
+    images = store.open(case, BRATS2023).images
+    whole = np.array(images)
+    assert (images.shape, images[:].dtype) == (whole.shape, np.float16)
+    for box in (np.s_[:, 3:9, 20:, 5:6], np.s_[1, :, 7], np.s_[..., 40:], np.s_[:, 9:9]):
+        np.testing.assert_array_equal(images[box], whole[box])
+
+
+def test_a_slice_unpacks_only_the_blocks_it_touches(tmp_path):
+    # The second half of the file holds the second half of the first axis, and is overwritten.
+    values = np.random.default_rng(0).integers(0, 50, (1, 128, 64, 64)).astype(np.float16)
+    path = tmp_path / "values.b2nd"
+    path.write_bytes(_pack(values))
+    overwrite_with_zeros(path, 0.6, 0.9)
+    np.testing.assert_array_equal(PackedArray(path)[:, :64], values[:, :64])
+    with pytest.raises(UnreadableFileError, match=f"cannot read {path}"):
+        PackedArray(path)[:, 64:]
 
 
 def test_only_the_modalities_asked_for_are_stored_in_their_order(tmp_path, case):
@@ -95,8 +138,8 @@ def test_only_the_modalities_asked_for_are_stored_in_their_order(tmp_path, case)
     two = Store(tmp_path / "store", BRATS2023, ("flair", "t1"))
     stored(every, [case])
     assert stored(two, [case]) == [case.id]  # beside the other, not in its place
-    images = every.open(case, BRATS2023).images
-    np.testing.assert_array_equal(two.open(case, BRATS2023).images, images[[3, 0]])
+    images = every.open(case, BRATS2023).images[:]
+    np.testing.assert_array_equal(two.open(case, BRATS2023).images[:], images[[3, 0]])
 
 
 def test_centres_are_the_voxels_of_their_regions(store, case):
@@ -106,13 +149,14 @@ def test_centres_are_the_voxels_of_their_regions(store, case):
     for name, labels in values.items():
         centres = found.centres[name]
         mask = np.isin(found.labels, list(labels))
-        assert set(np.unique(found.labels[tuple(centres.T)])) == labels
+        assert set(np.unique(found.labels[:][tuple(centres.T)])) == labels
         assert len(np.unique(centres, axis=0)) == len(centres) == min(mask.sum(), CENTRES)
+    brain_mask = np.any(found.images[:] != 0, axis=0)
     brain = found.centres["brain"]
     # The brain has more voxels than are kept: those are spread over all of it, none twice.
-    assert len(brain) == CENTRES < np.any(found.images != 0, axis=0).sum()
+    assert len(brain) == CENTRES < brain_mask.sum()
     assert len(np.unique(brain, axis=0)) == CENTRES
-    assert np.any(found.images[(slice(None), *brain.T)] != 0, axis=0).all()
+    assert brain_mask[tuple(brain.T)].all()
     assert (np.ptp(brain, axis=0) > 0.8 * np.array(found.labels.shape)).all()
 
 
@@ -142,9 +186,9 @@ def test_labels_of_mixed_years_are_converted_to_the_stores(tmp_path, case):
     stored(as_2020, [case])
     found = as_2020.open(case, BRATS2023)
     counts = np.bincount(read_label_map(case.label).data.ravel(), minlength=5)
-    converted = np.bincount(found.labels.ravel(), minlength=5)
+    converted = np.bincount(found.labels[:].ravel(), minlength=5)
     assert converted[1:].tolist() == [counts[1], counts[2], 0, counts[3]]
-    assert set(np.unique(found.labels[tuple(found.centres["ET"].T)])) == {4}
+    assert set(np.unique(found.labels[:][tuple(found.centres["ET"].T)])) == {4}
 
 
 def test_training_is_in_the_scheme_of_most_cases():
@@ -173,13 +217,12 @@ def test_a_case_is_prepared_again_when_its_label_changed(store, case):
     rewrite_label(case, lambda labels: np.where(labels == 3, 1, labels))
     assert [other.id for other, _ in store.missing([case], all_in(BRATS2023, [case]))] == [case.id]
     assert stored(store, [case]) == [case.id]
-    assert 3 not in store.open(case, BRATS2023).labels
+    assert 3 not in store.open(case, BRATS2023).labels[:]
 
 
 def test_a_case_is_prepared_again_when_an_image_was_touched(store, case):
     stored(store, [case])
-    path = case.images["t2"].path
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    touch(case.images["t2"].path)
     assert stored(store, [case]) == [case.id]
 
 
@@ -188,7 +231,7 @@ def test_a_case_is_prepared_again_when_its_labels_mean_something_else(store, cas
     msd = {case.id: SCHEMES["msd"]}
     assert stored(store, [case], msd) == [case.id]
     edema = read_label_map(case.label).data == 1
-    assert (store.open(case, SCHEMES["msd"]).labels == 2).sum() == edema.sum()
+    assert (store.open(case, SCHEMES["msd"]).labels[:] == 2).sum() == edema.sum()
 
 
 def test_a_case_is_prepared_again_by_a_version_that_prepares_differently(store, case, monkeypatch):
@@ -198,16 +241,86 @@ def test_a_case_is_prepared_again_by_a_version_that_prepares_differently(store, 
         assert stored(store, [case]) == [case.id]
 
 
+def test_what_was_stored_before_an_image_changed_is_removed(store, case):
+    stored(store, [case])
+    before = places(store)
+    touch(case.images["t2"].path)
+    stored(store, [case])
+    (after,) = places(store)
+    assert before != [after]
+
+
+def test_what_others_want_of_the_same_files_is_kept(store, case):
+    two = Store(store.folder, BRATS2023, ("flair", "t1"))
+    stored(two, [case])
+    stored(store, [case])
+    stored(store, [case], {case.id: SCHEMES["msd"]})
+    assert len(places(store)) == 3
+    assert two.missing([case], all_in(BRATS2023, [case])) == []
+
+
+def test_nothing_is_removed_while_another_training_reads(store, case):
+    stored(store, [case])
+    touch(case.images["t2"].path)
+    with store.in_use():
+        stored(store, [case])
+        assert len(places(store)) == 2
+    stored(store, [case])
+    assert len(places(store)) == 1
+
+
+def test_a_case_that_changes_while_it_is_read_is_prepared_again(store, case, monkeypatch):
+    def slowly(volumes):
+        touch(case.images["t2"].path)
+        return prepare(volumes)
+
+    monkeypatch.setattr(store_module, "prepare", slowly)
+    stored(store, [case])
+    monkeypatch.undo()
+    assert stored(store, [case]) == [case.id]
+
+
 def test_processes_store_the_same_as_one_does(tmp_path, phantoms):
     cases = find_cases(phantoms)[:2]
     alone, together = (Store(tmp_path / name, BRATS2023) for name in ("alone", "together"))
     stored(alone, cases)
-    assert sorted(stored(together, cases, workers=2)) == [case.id for case in cases]
-    for case in cases:
-        first, second = (each.open(case, BRATS2023) for each in (alone, together))
-        np.testing.assert_array_equal(first.images, second.images)
-        np.testing.assert_array_equal(first.labels, second.labels)
-        np.testing.assert_array_equal(first.centres["WT"], second.centres["WT"])
+    assert stored(together, cases, workers=2) == [case.id for case in cases]
+    assert places(alone) == places(together)
+    for place in places(alone):
+        for file in (alone.folder / place).iterdir():
+            assert file.read_bytes() == (together.folder / place / file.name).read_bytes()
+
+
+# --- many cases --------------------------------------------------------------------------------
+
+
+def test_cases_are_opened_when_asked_for(store, phantoms):
+    cases = find_cases(phantoms)[:2]
+    found = store.cases(cases, all_in(BRATS2023, cases))  # before they are prepared
+    stored(store, cases)
+    assert len(found) == 2
+    assert [case.id for case in found] == [case.id for case in cases]
+    assert [case.id for case in found[1:]] == [cases[1].id]
+    direct = store.open(cases[1], BRATS2023)
+    np.testing.assert_array_equal(found[1].images[:], direct.images[:])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_open_files_do_not_grow_with_the_number_of_cases(store, case):
+    stored(store, [case])
+    many = StoredCases(store.cases([case], all_in(BRATS2023, [case])).places * 100)
+    assert many[0].images[0, 0, 0, 0] == 0
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert all(len(each.centres["brain"]) == CENTRES for each in many)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_cases_travel_to_other_processes_by_their_places(store, case):
+    stored(store, [case])
+    cases = store.cases([case], all_in(BRATS2023, [case]))
+    sent = pickle.dumps(cases)
+    assert len(sent) < 1000
+    np.testing.assert_array_equal(pickle.loads(sent)[0].labels[:], cases[0].labels[:])
 
 
 # --- failures ----------------------------------------------------------------------------------
@@ -246,32 +359,34 @@ def test_a_label_map_of_another_grid_names_both_files(store, case):
 
 
 def test_an_interruption_in_the_middle_leaves_nothing_and_can_be_repeated(store, case, monkeypatch):
-    save, calls = np.save, []
+    write, calls = Path.write_bytes, []
 
-    def interrupted(path, array):
+    def interrupted(path, content):
         calls.append(path)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        save(path, array)
+        return write(path, content)
 
-    monkeypatch.setattr(np, "save", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         stored(store, [case])
-    assert list(store.folder.iterdir()) == []
+    assert places(store) == []
     monkeypatch.undo()
     assert stored(store, [case]) == [case.id]
 
 
-def test_what_a_killed_process_left_is_no_case_and_in_nobodys_way(store, case):
+def test_what_a_killed_process_left_is_no_case_and_is_removed(store, case):
     # Process numbers come again, in a container nearly always.
     stored(store, [case])
-    (place,) = store.folder.iterdir()
-    left = place.with_name(f".{os.getpid()}.partial.{place.name}")
-    place.rename(left)
-    (left / "images.npy").write_bytes(b"half")
-    assert [other.id for other, _ in store.missing([case], all_in(BRATS2023, [case]))] == [case.id]
+    (place,) = places(store)
+    for process in (os.getpid(), os.getpid() + 1):
+        left = store.folder / f".{process}.partial.{place}"
+        shutil.copytree(store.folder / place, left)
+        (left / "images.b2nd").write_bytes(b"half")
+    shutil.rmtree(store.folder / place)
     assert stored(store, [case]) == [case.id]
-    assert store.open(case, BRATS2023).images.any()
+    assert store.open(case, BRATS2023).images[:].any()
+    assert places(store) == [place]
 
 
 def test_a_case_that_another_training_stored_meanwhile_is_fine(store, case, monkeypatch):
@@ -282,45 +397,156 @@ def test_a_case_that_another_training_stored_meanwhile_is_fine(store, case, monk
 
     monkeypatch.setattr(store_module, "prepare", slowly)
     assert stored(store, [case]) == [case.id]
-    assert len(list(store.folder.iterdir())) == 1
+    assert len(places(store)) == 1
 
 
-def test_a_full_disk_names_the_place(store, case, monkeypatch):
-    def full(path, array):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("name", ["images", "labels", "centres"])
+@pytest.mark.parametrize("length", [0, 20, 100, -1000, -1, None])
+def test_a_file_that_was_cut_short_is_noticed_and_the_case_prepared_again(
+    store, case, name, length
+):
+    stored(store, [case])
+    (place,) = places(store)
+    path = store.folder / place / f"{name}.b2nd"
+    whole = path.read_bytes()
+    path.unlink() if length is None else path.write_bytes(whole[:length])
+    with pytest.raises(UnreadableFileError) as caught:
+        store.open(case, BRATS2023)
+    found = "there is no such prepared case" if length is None else "the prepared case is damaged"
+    assert str(caught.value) == f"cannot read {path}: {found}"
+    assert stored(store, [case]) == [case.id]
+    assert path.read_bytes() == whole
 
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OutputError, match=f"{case.id}-[0-9a-f]{{12}}: No space left on device"):
+
+def test_a_damage_inside_a_file_names_the_case_when_it_is_read(store, case):
+    stored(store, [case])
+    (place,) = places(store)
+    assert place.startswith(case.id)
+    path = store.folder / place / "images.b2nd"
+    overwrite_with_zeros(path, 0.3, 0.7)
+    found = store.open(case, BRATS2023)
+    with pytest.raises(UnreadableFileError) as caught:
+        found.images[:]
+    assert str(caught.value) == f"cannot read {path}: the prepared case is damaged"
+    assert caught.value.hint == (
+        f"remove {store.folder / place} and start again: the case is then prepared anew"
+    )
+
+
+def test_an_image_that_is_gone_names_it(store, case):
+    path = case.images["t2"].path
+    path.unlink()
+    with pytest.raises(UnreadableFileError, match=f"cannot read {path}: No such file"):
         stored(store, [case])
-    assert list(store.folder.iterdir()) == []
 
 
 def test_a_store_that_cannot_be_made_names_the_place(tmp_path, case):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=rf"cannot write {tmp_path}/file/store/{case.id}"):
+    with pytest.raises(OutputError) as caught:
         stored(Store(tmp_path / "file" / "store", BRATS2023), [case])
+    assert str(caught.value) == f"cannot write {tmp_path}/file/store: Not a directory"
+    assert caught.value.hint == "make room, or choose another place with --store DIR"
 
 
-@pytest.mark.xfail(strict=True, raises=BrokenProcessPool, reason="the pool's own error comes out")
 def test_a_process_killed_for_lack_of_memory_is_named_as_one(store, phantoms, monkeypatch):
-    class Pool:
-        def __init__(self, *args, **kwargs):
-            pass
+    def killed(*args):
+        raise BrokenProcessPool("terminated abruptly")
 
-        def __enter__(self):
-            return self
+    monkeypatch.setattr(ProcessPoolExecutor, "map", killed)
+    cases = find_cases(phantoms)[:2]
+    with pytest.raises(BratsError) as caught:
+        stored(store, cases, workers=2)
+    assert str(caught.value) == (
+        f"a process that worked on case {cases[0].id} or one of the next was killed, "
+        "most likely for lack of memory"
+    )
+    assert caught.value.hint == "use fewer processes: --workers 1"
 
-        def __exit__(self, *args):
-            return None
 
-        def submit(self, *args):
-            job = Future()
-            job.set_exception(BrokenProcessPool("terminated abruptly"))
-            return job
+# --- the disk ----------------------------------------------------------------------------------
 
-        def shutdown(self, **kwargs):
-            pass
 
-    monkeypatch.setattr(store_module, "ProcessPoolExecutor", Pool)
-    with pytest.raises(BratsError, match="memory"):
-        stored(store, find_cases(phantoms)[:2], workers=2)
+def test_the_size_is_told_from_the_images(store, case, tmp_path):
+    # 1.15 bytes for each of a zipped file, 0.16 for each of one that is not.
+    zipped = [image.path for image in case.images.values()]
+    assert store.bytes_needed([case]) == int(sum(path.stat().st_size for path in zipped) * 1.15)
+    for path in zipped:
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    # 352 bytes of header and float32 voxels.
+    unzipped = case_at(case.folder)
+    voxels = np.prod(nib.load(case.label).shape)
+    size = nib.load(unzipped.images["t1"].path).get_data_dtype().itemsize * voxels + 352
+    assert store.bytes_needed([unzipped]) == int(4 * size * 0.16)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that makes a file system of so many bytes."""
+    made = []
+
+    def make(size):
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("needs the right to mount a small tmpfs")
+        made.append(folder)
+        return folder
+
+    yield make
+    for folder in made:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_is_written(small_disk, case):
+    disk = small_disk(64 * 1024)
+    store = Store(disk / "store", BRATS2023)
+    with pytest.raises(OutputError) as caught:
+        stored(store, [case])
+    size = size_text(store.bytes_needed([case]))
+    assert str(caught.value) == (
+        f"cannot write {disk}/store: 1 prepared cases take about {size}, "
+        "and the disk has 0.1 MB left"
+    )
+    assert caught.value.hint == "make room, or choose another place with --store DIR"
+    assert places(store) == []
+
+
+def test_a_disk_that_fills_up_keeps_what_is_done_and_names_the_place(
+    small_disk, phantoms, tmp_path, monkeypatch
+):
+    cases = find_cases(phantoms)[:2]
+    elsewhere = Store(tmp_path / "elsewhere", BRATS2023)
+    stored(elsewhere, cases)
+    sizes = [
+        sum(-(-file.stat().st_size // 4096) * 4096 for file in place.iterdir())
+        for place in sorted(elsewhere.folder.iterdir())
+    ]
+    # Room for the first case and half of the second.
+    store = Store(small_disk(sizes[0] + sizes[1] // 2) / "store", BRATS2023)
+    monkeypatch.setattr(Store, "bytes_needed", lambda self, cases: 0)
+    preparing = store.prepare(cases, all_in(BRATS2023, cases), workers=1)
+    assert next(preparing) == cases[0].id
+    with pytest.raises(OutputError) as caught:
+        next(preparing)
+    assert str(caught.value).startswith(f"cannot write {store.folder}/{cases[1].id}-")
+    assert str(caught.value).endswith(": No space left on device")
+    assert caught.value.hint == "make room, or choose another place with --store DIR"
+    assert places(store) == places(elsewhere)[:1]
+    assert store.open(cases[0], BRATS2023).images[:].any()
+
+
+# --- real cases --------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.exists(), reason="the real cases are not in ../shared/data")
+def test_a_real_case_takes_the_size_that_was_told(store):
+    case = case_at(REAL / "cases" / "BraTS2021_01659")
+    stored(store, [case], all_in(BRATS2020, [case]))
+    size = sum(file.stat().st_size for file in store.folder.rglob("*.b2nd"))
+    assert size == pytest.approx(store.bytes_needed([case]), rel=0.25)
+    found = store.open(case, BRATS2020)
+    # Its label map holds 7,269, 75,825 and 62,753 voxels of 1, 2 and 4: 1, 2 and 3 in 2023.
+    assert np.bincount(found.labels[:].ravel())[1:].tolist() == [7269, 75825, 62753]

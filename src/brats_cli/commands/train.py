@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from ..core.config import TrainConfig
     from ..core.runs import Run
     from ..core.splits import Split
-    from ..core.store import Store, StoredCase
+    from ..core.store import Store, StoredCases
     from ..core.training import Epoch
 
 HEADER = " epoch     loss     WT     TC     ET   mean       lr  patches/s  wait"
@@ -41,6 +42,9 @@ def train(
     store: Annotated[
         Path | None, typer.Option(help="Folder of prepared cases [brats-store beside SPLITS].")
     ] = None,
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Prepare the cases of the fold, and stop.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in -o, or with the newest.")
     ] = False,
@@ -50,7 +54,8 @@ def train(
 
     Prints a row an epoch: loss, validation Dice of whole, core and enhancing tumour,
     learning rate, and how long the network waited for data. Settings come from flags,
-    then the config file, then defaults. Ctrl-C loses at most the epoch in work.
+    then the config file, then defaults. Ctrl-C loses at most the epoch in work. Cases are
+    prepared once, and again when their files have changed.
 
     Example: brats train --epochs 100 --gpu 0
 
@@ -68,48 +73,62 @@ def train(
     if resume:
         run.require_present()
         resolved = load_config(config or run.config, **overrides)
-        split = Split.load(run.splits)
+        split, fold = Split.load(run.splits), 0  # the run's copy holds its own fold alone
     else:
-        run.require_absent(overwrite=overwrite)
+        if not prepare_only:
+            run.require_absent(overwrite=overwrite)
         resolved = load_config(config, **overrides)
         split = Split.load(splits)
+    folder = store or splits.parent / "brats-store"
+    if prepare_only:
+        prepared = _prepare(split, fold, resolved, folder)
+        console.message(f"{len(prepared.training) + len(prepared.validation)} cases in {folder}")
+        return
     chosen = choose_device(device, gpu)
-    training, validation, prepared = _stored_cases(
-        split, fold, resolved, store or splits.parent / "brats-store"
-    )
-    _train(run, resolved, split, training, validation, prepared, chosen, resume=resume)
+    prepared = _prepare(split, fold, resolved, folder)
+    split = replace(split, folds=(split.fold(fold),))
+    with prepared.store.in_use():
+        _train(run, resolved, split, prepared, chosen, resume=resume)
 
 
-def _stored_cases(
-    split: Split, fold: int, config: TrainConfig, folder: Path
-) -> tuple[list[StoredCase], list[StoredCase], Store]:
-    """The fold's training and validation cases, prepared."""
+@dataclass(frozen=True)
+class _Prepared:
+    """The cases of a fold in their store."""
+
+    store: Store
+    training: StoredCases
+    validation: StoredCases
+
+
+def _prepare(split: Split, fold: int, config: TrainConfig, folder: Path) -> _Prepared:
+    """Prepare the cases of a fold where they are not."""
     from ..core.parallel import available_cpus
-    from ..core.store import Store, training_scheme
+    from ..core.store import Store, size_text, training_scheme
 
-    names = split.fold(fold)
-    cases = split.cases()
-    used = [cases[case_id] for case_id in (*names.train, *names.val)]
+    names, cases = split.fold(fold), split.cases()
+    training, validation = (
+        [cases[case_id] for case_id in part] for part in (names.train, names.val)
+    )
+    used = [*training, *validation]
     schemes = {case.id: split.scheme_of(case.id) for case in used}
     store = Store(folder, training_scheme(schemes), config.modalities)
-    work = store.missing(used, schemes)
+    work = [case for case, _ in store.missing(used, schemes)]
     if work:
-        console.message(f"preparing {len(work)} cases in {folder} (once)")
+        size = size_text(store.bytes_needed(work))
+        console.message(f"preparing {len(work)} cases in {folder} (once, about {size})")
+    workers = available_cpus() if config.workers is None else config.workers
     with console.progress() as bars:
         task = bars.add_task("preparing", total=len(work), visible=bool(work))
-        for _ in store.prepare(used, schemes, workers=available_cpus()):
+        for _ in store.prepare(used, schemes, workers=workers):
             bars.advance(task)
-    opened = {case.id: store.open(case, schemes[case.id]) for case in used}
-    return [opened[i] for i in names.train], [opened[i] for i in names.val], store
+    return _Prepared(store, store.cases(training, schemes), store.cases(validation, schemes))
 
 
 def _train(
     run: Run,
     config: TrainConfig,
     split: Split,
-    training: list[StoredCase],
-    validation: list[StoredCase],
-    store: Store,
+    prepared: _Prepared,
     device: object,
     *,
     resume: bool,
@@ -122,26 +141,26 @@ def _train(
 
     assert isinstance(device, torch.device)
     checkpoint = run.resume() if resume else None
-    if resume:
-        run.note(config)
-    else:
+    if not resume:
         run.start(config, split)
     arithmetic_name = str(arithmetic(device, config.precision)).removeprefix("torch.")
     console.message(
-        f"training on {describe(device)} in {arithmetic_name}: {len(training)} cases, "
-        f"{len(validation)} to validate\nrun: {run.folder}\n{HEADER}"
+        f"training on {describe(device)} in {arithmetic_name}: {len(prepared.training)} cases, "
+        f"{len(prepared.validation)} to validate\nrun: {run.folder}\n{HEADER}"
     )
     with console.progress() as bars:
         task = bars.add_task("steps", total=config.steps_per_epoch)
         for epoch in epochs_of(
             config,
-            training,
-            validation,
-            store.scheme,
+            prepared.training,
+            prepared.validation,
+            prepared.store.scheme,
             device,
             resume=checkpoint,
             on_step=lambda step: bars.update(task, completed=step),
         ):
+            if resume:
+                run.note(config)  # not before: settings that do not fit the run are refused
             run.record(epoch)
             console.message(_row(epoch, config.epochs))
             if epoch.stops:
@@ -164,6 +183,9 @@ def _row(epoch: Epoch, epochs: int) -> str:
 def _summary(run: Run) -> None:
     """Where the run is, its best epoch, and the command that comes next."""
     scored = [row for row in run.rows() if row["val_dice_mean"]]
+    if not scored:
+        console.message(f"{run.folder} has no validated epoch yet: --resume it with more --epochs")
+        return
     best = max(scored, key=lambda row: float(row["val_dice_mean"]))
     console.table(
         ["run", "best epoch", "WT", "TC", "ET", "mean Dice"],

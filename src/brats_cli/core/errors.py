@@ -136,8 +136,8 @@ class OutputExistsError(BratsError):
 class OutputError(BratsError):
     """An output that cannot be written."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, *, hint: str = "") -> None:
         super().__init__(
             f"cannot write {path}: {reason}",
-            hint="choose a place with -o that exists, has room and may be written to",
+            hint=hint or "choose a place with -o that exists, has room and may be written to",
         )

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import signal
 import sys
+import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.reduction import DupFd
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torchio as tio
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 
+from .errors import BratsError
 from .labels import REGIONS
 from .store import StoredCase
+
+_PREFETCH = 2
+"""Patches that a worker is ahead by; DataLoader's own choice."""
+
+
+class WorkerError(BratsError):
+    """A process that reads patches and could not go on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,37 +48,20 @@ class Batch:
     case_ids: list[str]
 
 
-class Patches(tio.SubjectsDataset):  # type: ignore[misc]
-    """Patch number `i` of a run, read from the store alone.
-
-    A `tio.Queue` moves whole subjects from its workers to the training process and cuts patches
-    there; here a subject *is* a patch, so that patches travel and volumes never do.
-    """
+class Patches:
+    """Patch number `i` of a run, read from the store alone."""
 
     def __init__(
         self, cases: Sequence[StoredCase], *, edge: int, tumour_share: float, seed: int
     ) -> None:
-        # TorchIO's own __init__ wants subjects whose images it can open.
-        self.cases = list(cases)
+        self.cases = cases  # no copy, which would open all those of a store
         self.edge = edge
         self.tumour_share = tumour_share
         self.seed = seed
 
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def dry_iter(self) -> range:
-        """What the queue counts: a patch for every number there is."""
-        return range(sys.maxsize)
-
     def __getitem__(self, index: int) -> tio.Subject:
         case, corner = self.draw(index)
-        images, labels = cut(case, corner, self.edge)
-        return tio.Subject(
-            images=tio.ScalarImage(tensor=images),
-            labels=tio.LabelMap(tensor=labels[None]),
-            case_id=case.id,
-        )
+        return _subject(*cut(case, corner, self.edge), case.id)
 
     def draw(self, index: int) -> tuple[StoredCase, npt.NDArray[np.int_]]:
         """Case and first corner of patch `index`, which depend on seed and index only."""
@@ -79,49 +78,30 @@ class Patches(tio.SubjectsDataset):  # type: ignore[misc]
         return case, np.clip(centre - self.edge // 2, 0, room)
 
 
-class _WholePatch(tio.data.PatchSampler):  # type: ignore[misc]
-    """The queue's sampler: a subject is a patch already."""
-
-    def __call__(self, subject: tio.Subject, num_patches: int | None = None) -> Any:
-        yield subject
-
-
-class _Numbers(Sampler[int]):
-    """Patch numbers in order, for the rest of a run."""
-
-    def __init__(self, start: int, stop: int) -> None:
-        self.numbers = range(start, stop)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.numbers)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-
 def batches(
     patches: Patches, *, first: int, last: int, batch_size: int, workers: int
 ) -> Iterator[Batch]:
     """Batches of patches number `first` to `last` (excluded), through a TorchIO queue.
 
     One queue serves a whole run, so that workers start once and read ahead during validation.
+
+    Raises:
+        UnreadableFileError: If a stored case is damaged.
+        WorkerError: If the workers cannot be started, or one was killed.
     """
-    queue = tio.Queue(
-        patches,
-        max_length=batch_size,
-        samples_per_volume=1,
-        sampler=_WholePatch(patches.edge),
-        subject_sampler=_Numbers(first, last),
-        num_workers=workers,
-        shuffle_subjects=False,
-        shuffle_patches=False,  # their order is random already, and the same for any workers
-    )
-    for batch in tio.SubjectsLoader(queue, batch_size=batch_size, num_workers=0):
-        yield Batch(
-            images=batch["images"][tio.DATA],
-            labels=batch["labels"][tio.DATA][:, 0],
-            case_ids=batch["case_id"],
-        )
+    if first >= last:
+        return
+    shape = _PREFETCH * workers + batch_size, patches.cases[0].images.shape[0], patches.edge
+    with _unnamed_file(_Slots.size(*shape)) as file:
+        slots = _Slots(file, *shape)
+        queue = _start(_Reader(patches, slots), range(first, last), batch_size, workers)
+    try:
+        yield from DataLoader(queue, batch_size, collate_fn=_stack)
+    except RuntimeError as error:
+        ended = [worker.exitcode for worker in getattr(queue.subjects_iterable, "_workers", [])]
+        if any(ended):
+            raise _death(next(filter(None, ended)), workers) from error
+        raise
 
 
 def cut(
@@ -133,11 +113,162 @@ def cut(
         Images (C, edge, edge, edge) float16 and labels (edge, edge, edge) uint8.
     """
     box = tuple(slice(start, start + edge) for start in corner)
-    images = np.ascontiguousarray(case.images[(slice(None), *box)])
-    labels = np.ascontiguousarray(case.labels[box])
+    images, labels = case.images[(slice(None), *box)], case.labels[box]
     short = [edge - side for side in labels.shape]
     if any(short):
         # Half of what is missing before, half behind, as the window at inference has it.
         pad = [(gap // 2, gap - gap // 2) for gap in short]
         images, labels = np.pad(images, [(0, 0), *pad]), np.pad(labels, pad)
     return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+# --- from process to process -------------------------------------------------------------------
+
+
+class _Slots:
+    """Memory that all processes see, for patches on their way; each takes the next place in turn.
+
+    A DataLoader would make new shared memory for every patch. The first touch of that takes ten
+    times as long as the copy, and it comes out of /dev/shm, which containers keep small.
+    """
+
+    def __init__(self, file: IO[bytes], count: int, channels: int, edge: int) -> None:
+        self.handle = file.fileno()  # for as long as workers are being started
+        memory = torch.frombuffer(mmap.mmap(self.handle, 0), dtype=torch.uint8)
+        bound = 2 * channels * count * edge**3
+        self.images = memory[:bound].view(torch.float16).view(count, channels, edge, edge, edge)
+        self.labels = memory[bound:].view(count, edge, edge, edge)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _attached, (DupFd(self.handle), *self.images.shape[:3])
+
+    @staticmethod
+    def size(count: int, channels: int, edge: int) -> int:
+        """Bytes of so many slots: float16 images and uint8 labels."""
+        return count * (2 * channels + 1) * edge**3
+
+    def put(self, index: int, patch: tio.Subject) -> None:
+        """Take in patch `index`, in the place of one that was used up long ago."""
+        self.images[index % len(self.images)] = patch["images"][tio.DATA]
+        self.labels[index % len(self.labels)] = patch["labels"][tio.DATA][0]
+
+    def get(self, index: int, case_id: str) -> tio.Subject:
+        """Patch `index`, in the memory where it lies."""
+        place = index % len(self.images)
+        return _subject(self.images[place], self.labels[place], case_id)
+
+
+class _Reader(tio.SubjectsDataset):  # type: ignore[misc]
+    """What workers do: read a patch, put it into its slot and tell its number.
+
+    A `tio.Queue` moves whole subjects from its workers to the training process and cuts patches
+    there; here a subject *is* a patch, so that volumes never travel.
+    """
+
+    def __init__(self, patches: Patches, slots: _Slots) -> None:
+        # TorchIO's own __init__ wants subjects whose images it can open.
+        self.patches = patches
+        self.slots = slots
+
+    def dry_iter(self) -> range:
+        """What the queue counts: a patch for every number there is."""
+        return range(sys.maxsize)
+
+    def __getitem__(self, index: int) -> tuple[int, str] | BratsError:
+        try:
+            patch = self.patches[index]
+        except BratsError as error:
+            return error  # raised here, it would reach the training as the text of a traceback
+        self.slots.put(index, patch)
+        return index, patch["case_id"]
+
+
+class _Arrival(tio.data.PatchSampler):  # type: ignore[misc]
+    """The queue's sampler: what a worker told becomes the patch, or the error, that it is."""
+
+    def __init__(self, slots: _Slots) -> None:
+        self.slots = slots
+
+    def __call__(self, told: Any, num_patches: int | None = None) -> Iterator[tio.Subject]:
+        if isinstance(told, BratsError):
+            raise told
+        yield self.slots.get(*told)
+
+
+def _start(reader: _Reader, numbers: range, batch_size: int, workers: int) -> tio.Queue:
+    """A queue whose workers are at work."""
+
+    def start() -> tio.Queue:
+        with warnings.catch_warnings():
+            # Of a fork beside threads (Python 3.12): the workers only read. Of more workers than
+            # CPUs (PyTorch): whoever asks for them gets them.
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded")
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            return tio.Queue(
+                reader,
+                max_length=batch_size,
+                samples_per_volume=1,
+                sampler=_Arrival(reader.slots),
+                subject_sampler=numbers,
+                num_workers=workers,
+                shuffle_subjects=False,
+                shuffle_patches=False,  # their order is random, and the same for any workers
+            )
+
+    try:
+        # In a thread, because in the main one PyTorch would have a worker's death raise an error
+        # wherever the training is at that moment, and not where it asks for patches.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(start).result()
+    except OSError as error:
+        raise WorkerError(
+            f"cannot start {workers} processes that read patches: {error.strerror or error}",
+            hint="is /dev/shm full? free it, or read within the training process: --workers 0",
+        ) from error
+
+
+def _death(exitcode: int, workers: int) -> WorkerError:
+    if exitcode == -signal.SIGKILL:
+        return WorkerError(
+            "a process that reads patches was killed, most likely for lack of memory",
+            hint=f"use fewer of them: --workers {workers // 2}",
+        )
+    end = signal.Signals(-exitcode).name if exitcode < 0 else f"exit status {exitcode}"
+    return WorkerError(
+        f"a process that reads patches ended with {end}",
+        hint="--workers 0 reads within the training process, which shows what is wrong",
+    )
+
+
+def _subject(images: torch.Tensor, labels: torch.Tensor, case_id: str) -> tio.Subject:
+    return tio.Subject(
+        images=tio.ScalarImage(tensor=images),
+        labels=tio.LabelMap(tensor=labels[None]),
+        case_id=case_id,
+    )
+
+
+def _stack(subjects: Sequence[tio.Subject]) -> Batch:
+    # By numpy, which asks for large pages: to stack in torch's memory takes five times as long.
+    images, labels = (
+        torch.from_numpy(np.stack([subject[name][tio.DATA].numpy() for subject in subjects]))
+        for name in ("images", "labels")
+    )
+    return Batch(images, labels[:, 0], [subject["case_id"] for subject in subjects])
+
+
+@contextmanager
+def _unnamed_file(size: int) -> Iterator[IO[bytes]]:
+    """A file in memory, where the system has such; it is gone with the last process that has it."""
+    if hasattr(os, "memfd_create"):
+        file: IO[bytes] = os.fdopen(os.memfd_create("brats-patches"), "r+b", 0)
+    else:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+    with file:
+        file.truncate(size)
+        yield file
+
+
+def _attached(handle: Any, count: int, channels: int, edge: int) -> _Slots:
+    with os.fdopen(handle.detach(), "r+b", 0) as file:
+        return _Slots(file, count, channels, edge)
