@@ -196,6 +196,46 @@ def test_a_linear_ramp_stays_that_ramp_on_an_oblique_grid():
     np.testing.assert_allclose(found[inside], ramp(fine, (12, 16, 14))[inside] + 1000, atol=1e-6)
 
 
+def tilt(degrees):
+    """A rotation about the first axis."""
+    angle = np.radians(degrees)
+    affine = np.eye(4)
+    affine[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return affine
+
+
+def test_an_oblique_1_mm_grid_is_not_interpolated():
+    scan, tilted = Volume(brain(), LPS), Volume(brain(), tilt(20) @ LPS)
+    plain, oblique = prepare([scan]), prepare([tilted])
+    np.testing.assert_array_equal(oblique.images, plain.images)
+    np.testing.assert_allclose(oblique.affine, tilt(20) @ plain.affine, atol=1e-12)
+    np.testing.assert_array_equal(
+        to_native(plain.brain, oblique.affine, tilted), to_native(plain.brain, plain.affine, scan)
+    )
+
+
+def test_an_oblique_2_mm_grid_is_resampled_along_its_own_axes():
+    coarse = np.diag([2.0, 2, 2, 1])
+    data = np.random.default_rng(0).uniform(50, 90, (5, 6, 7))
+    plain = prepare([Volume(data, coarse)])
+    oblique = prepare([Volume(data, tilt(20) @ coarse)])
+    np.testing.assert_allclose(oblique.affine, tilt(20) @ plain.affine, atol=1e-12)
+    np.testing.assert_allclose(oblique.images, plain.images, atol=1e-5)
+
+
+def test_a_sheared_grid_is_resampled_at_right_angles():
+    # The second axis leans towards the first by atan(0.2). By symmetry, the nearest right-angled
+    # axes are off both by half of that.
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.2
+    prepared = prepare([Volume(np.full((5, 5, 5), 70.0), sheared)])
+    axes = prepared.affine[:3, :3]
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-12)
+    assert np.degrees(np.arctan2(axes[0, 1], axes[0, 0])) == pytest.approx(
+        np.degrees(np.arctan(0.2)) / 2
+    )
+
+
 def test_a_nearly_1_mm_grid_is_not_interpolated():
     # 0.999999 mm, as float32 headers say it.
     scan = Volume(brain(), LPS)

@@ -46,8 +46,8 @@ class Prepared:
 def prepare(volumes: Sequence[Volume]) -> Prepared:
     """Bring a case's modalities to canonical orientation, 1 mm, the brain box and z-scores.
 
-    An axis-aligned 1 mm grid is only flipped and permuted, with no interpolation; any other
-    (2 mm, oblique) is resampled linearly.
+    A 1 mm grid is only flipped and permuted, with no interpolation, also if it is oblique: slices
+    are tilted so as to follow the head. Any other is resampled linearly along its own axes.
 
     Args:
         volumes: One a modality, all on one grid.
@@ -62,7 +62,7 @@ def prepare(volumes: Sequence[Volume]) -> Prepared:
     corner = volumes[0].affine @ _translation([side.start for side in box])
     images, affine = _to_canonical(cropped, corner)
     if _needs_resampling(affine):
-        target, shape = _canonical_grid(affine, images.shape[1:])
+        target, shape = _millimetre_grid(affine, images.shape[1:])
         images = np.stack([resample(image, affine, target, shape) for image in images])
         affine = target
     brain = np.any(images != 0, axis=0)
@@ -118,7 +118,8 @@ def resample(
     Where voxels grow, linear interpolation first averages over the larger voxel, so that fine
     structure does not turn into noise.
     """
-    steps = np.linalg.inv(affine) @ target
+    # Rounded, because a voxel beyond the edge by 1e-15 would be outside.
+    steps = np.round(np.linalg.inv(affine) @ target, 9)
     if order:
         coarser = np.sqrt((steps[:3, :3] ** 2).sum(axis=1))
         # The standard deviation for a reduction by f, as scikit-image's resize has it: (f - 1) / 2.
@@ -183,17 +184,22 @@ def _to_canonical(images: Array, affine: Array) -> tuple[Array, Array]:
 
 
 def _needs_resampling(affine: Array) -> bool:
-    # A tenth of a degree, or 1 % of a voxel: less than scanners' headers are worth.
-    return bool(np.abs(affine[:3, :3] - np.eye(3)).max() > 0.01)
+    # 1 % of a voxel, or axes half a degree off a right angle: less than headers are worth.
+    metric = affine[:3, :3].T @ affine[:3, :3]
+    return bool(np.abs(metric - np.eye(3)).max() > 0.02)
 
 
-def _canonical_grid(affine: Array, shape: tuple[int, ...]) -> tuple[Array, tuple[int, ...]]:
-    """The 1 mm axis-aligned grid that covers the box of `affine` and `shape`."""
+def _millimetre_grid(affine: Array, shape: tuple[int, ...]) -> tuple[Array, tuple[int, ...]]:
+    """The 1 mm grid along the axes of `affine` that covers its box of `shape`."""
+    axes = np.eye(4)
+    # The nearest right-angled axes (the polar decomposition), where the grid is sheared.
+    left, _, right = np.linalg.svd(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
+    axes[:3, :3] = left @ right
     ends = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
-    corners = (ends * np.array([*(np.array(shape) - 1), 1.0])) @ affine.T
+    corners = (ends * np.array([*(np.array(shape) - 1), 1.0])) @ (np.linalg.inv(axes) @ affine).T
     low, high = corners[:, :3].min(axis=0), corners[:, :3].max(axis=0)
     size = tuple(int(edge) for edge in np.ceil(high - low - 1e-6) + 1)
-    return _translation(low), size
+    return axes @ _translation(low), size
 
 
 def _translation(offset: Sequence[float] | Array) -> npt.NDArray[np.float64]:
