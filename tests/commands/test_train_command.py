@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from brats_cli.app import app
 from brats_cli.core.phantom import write_phantoms
+from brats_cli.core.runs import Run
+from brats_cli.core.training import Profile
 
 IDS = [f"BraTS-GLI-0000{patient}-000" for patient in range(3)]
 
@@ -453,3 +455,41 @@ def test_a_damaged_case_is_named_and_no_run_is_left(own_data):
 def test_help_shows_the_missions_line():
     result = CliRunner().invoke(app, ["train", "--help"])
     assert "Example: brats train --epochs 100 --gpu 0" in result.stdout
+
+
+# --- what holds it up --------------------------------------------------------------------------
+
+
+def test_a_profile_is_one_line_and_leaves_no_run(here):
+    result = train("-c", "tiny.yaml", "--profile")
+    assert result.exit_code == 0
+    (line,) = result.stdout.splitlines()
+    assert re.match(r"the (network is|data are) the bottleneck: \d+ % of the time is spent", line)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("wait", "said"),
+    [(9.9, "the network is the bottleneck"), (10.0, "the data are the bottleneck: 10 %")],
+)
+def test_waiting_for_a_tenth_of_the_time_is_too_much(here, monkeypatch, wait, said):
+    monkeypatch.setattr(
+        "brats_cli.core.training.profile", lambda *_: Profile(wait, patches_per_second=7.5)
+    )
+    result = train("-c", "tiny.yaml", "--profile")
+    assert result.stdout.startswith(said)
+    assert "at 7.5 patches/s" in result.stdout
+
+
+def test_ctrl_c_tells_how_to_go_on(here, monkeypatch):
+    record = Run.record
+
+    def record_and_interrupt(run, epoch):
+        record(run, epoch)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "record", record_and_interrupt)
+    result = train("-c", "tiny.yaml", "-o", "run")
+    assert result.exit_code == 130
+    assert "stopped; go on with: brats train -o run --resume" in result.stderr
+    assert Path("run/last.pt").is_file()

@@ -3,7 +3,6 @@
 import gzip
 import json
 import shutil
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -485,15 +484,13 @@ def test_more_than_half_a_voxel_is_an_error_that_names_both_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_thousand_cases_are_listed_in_five_seconds(tmp_path):
+def test_ten_thousand_cases_are_all_found(tmp_path):
     for number in range(10_000):
         folder = tmp_path / f"BraTS-GLI-{number:05}-000"
         folder.mkdir()
         for suffix in NEW:
             (folder / f"{folder.name}-{suffix}.nii.gz").touch()
-    start = time.process_time()  # whatever else the machine is doing
-    assert len(find_cases(tmp_path)) == 10_000
-    assert time.process_time() - start < 5
+    assert len(find_cases(tmp_path)) == 10_000  # benchmarks/bench_listing.py tells how fast
     assert len(nifti_files(tmp_path)) == 50_000
     shutil.rmtree(tmp_path)  # pytest would keep so many files of three runs
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +13,8 @@ import typer
 from .. import console
 
 if TYPE_CHECKING:
+    import torch
+
     from ..core.config import TrainConfig
     from ..core.runs import Run
     from ..core.splits import Split
@@ -45,6 +49,9 @@ def train(
     prepare_only: Annotated[
         bool, typer.Option("--prepare-only", help="Prepare the cases of the fold, and stop.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say whether data or network is slower, and stop.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in -o, or with the newest.")
     ] = False,
@@ -75,7 +82,7 @@ def train(
         resolved = load_config(config or run.config, **overrides)
         split, fold = Split.load(run.splits), 0  # the run's copy holds its own fold alone
     else:
-        if not prepare_only:
+        if not prepare_only and not profile:
             run.require_absent(overwrite=overwrite)
         resolved = load_config(config, **overrides)
         split = Split.load(splits)
@@ -87,8 +94,22 @@ def train(
     chosen = choose_device(device, gpu)
     prepared = _prepare(split, fold, resolved, folder)
     split = replace(split, folds=(split.fold(fold),))
-    with prepared.store.in_use():
-        _train(run, resolved, split, prepared, chosen, resume=resume)
+    with prepared.store.in_use(), _told_how_to_resume(run):
+        if profile:
+            _profile(resolved, prepared, chosen)
+        else:
+            _train(run, resolved, split, prepared, chosen, resume=resume)
+
+
+@contextmanager
+def _told_how_to_resume(run: Run) -> Iterator[None]:
+    """On Ctrl-C, say what is kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if run.last.exists():
+            console.message(f"stopped; go on with: brats train -o {run.folder} --resume")
+        raise
 
 
 @dataclass(frozen=True)
@@ -124,22 +145,40 @@ def _prepare(split: Split, fold: int, config: TrainConfig, folder: Path) -> _Pre
     return _Prepared(store, store.cases(training, schemes), store.cases(validation, schemes))
 
 
+def _profile(config: TrainConfig, prepared: _Prepared, device: torch.device) -> None:
+    """One line: whether the data or the network is the bottleneck, and what to change."""
+    from ..core.parallel import available_cpus
+    from ..core.training import WAIT_IS_LONG, profile, worker_count
+
+    found = profile(config, prepared.training, prepared.store.scheme, device)
+    workers, cpus = worker_count(config), available_cpus()
+    if found.data_wait_percent < WAIT_IS_LONG:
+        slower = "the network is"
+        advice = "a GPU, bfloat16, fewer network.channels or a smaller patch_size"
+    else:
+        slower = "the data are"
+        advice = (
+            f"--workers {cpus} (now {workers})" if workers < cpus else "a --store on a faster disk"
+        )
+    console.result(
+        f"{slower} the bottleneck: {found.data_wait_percent:.0f} % of the time is spent waiting "
+        f"for patches, at {found.patches_per_second:.1f} patches/s; faster with {advice}"
+    )
+
+
 def _train(
     run: Run,
     config: TrainConfig,
     split: Split,
     prepared: _Prepared,
-    device: object,
+    device: torch.device,
     *,
     resume: bool,
 ) -> None:
     """Run the epochs, showing and saving each."""
-    import torch
-
     from ..core.devices import arithmetic, describe
     from ..core.training import train as epochs_of
 
-    assert isinstance(device, torch.device)
     checkpoint = run.resume() if resume else None
     if not resume:
         run.start(config, split)

@@ -27,6 +27,9 @@ MOST_WORKERS = 8
 """Reading patches from a store needs few processes."""
 
 
+WAIT_IS_LONG = 10.0
+"""Percent of the time spent waiting for patches from which the data hold training up."""
+
 OnStep = Callable[[int], None]
 
 
@@ -149,6 +152,38 @@ def train(
         yield learner.epoch(feed, validation, on_step)
 
 
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of training goes.
+
+    Attributes:
+        data_wait_percent: Share of it spent waiting for patches.
+        patches_per_second: Patches trained on in a second.
+    """
+
+    data_wait_percent: float
+    patches_per_second: float
+
+
+def profile(
+    config: TrainConfig,
+    training: Sequence[StoredCase],
+    scheme: LabelScheme,
+    device: torch.device,
+    *,
+    steps: int = 20,
+) -> Profile:
+    """Train for `steps` steps after as many to warm up, keep nothing, and tell where time went."""
+    short = config.model_copy(update={"steps_per_epoch": steps, "epochs": 2})
+    learner = _Learner(short, scheme, device, None)
+    feed = _feed(short, training, 0)
+    learner.steps(feed)
+    started = time.perf_counter()
+    _, waited = learner.steps(feed)
+    seconds = time.perf_counter() - started
+    return Profile(100 * waited / seconds, steps * config.batch_size / seconds)
+
+
 class _Learner:
     """A network in training, and all that changes with it."""
 
@@ -176,7 +211,7 @@ class _Learner:
     ) -> Epoch:
         """Train for an epoch, and validate if that is due."""
         started = time.perf_counter()
-        loss, waited = self._steps(feed, on_step)
+        loss, waited = self.steps(feed, on_step)
         seconds = time.perf_counter() - started
         if not math.isfinite(loss):
             raise TrainingError(
@@ -201,7 +236,9 @@ class _Learner:
             checkpoint=self._checkpoint(dice or {}),
         )
 
-    def _steps(self, feed: Iterator[Batch], on_step: OnStep) -> tuple[float, float]:
+    def steps(
+        self, feed: Iterator[Batch], on_step: OnStep = lambda step: None
+    ) -> tuple[float, float]:
         """Mean loss of an epoch's steps, and the seconds waited for patches."""
         self.network.train()
         losses, waited = [], 0.0
