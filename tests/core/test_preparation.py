@@ -9,6 +9,7 @@ from brats_cli.core.errors import UnreadableFileError
 from brats_cli.core.preparation import (
     MARGIN,
     bounding_box,
+    brain_of,
     from_grid,
     prepare,
     prepare_labels,
@@ -59,7 +60,8 @@ def line(values, *, affine=None):
 def test_z_scores_after_clipping_by_hand():
     # 1 to 201 has 0.995 * 200 = 199 ranks below its 99.5th percentile, which is thus 200. So 201
     # becomes 200: mean (201 * 101 - 1) / 201 = 20300 / 201, mean square by sum of n^2 to 200.
-    prepared = prepare([line(np.arange(1.0, 202))])
+    # A thousand more changes no z-score, and keeps the column from being taken for a rim.
+    prepared = prepare([line(1000 + np.arange(1.0, 202))])
     mean = 20300 / 201
     mean_square = (200 * 201 * 401 / 6 + 200**2) / 201
     std = (mean_square - mean**2) ** 0.5
@@ -157,6 +159,55 @@ def test_labels_lie_on_the_images_and_come_back():
     np.testing.assert_array_equal(to_native(found, prepared.affine, scan), labels)
 
 
+# --- what interpolation left -------------------------------------------------------------------
+
+
+def cube(inside, around, beyond=0.0, *, edge=20):
+    """A cube with 8 voxels of margin, in a rim of one voxel, in ripples beyond that."""
+    data = np.full((edge, edge, edge), beyond)
+    data[7:-7, 7:-7, 7:-7] = around
+    data[8:-8, 8:-8, 8:-8] = inside
+    return data
+
+
+def test_a_rim_that_is_dim_in_all_images_is_no_brain():
+    core = cube(1, 0) > 0
+    np.testing.assert_array_equal(brain_of([cube(100, 19), cube(70, 13)]), core)
+    np.testing.assert_array_equal(brain_of([cube(100, 19), cube(70, 15)]), cube(1, 1) > 0)
+
+
+def test_ripples_beyond_the_brain_are_no_brain():
+    core = cube(1, 0) > 0
+    np.testing.assert_array_equal(brain_of([cube(100, 5, 1.9), cube(70, 2, -1.3)]), core)
+
+
+def test_what_is_dim_inside_the_brain_is_brain():
+    # Three voxels below the surface, as in the ventricles of a T1.
+    image = cube(100, 100)
+    image[10, 10, 10] = 3
+    assert brain_of([image])[10, 10, 10]
+
+
+def test_the_edge_of_the_image_is_no_edge_of_the_brain():
+    # A single slice, in which the left half is dark.
+    image = np.full((20, 20, 1), 100.0)
+    image[:10] = 5
+    assert brain_of([image]).all()
+
+
+def test_of_z_scores_all_is_brain_that_is_not_0():
+    image = np.zeros((9, 9, 9))
+    image[2:7, 2:7, 2:7] = np.linspace(-2, 2, 125).reshape(5, 5, 5)
+    np.testing.assert_array_equal(brain_of([image]), image != 0)
+
+
+def test_ripples_change_nothing():
+    plain = prepare([Volume(cube(100, 0), LPS)])
+    rippled = prepare([Volume(cube(100, 15, 1), LPS)])
+    np.testing.assert_array_equal(rippled.images, plain.images)
+    np.testing.assert_array_equal(rippled.affine, plain.affine)
+
+
 # --- other grids -------------------------------------------------------------------------------
 
 
@@ -196,46 +247,6 @@ def test_a_linear_ramp_stays_that_ramp_on_an_oblique_grid():
     np.testing.assert_allclose(found[inside], ramp(fine, (12, 16, 14))[inside] + 1000, atol=1e-6)
 
 
-def tilt(degrees):
-    """A rotation about the first axis."""
-    angle = np.radians(degrees)
-    affine = np.eye(4)
-    affine[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    return affine
-
-
-def test_an_oblique_1_mm_grid_is_not_interpolated():
-    scan, tilted = Volume(brain(), LPS), Volume(brain(), tilt(20) @ LPS)
-    plain, oblique = prepare([scan]), prepare([tilted])
-    np.testing.assert_array_equal(oblique.images, plain.images)
-    np.testing.assert_allclose(oblique.affine, tilt(20) @ plain.affine, atol=1e-12)
-    np.testing.assert_array_equal(
-        to_native(plain.brain, oblique.affine, tilted), to_native(plain.brain, plain.affine, scan)
-    )
-
-
-def test_an_oblique_2_mm_grid_is_resampled_along_its_own_axes():
-    coarse = np.diag([2.0, 2, 2, 1])
-    data = np.random.default_rng(0).uniform(50, 90, (5, 6, 7))
-    plain = prepare([Volume(data, coarse)])
-    oblique = prepare([Volume(data, tilt(20) @ coarse)])
-    np.testing.assert_allclose(oblique.affine, tilt(20) @ plain.affine, atol=1e-12)
-    np.testing.assert_allclose(oblique.images, plain.images, atol=1e-5)
-
-
-def test_a_sheared_grid_is_resampled_at_right_angles():
-    # The second axis leans towards the first by atan(0.2). By symmetry, the nearest right-angled
-    # axes are off both by half of that.
-    sheared = np.eye(4)
-    sheared[0, 1] = 0.2
-    prepared = prepare([Volume(np.full((5, 5, 5), 70.0), sheared)])
-    axes = prepared.affine[:3, :3]
-    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-12)
-    assert np.degrees(np.arctan2(axes[0, 1], axes[0, 0])) == pytest.approx(
-        np.degrees(np.arctan(0.2)) / 2
-    )
-
-
 def test_a_nearly_1_mm_grid_is_not_interpolated():
     # 0.999999 mm, as float32 headers say it.
     scan = Volume(brain(), LPS)
@@ -250,7 +261,9 @@ def test_a_2_mm_mask_goes_there_and_back():
     data[3:7, 3:7, 3:7] = np.random.default_rng(0).uniform(50, 90, (4, 4, 4))
     scan = Volume(data, coarse)
     prepared = prepare([scan])
-    assert prepared.images.shape == (1, 15, 15, 15)  # (4 + 2 * 2) voxels of 2 mm, ends on 1 mm
+    # From the first to the last of 4 voxels of 2 mm are 7 of 1 mm, a half-bright one lies on each
+    # side, and two of background.
+    assert prepared.images.shape == (1, 13, 13, 13)
     labels = prepare_labels(Volume((data > 0).astype(np.uint8), coarse), prepared)
     back = to_native(labels.astype(np.float32), prepared.affine, scan) >= 0.5
     np.testing.assert_array_equal(back, data > 0)

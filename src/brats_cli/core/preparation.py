@@ -27,6 +27,14 @@ otherwise decide mean and standard deviation."""
 MARGIN = 2
 """Voxels of background kept around the brain box."""
 
+# Whoever interpolates a skull-stripped scan leaves a rim of voxels that are part brain and part
+# nothing, and a cubic spline ripples far beyond it. Taken for brain they shift mean and spread:
+# the whole tumour of a case turned by 10 degrees then had a Dice of 0.81 with that of the case
+# itself, and has 0.98 without them. In shares of the brain's brightest:
+_RIPPLE = 0.02
+_DIM = 0.2
+_RIM = 2  # voxels
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -35,7 +43,7 @@ class Prepared:
     Attributes:
         images: (C, X, Y, Z) float32: z-scores inside the brain, exactly 0 outside.
         affine: (4, 4), from the prepared grid's voxels to RAS millimetres.
-        brain: (X, Y, Z), where any modality is not 0.
+        brain: (X, Y, Z), as `brain_of` finds it.
     """
 
     images: npt.NDArray[np.float32]
@@ -46,8 +54,8 @@ class Prepared:
 def prepare(volumes: Sequence[Volume]) -> Prepared:
     """Bring a case's modalities to canonical orientation, 1 mm, the brain box and z-scores.
 
-    A 1 mm grid is only flipped and permuted, with no interpolation, also if it is oblique: slices
-    are tilted so as to follow the head. Any other is resampled linearly along its own axes.
+    An axis-aligned 1 mm grid is only flipped and permuted, with no interpolation; any other
+    (2 mm, oblique) is resampled linearly.
 
     Args:
         volumes: One a modality, all on one grid.
@@ -57,16 +65,37 @@ def prepare(volumes: Sequence[Volume]) -> Prepared:
     """
     for volume in volumes:
         _require_content(volume)
-    box = bounding_box(_anything(volumes), margin=MARGIN)
-    cropped = np.stack([volume.data[box] for volume in volumes])
-    corner = volumes[0].affine @ _translation([side.start for side in box])
-    images, affine = _to_canonical(cropped, corner)
+    box = bounding_box(_anything([volume.data for volume in volumes]), margin=MARGIN)
+    cropped = [volume.data[box] for volume in volumes]
+    images, affine = _to_canonical(cropped, _shifted(volumes[0].affine, box))
     if _needs_resampling(affine):
-        target, shape = _millimetre_grid(affine, images.shape[1:])
-        images = np.stack([resample(image, affine, target, shape) for image in images])
+        target, shape = _canonical_grid(affine, images[0].shape)
+        images = [resample(image, affine, target, shape) for image in images]
         affine = target
-    brain = np.any(images != 0, axis=0)
-    return Prepared(_z_scores(images, brain), affine, brain)
+    brain = brain_of(images)
+    box = bounding_box(brain, margin=MARGIN)
+    images, brain = [image[box] for image in images], brain[box]
+    return Prepared(_z_scores(images, brain), _shifted(affine, box), brain)
+
+
+def brain_of(images: Sequence[Array]) -> npt.NDArray[np.bool_]:
+    """Where any of `images` (X, Y, Z) has signal, without what interpolation smeared around it.
+
+    Left out are ripples and, within two voxels of them or of nothing, what is dim in all images.
+    Of images with values on both sides of 0, such as z-scores, all that is not 0 is brain.
+    """
+    found = _anything(images)
+    signal, bright = np.zeros((2, *found.shape), dtype=bool)
+    for image in images:
+        ends = 100 - CLIP_PERCENTILE, CLIP_PERCENTILE
+        low, high = np.percentile(image[found], ends)
+        if low < -_DIM * high:
+            return found
+        signal |= image > _RIPPLE * high
+        bright |= image > _DIM * high
+    inner = ndimage.binary_erosion(signal, iterations=_RIM, border_value=1)
+    brain: npt.NDArray[np.bool_] = signal & (bright | inner)
+    return brain
 
 
 def prepare_labels(labels: Volume, like: Prepared) -> npt.NDArray[np.uint8]:
@@ -148,15 +177,16 @@ def bounding_box(mask: npt.NDArray[np.bool_], *, margin: int = 0) -> Box:
     return sides[0], sides[1], sides[2]
 
 
-def _anything(volumes: Sequence[Volume]) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = volumes[0].data != 0
-    for volume in volumes[1:]:
-        found |= volume.data != 0
+def _anything(images: Sequence[Array]) -> npt.NDArray[np.bool_]:
+    """Where any of `images` is not 0."""
+    found: npt.NDArray[np.bool_] = images[0] != 0
+    for image in images[1:]:
+        found |= image != 0
     return found
 
 
-def _z_scores(images: Array, brain: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    scores = np.zeros(images.shape, dtype=np.float32)
+def _z_scores(images: Sequence[Array], brain: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    scores = np.zeros((len(images), *brain.shape), dtype=np.float32)
     for image, score in zip(images, scores, strict=True):
         inside = image[brain].astype(np.float32)
         inside = np.minimum(inside, np.percentile(inside, CLIP_PERCENTILE))
@@ -176,30 +206,31 @@ def _require_content(volume: Volume) -> None:
         )
 
 
-def _to_canonical(images: Array, affine: Array) -> tuple[Array, Array]:
-    """Flip and permute (C, X, Y, Z) so that the axes run to the right, anterior and superior."""
+def _to_canonical(images: Sequence[Array], affine: Array) -> tuple[list[Array], Array]:
+    """Views of images whose axes run, most nearly, to the right, anterior and superior."""
     orientation = nib.io_orientation(affine)
-    turned = np.stack([nib.apply_orientation(image, orientation) for image in images])
-    return turned, affine @ nib.orientations.inv_ornt_aff(orientation, images.shape[1:])
+    turned = [nib.apply_orientation(image, orientation) for image in images]
+    return turned, affine @ nib.orientations.inv_ornt_aff(orientation, images[0].shape)
 
 
 def _needs_resampling(affine: Array) -> bool:
-    # 1 % of a voxel, or axes half a degree off a right angle: less than headers are worth.
-    metric = affine[:3, :3].T @ affine[:3, :3]
-    return bool(np.abs(metric - np.eye(3)).max() > 0.02)
+    # A tenth of a degree, or 1 % of a voxel: less than scanners' headers are worth.
+    return bool(np.abs(affine[:3, :3] - np.eye(3)).max() > 0.01)
 
 
-def _millimetre_grid(affine: Array, shape: tuple[int, ...]) -> tuple[Array, tuple[int, ...]]:
-    """The 1 mm grid along the axes of `affine` that covers its box of `shape`."""
-    axes = np.eye(4)
-    # The nearest right-angled axes (the polar decomposition), where the grid is sheared.
-    left, _, right = np.linalg.svd(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
-    axes[:3, :3] = left @ right
+def _canonical_grid(affine: Array, shape: tuple[int, ...]) -> tuple[Array, tuple[int, ...]]:
+    """The 1 mm axis-aligned grid that covers the box of `affine` and `shape`."""
     ends = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
-    corners = (ends * np.array([*(np.array(shape) - 1), 1.0])) @ (np.linalg.inv(axes) @ affine).T
+    corners = (ends * np.array([*(np.array(shape) - 1), 1.0])) @ affine.T
     low, high = corners[:, :3].min(axis=0), corners[:, :3].max(axis=0)
     size = tuple(int(edge) for edge in np.ceil(high - low - 1e-6) + 1)
-    return axes @ _translation(low), size
+    return _translation(low), size
+
+
+def _shifted(affine: Array, box: Box) -> Array:
+    """The affine of what `box` cuts out."""
+    shifted: Array = affine @ _translation([side.start for side in box])
+    return shifted
 
 
 def _translation(offset: Sequence[float] | Array) -> npt.NDArray[np.float64]:
