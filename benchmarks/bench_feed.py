@@ -37,14 +37,14 @@ class Feed:
     Attributes:
         title: Its row in the table.
         start: Makes the iterator of batches.
-        cycle: Patches that come in one go; a run measures whole cycles.
-        seconds: Least duration of a run, after warm-up.
+        seconds: Duration of a run after warm-up, or None to measure one whole epoch: the patches of
+            a volume come in one go, and others are prepared meanwhile, so that the rate of a part
+            would be that of chance.
     """
 
     title: str
     start: Callable[..., Iterator[torch.Tensor]]
-    cycle: int = feeds.BATCH
-    seconds: float = 15
+    seconds: float | None = 15
 
 
 FEEDS = {
@@ -53,14 +53,12 @@ FEEDS = {
     "torchio-equal": Feed(
         "TorchIO queue, nnU-Net's chances",
         partial(feeds.torchio, chances="equal", workers=2),
-        cycle=feeds.TORCHIO_QUEUE,
-        seconds=30,
+        seconds=None,
     ),
     "torchio-default": Feed(
         "TorchIO queue, its defaults",
         partial(feeds.torchio, chances="default", workers=2),
-        cycle=feeds.TORCHIO_QUEUE,
-        seconds=30,
+        seconds=None,
     ),
     "brats-plain": Feed("brats", partial(feeds.brats, augmented=False), seconds=10),
     "nnunet-plain": Feed(
@@ -69,8 +67,7 @@ FEEDS = {
     "torchio-plain": Feed(
         "TorchIO queue",
         partial(feeds.torchio, chances="none", workers=2),
-        cycle=feeds.TORCHIO_QUEUE,
-        seconds=20,
+        seconds=None,
     ),
     "bare": Feed("bare memory-mapped crop", feeds.bare, seconds=10),
 }
@@ -147,26 +144,35 @@ def main() -> None:
 
 
 def measure(feed: Feed, folders: feeds.Folders, seconds: float | None) -> tuple[float, float]:
-    """Patches a second of one feed, and milliseconds of CPU a patch, over whole cycles."""
+    """Patches a second of one feed, and milliseconds of CPU a patch."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    least = feed.seconds if seconds is None else seconds
+    import torchio  # noqa: F401  # so that no feed is charged for it
+
     batches = feed.start(folders)
-    first = next(batches)
-    assert first.shape == (feeds.BATCH, 4, *[feeds.EDGE] * 3), first.shape
-    assert first.dtype == torch.float32, first.dtype
-    for _ in range(max(4, feed.cycle // feeds.BATCH - 1)):
-        next(batches)
+    least, whole = seconds or feed.seconds, 0
+    if feed.seconds is None:
+        least, whole = 0, feeds.SAMPLES * len(feeds.stored_cases(folders))
+    else:
+        for _ in range(6):
+            _require_good(next(batches))
     started, spent, patches = time.perf_counter(), cpu_seconds(os.getpid()), 0
-    while True:
-        patches += len(next(batches))
-        passed = time.perf_counter() - started
-        if passed >= least and patches % feed.cycle == 0:
-            spent = cpu_seconds(os.getpid()) - spent
-            return patches / passed, 1000 * spent / patches
+    while time.perf_counter() - started < least or patches < whole:
+        batch = next(batches)
+        patches += len(batch)
+    passed = time.perf_counter() - started
+    _require_good(batch)
+    return patches / passed, 1000 * (cpu_seconds(os.getpid()) - spent) / patches
+
+
+def _require_good(batch: torch.Tensor) -> None:
+    assert batch.shape == (feeds.BATCH, 4, *[feeds.EDGE] * 3), batch.shape
+    assert batch.dtype == torch.float32, batch.dtype
 
 
 def run_apart(name: str, arguments: argparse.Namespace) -> Run:
     """Measure a feed in a process of its own, watching the memory of all its processes."""
+    # As `brats` sets it; the peers gain by it as well.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, __file__, "--feed", name]
     command += ["--data", str(arguments.data), "--work", str(arguments.work)]
     if arguments.seconds is not None:
@@ -175,7 +181,9 @@ def run_apart(name: str, arguments: argparse.Namespace) -> Run:
     said = arguments.work / f"{name}.log"
     with said.open("w") as log:
         # A session of its own, so that its workers can be ended with it.
-        child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        child = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
     peak = without_files = 0.0
     results: list[str] = []
     while not results and child.poll() is None:
@@ -234,11 +242,11 @@ def prepare(folders: feeds.Folders, *, with_nnunet: bool) -> dict[str, float]:
     shutil.rmtree(folders.store, ignore_errors=True)
     warm([folders.cases])
     started = time.perf_counter()
-    cases = feeds.stored_cases(folders)
+    cases = feeds.prepare(folders, cores)
     seconds = time.perf_counter() - started
     found = {
-        "cases": len(cases),
-        "brats seconds": seconds * cores / len(cases),
+        "cases": cases,
+        "brats seconds": seconds * cores / cases,
         "source size": size(folders.cases),
         "brats size": size(folders.store),
     }
@@ -253,7 +261,7 @@ def prepare(folders: feeds.Folders, *, with_nnunet: bool) -> dict[str, float]:
                 contextlib.redirect_stderr(log),
             ):
                 spent = feeds.prepare_nnunet(folders, cores)
-            note.write_text(json.dumps(spent * cores / len(cases)))
+            note.write_text(json.dumps(spent * cores / cases))
         found["nnU-Net seconds"] = json.loads(note.read_text())
         found["nnU-Net size"] = size(feeds.prepared_by_nnunet(folders.nnunet))
     return found
@@ -351,7 +359,7 @@ def _arguments() -> argparse.Namespace:
     add("--data", type=Path, default=REPOSITORY.parent / "shared" / "data" / "cases")
     add("--work", type=Path, default=REPOSITORY / "scratch" / "bench-feed", help="prepared cases")
     add("--rounds", type=int, default=3)
-    add("--seconds", type=float, help="least duration of a run [10 to 30]")
+    add("--seconds", type=float, help="duration of a run [10 or 15]")
     add("--only", nargs="*", choices=list(FEEDS), help="these feeds alone")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--feed", choices=list(FEEDS), help=argparse.SUPPRESS)

@@ -20,15 +20,16 @@ import torch
 from brats_cli.core.cases import find_cases, schemes_of
 from brats_cli.core.config import AugmentConfig, TrainConfig
 from brats_cli.core.labels import scheme_named
-from brats_cli.core.store import Store, StoredCase, training_scheme
+from brats_cli.core.store import Store, StoredCases, training_scheme
 from brats_cli.core.volumes import count_labels, read_label_map
 
 EDGE = 128
 BATCH = 2
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 
-TORCHIO_QUEUE = 20
-"""Patches of two volumes; a longer queue is filled more seldom and takes as long a patch."""
+SAMPLES, QUEUE = 10, 20
+"""Patches of a volume, as TorchIO's documentation has it, and of its queue: of two volumes, because
+a longer one takes as long a patch and only more memory."""
 
 # Chances of each change of a patch, or of intensities for each modality of it, in nnU-Net 2.8.1:
 # `nnUNetTrainer.get_training_transforms`. Blur (0.2) and low resolution (0.25) then pass over half
@@ -72,13 +73,25 @@ def augmentation() -> AugmentConfig:
     return ours.model_copy(update=raised)
 
 
-def stored_cases(folders: Folders) -> list[StoredCase]:
-    """The cases of the store, prepared where they are not."""
+def prepare(folders: Folders, workers: int) -> int:
+    """Let brats prepare the cases; their number."""
     cases = find_cases(folders.cases)
     schemes = schemes_of(cases, {case.id: count_labels(case.label) for case in cases})
     store = Store(folders.store, training_scheme(schemes))
-    list(store.prepare(cases, schemes, workers=len(os.sched_getaffinity(0))))
-    return [store.open(case, schemes[case.id]) for case in cases]
+    list(store.prepare(cases, schemes, workers=workers))
+    places = store.cases(cases, schemes).places
+    _places(folders).write_text(json.dumps([(case_id, str(place)) for case_id, place in places]))
+    return len(cases)
+
+
+def stored_cases(folders: Folders) -> StoredCases:
+    """What `prepare` made."""
+    places = json.loads(_places(folders).read_text())
+    return StoredCases([(case_id, Path(place)) for case_id, place in places])
+
+
+def _places(folders: Folders) -> Path:
+    return folders.store / "places.json"
 
 
 def brats(folders: Folders, *, augmented: bool) -> Iterator[torch.Tensor]:
@@ -162,8 +175,8 @@ def torchio(folders: Folders, *, chances: str, workers: int) -> Iterator[torch.T
         ]
     queue = tio.Queue(
         tio.SubjectsDataset(subjects, transform=tio.Compose([normalise, *changes])),
-        max_length=TORCHIO_QUEUE,
-        samples_per_volume=10,
+        max_length=QUEUE,
+        samples_per_volume=SAMPLES,
         sampler=tio.UniformSampler(EDGE),
         num_workers=workers,
     )
@@ -185,7 +198,7 @@ def write_bare(folders: Folders) -> None:
     """Write the prepared images as plain arrays, for `bare`."""
     folders.bare.mkdir(exist_ok=True)
     for case in stored_cases(folders):
-        np.save(folders.bare / f"{case.id}.npy", np.asarray(case.images[:]))
+        np.save(folders.bare / f"{case.id}.npy", case.images[:])
 
 
 def _random_crop(images: np.ndarray[Any, Any], random: np.random.Generator) -> torch.Tensor:
