@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import multiprocessing
 import os
 import signal
 import sys
@@ -216,6 +217,9 @@ def _start(reader: _Reader, numbers: range, batch_size: int, workers: int) -> ti
             )
 
     try:
+        # As many as a DataLoader needs: one that fails half-way prints a traceback as well.
+        tried = [multiprocessing.Queue() for _ in range(workers + 3) if workers]
+        del tried
         # In a thread, because in the main one PyTorch would have a worker's death raise an error
         # wherever the training is at that moment, and not where it asks for patches.
         with ThreadPoolExecutor(1) as thread:
