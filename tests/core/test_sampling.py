@@ -223,14 +223,17 @@ def test_batches_that_are_kept_do_not_change(three):
     assert torch.equal(first.labels, before[1])
 
 
-def test_a_feed_that_is_left_early_ends_its_workers(three):
-    feed = batches(patches_of(*three), first=0, last=1000, batch_size=2, workers=2)
+@pytest.mark.parametrize("last", [4, 1000])
+def test_workers_end_well_with_their_feed_or_when_it_is_left(three, last):
+    feed = batches(patches_of(*three), first=0, last=last, batch_size=2, workers=2)
     next(feed)
-    assert len(multiprocessing.active_children()) == 2
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    next(feed)
     feed.close()
-    del feed
     gc.collect()
     assert multiprocessing.active_children() == []
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 # --- from a store ------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
+from threading import Thread
 from typing import IO, Any
 
 import numpy as np
@@ -218,17 +219,35 @@ def _start(reader: _Reader, numbers: range, batch_size: int, workers: int) -> ti
 
     try:
         # As many as a DataLoader needs: one that fails half-way prints a traceback as well.
-        tried = [multiprocessing.Queue() for _ in range(workers + 3) if workers]
+        tried: list[object] = [multiprocessing.Queue() for _ in range(workers + 3) if workers]
         del tried
-        # In a thread, because in the main one PyTorch would have a worker's death raise an error
-        # wherever the training is at that moment, and not where it asks for patches.
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(start).result()
+        return _in_a_thread(start)
     except OSError as error:
         raise WorkerError(
             f"cannot start {workers} processes that read patches: {error.strerror or error}",
             hint="is /dev/shm full? free it, or read within the training process: --workers 0",
         ) from error
+
+
+def _in_a_thread(start: Callable[[], tio.Queue]) -> tio.Queue:
+    """What `start` returns.
+
+    In the main thread, PyTorch would have a worker's death raise an error wherever the training is
+    at that moment; out of it, the error comes when the next patch is asked for. (Not by a
+    `ThreadPoolExecutor`: a process forked in one of its threads does not end well.)
+    """
+    future: Future[tio.Queue] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(start())
+        except Exception as error:
+            future.set_exception(error)
+
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+    return future.result()
 
 
 def _death(exitcode: int, workers: int) -> WorkerError:
