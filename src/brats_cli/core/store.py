@@ -1,16 +1,16 @@
 """The patch store: each case prepared once, then read by patch without reading the volume.
 
-Arrays are packed by Blosc2 (LZ4HC after a byte shuffle) and not mapped as they are. Measured on the
-twelve real cases, on one CPU core with the files in memory, for random patches with labels:
+Arrays are packed by Blosc2 (LZ4HC after a byte shuffle) and not mapped as they are. The twelve real
+cases, by `benchmarks/bench_store.py` on one busy CPU core with the files in memory:
 
     kept as                  size, of the .nii.gz    a patch of 128    of 64
-    float16, mapped          372 MB    3.46          1.7 ms            0.5 ms
-    the same, channels last  372 MB    3.46          1.5 ms            0.3 ms
-    float32, mapped          703 MB    6.54          5.2 ms            0.5 ms
-    Blosc2, LZ4HC            124 MB    1.15          7.4 ms            1.9 ms
-    Blosc2, Zstandard        108 MB    1.01         13   ms            3.9 ms
+    float16, mapped          371 MB    3.45           2.0 ms           0.7 ms
+    the same, channels last  371 MB    3.45           1.9 ms           0.4 ms
+    float32, mapped          701 MB    6.52           3.6 ms           0.7 ms
+    Blosc2, LZ4HC            123 MB    1.14           9.0 ms           2.5 ms
+    Blosc2, Zstandard        108 MB    1.01          15.7 ms           4.9 ms
 
-At 7 ms, one core reads several times what a GPU learns from in that time, and the whole of
+At 9 ms, one core reads several times what a GPU learns from in that time, and the whole of
 BraTS 2021 stays in 13 GB of memory; mapped files would take 39 GB, and come from the disk.
 """
 
