@@ -1,5 +1,8 @@
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,14 @@ def process(_):
 
 def refuse(number):
     raise LabelError(f"{number} is no label", hint="remedy")
+
+
+def alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # ended, and nobody has asked for its status yet
 
 
 def die(_):
@@ -50,6 +61,29 @@ def test_a_killed_process_is_named_as_one():
     with pytest.raises(BratsError, match="was killed, most likely for lack of memory") as caught:
         list(in_processes(die, range(2), workers=2))
     assert caught.value.hint == "use fewer processes: --workers 1"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    # The parent is killed while its two processes sleep; both are gone soon after.
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from brats_cli.core.parallel import in_processes\n"
+        "def sleep(number):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    list(in_processes(sleep, range(2), workers=2))\n"
+    )
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        children = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while any(map(alive, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, children))
 
 
 def test_processors_are_counted_where_the_system_cannot_say(monkeypatch):

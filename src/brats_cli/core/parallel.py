@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import connection
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,7 +66,8 @@ def in_processes(
         yield from map(task, items)
         return
     # Spawned, because a forked copy of a process with threads (torch's, a notebook's) may hang.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, spawn, initializer=_end_with_parent)
     done = 0
     try:
         with _interrupts_held_back():
@@ -89,6 +92,18 @@ def in_threads(task: Callable[[Item], Outcome], items: Sequence[Item]) -> Iterat
         yield from pool.map(task, items)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it does, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
