@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,8 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path` that becomes `path` when the block ends well.
 
     The ending is kept, because nibabel and numpy choose the format by it. If the block fails or
-    is interrupted, `path` is what it was before and nothing is left behind.
+    is interrupted, `path` is what it was before and nothing is left behind; what a process left
+    that was killed goes when the same file is written again.
 
     Raises:
         OutputExistsError: If `path` exists and `overwrite` is false.
@@ -47,9 +49,28 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         yield partial
         partial.replace(path)
     except OSError as error:
         raise OutputError(path, error.strerror or str(error)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left of `path`; one that runs is still writing its own."""
+    for left in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
+        number = left.name[1:].partition(".")[0]
+        if os.name == "posix" and number.isdecimal() and not _runs(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # 0 sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
