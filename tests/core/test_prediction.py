@@ -27,9 +27,9 @@ from brats_cli.core.prediction import (
     Samples,
     Segmentation,
     companion,
-    decode,
     doubt,
     entropy,
+    paint,
 )
 from brats_cli.core.preparation import prepare
 from brats_cli.core.volumes import Volume, read_label_map
@@ -320,11 +320,10 @@ def test_an_ensemble_decides_by_the_mean_of_its_thresholds(case):
 
 @pytest.mark.parametrize(("smallest", "label"), [(0, 3), (4, 3), (4.1, 1)])
 def test_little_enhancing_tumour_becomes_necrosis(smallest, label):
-    # Four voxels of ET, the last of which neither WT nor TC has.
-    native = np.zeros((3, 6, 1, 1))
-    native[0, :3] = native[1, :3] = native[2, :4] = 0.9
-    native[1, 4] = 0.7
-    labels = decode(native, BRATS2023, thresholds=(0.5,) * 3, smallest_et_voxels=smallest)
+    # Four voxels of ET, the last of which neither WT nor TC has, and one of TC alone.
+    masks = np.zeros((3, 6, 1, 1), bool)
+    masks[0, :3] = masks[1, :3] = masks[2, :4] = masks[1, 4] = True
+    labels = paint(masks, BRATS2023, smallest_et_voxels=smallest)
     assert labels.ravel().tolist() == [label] * 4 + [1, 0]
 
 

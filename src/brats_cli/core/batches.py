@@ -179,7 +179,8 @@ class _Stages:
         started = time.perf_counter()
         samples = self.predictor.compute(work.loaded, lambda share: self.on_share(0.7 * share))
         passed = time.perf_counter() - started
-        return _Work(work.job, work.loaded, work.seconds + passed, samples, passed)
+        done = work.loaded.without_images()
+        return _Work(work.job, done, work.seconds + passed, samples, passed)
 
     def finish(self, work: _Work) -> Prediction:
         started = time.perf_counter()

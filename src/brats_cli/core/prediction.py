@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,10 @@ class Loaded:
     affine: npt.NDArray[np.float64]
     modalities: tuple[str, ...]
 
+    def without_images(self) -> Loaded:
+        """What is needed of it once it was computed."""
+        return replace(self, images=self.images[:0].copy())
+
 
 @dataclass
 class Samples:
@@ -93,10 +97,10 @@ class Samples:
     squares: Any = None
 
     def add(self, found: torch.Tensor, *, spread: bool) -> None:
-        """Add an answer (R, X, Y, Z)."""
+        """Add an answer (R, X, Y, Z), which becomes part of this."""
         self.count += 1
         if self.mean is None:
-            self.mean = found.clone()
+            self.mean = found
             self.squares = torch.zeros_like(found) if spread else None
             return
         off = found - self.mean
@@ -251,31 +255,30 @@ class Predictor:
                     batch_windows=self.config.batch_windows,
                     on_share=lambda share: on_share(share / passes),
                 )
-                samples.add(found.flip(axes), spread=self.config.uncertainty and passes > 1)
+                found = found.flip(axes) if axes else found
+                samples.add(found, spread=self.config.uncertainty and passes > 1)
         return samples
 
     def decode(self, loaded: Loaded, samples: Samples) -> Segmentation:
         """Labels, and the maps asked for, on the case's own grid."""
         mean = samples.mean.numpy()
-        native = [to_native(region, loaded.affine, loaded.grid) for region in mean]
-        labels = decode(
-            native,
-            self.scheme,
-            thresholds=self.thresholds,
-            smallest_et_voxels=self.smallest_et_mm3 / float(np.prod(loaded.grid.spacing_mm)),
+        native = (to_native(region, loaded.affine, loaded.grid) for region in mean)
+        masks, written = [], []
+        for region, threshold in zip(native, self.thresholds, strict=True):
+            masks.append(region >= threshold)
+            if self.config.probabilities:
+                written.append(np.floor(region / PROBABILITY_STEP).astype(np.int16))
+        voxel_mm3 = float(np.prod(loaded.grid.spacing_mm))
+        labels = paint(
+            np.stack(masks), self.scheme, smallest_et_voxels=self.smallest_et_mm3 / voxel_mm3
         )
-        maps = {}
-        if self.config.probabilities:
-            maps["probabilities"] = _stacked(
-                (np.floor(region / PROBABILITY_STEP) for region in native), np.int16
-            )
+        maps = {"probabilities": _stacked(written)} if written else {}
         if self.config.uncertainty:
             maps["uncertainty"] = _stacked(
-                (
-                    np.rint(to_native(region, loaded.affine, loaded.grid))
+                [
+                    np.rint(to_native(region, loaded.affine, loaded.grid)).astype(np.uint8)
                     for region in samples.uncertainty()
-                ),
-                np.uint8,
+                ]
             )
         doubts = map(doubt, mean, self.thresholds)
         return Segmentation(
@@ -304,24 +307,16 @@ class Predictor:
         return fused(checkpoint.network()).to(self.device)
 
 
-def decode(
-    native: Sequence[Array],
-    scheme: LabelScheme,
-    *,
-    thresholds: Sequence[float],
-    smallest_et_voxels: float = 0,
+def paint(
+    masks: npt.NDArray[np.bool_], scheme: LabelScheme, *, smallest_et_voxels: float
 ) -> npt.NDArray[np.uint8]:
-    """The label map (X, Y, Z) of the probabilities of WT, TC and ET.
+    """The label map (X, Y, Z) of masks of WT, TC and ET (3, X, Y, Z).
 
     Enhancing tumour of fewer voxels in all than `smallest_et_voxels` becomes necrosis: in a case
     without any, a single voxel of it scores Dice 0 (nnU-Net at BraTS 2020, arXiv 2011.00848).
     """
-    masks = np.stack(
-        [region >= threshold for region, threshold in zip(native, thresholds, strict=True)]
-    )
     if masks[-1].sum() < smallest_et_voxels:
-        masks[-2] |= masks[-1]
-        masks[-1] = False
+        masks = np.stack([masks[0], masks[1] | masks[2], np.zeros_like(masks[2])])
     return scheme.paint(masks)
 
 
@@ -349,9 +344,9 @@ def doubt(probability: Array, threshold: float) -> float:
     return 1 - (2 * float(inside.sum(dtype=np.float64)) + DOUBT_MM3) / sizes
 
 
-def _stacked(maps: Iterable[Array], dtype: npt.DTypeLike) -> Array:
+def _stacked(maps: Sequence[Array]) -> Array:
     """Maps as (X, Y, Z, R), in the order of bytes in which NIfTI has them."""
-    return np.stack([each.astype(dtype).T for each in maps]).T
+    return np.stack([each.T for each in maps]).T
 
 
 def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
