@@ -361,6 +361,14 @@ def test_a_folder_of_label_maps_needs_no_suffix(tmp_path):
     assert find_label_maps(tmp_path / "b_seg.nii.gz") == {"b": tmp_path / "b_seg.nii.gz"}
 
 
+def test_what_predict_writes_beside_label_maps_is_neither_a_case_nor_a_label_map(tmp_path):
+    put_all(tmp_path, ["a.nii.gz", "a_uncertainty.nii.gz", "b.nii.gz"])
+    put(tmp_path / "a_probabilities.nii.gz", shape=(2, 2, 2, 3))
+    assert list(find_label_maps(tmp_path)) == ["a", "b"]
+    with pytest.raises(NoCasesError):
+        find_cases(tmp_path)
+
+
 def test_two_label_maps_of_one_id_are_named(tmp_path):
     put_all(tmp_path, ["a_seg.nii.gz", "a.nii"])
     with pytest.raises(CaseError, match=r"case a is there twice: .*a.nii and .*a_seg.nii.gz"):

@@ -22,7 +22,7 @@ from .labels import label_scheme as label_scheme
 from .naming import MODALITIES as MODALITIES
 from .naming import NAMINGS as NAMINGS
 from .naming import case_id_of as case_id_of
-from .naming import label_rank, naming_of, parse_name, schemes_by_name
+from .naming import label_rank, lies_beside, naming_of, parse_name, schemes_by_name
 from .naming import patient_of as patient_of
 from .volumes import (
     NIFTI_ENDINGS,
@@ -163,7 +163,8 @@ def resolve_cases(paths: Sequence[Path]) -> list[Case]:
 def find_label_maps(root: Path) -> dict[str, Path]:
     """Label maps by case id: of a data set, of a folder of label maps, or one file's.
 
-    In a folder without images every NIfTI file is a label map, with or without a `_seg` suffix.
+    In a folder without images every NIfTI file is a label map, with or without a `_seg` suffix,
+    but for what `brats predict` writes beside them.
 
     Raises:
         NoCasesError: If there is no label map.
@@ -173,7 +174,7 @@ def find_label_maps(root: Path) -> dict[str, Path]:
         return {case_id_of(root): root}
     if not root.is_dir():
         raise UnreadableFileError(root, "there is no such file or folder", hint="check the path")
-    files = nifti_files(root)
+    files = [path for path in nifti_files(root) if not lies_beside(stem(path))]
     roles = {path: parse_name(stem(path))[1] for path in files}
     found: dict[str, Path] = {}
     if any(role in MODALITIES for role in roles.values()) or any(
@@ -446,6 +447,8 @@ def _add_plain(
     in_images = _IMAGES.fullmatch(folder.path.absolute().name) is not None
     named = set(found)
     for name in plain:
+        if lies_beside(stem(Path(name))):
+            continue
         case_id, path = stem(Path(name)), folder.path / name
         channel = _CHANNEL.fullmatch(case_id)
         if channel and (in_images or folder.description):

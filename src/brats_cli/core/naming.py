@@ -24,6 +24,9 @@ ROLES: Mapping[str, str] = {
 }
 """What a file is, by the end of its name. Of two labels the one named first here is taken."""
 
+BESIDE = ("probabilities", "uncertainty")
+"""Ends of the names of the maps that `brats predict` writes beside a label map."""
+
 _SUFFIX = re.compile(rf"(?:(?P<id>.*?)[_. -])?(?P<suffix>{'|'.join(ROLES)})", re.IGNORECASE)
 
 
@@ -89,6 +92,11 @@ def parse_name(name: str) -> tuple[str, str]:
     if match is None:
         return name, ""
     return match["id"] or "", ROLES[match["suffix"].lower()]
+
+
+def lies_beside(name: str) -> bool:
+    """Whether a file name without its ending is that of a map beside a label map."""
+    return name.rpartition("_")[2] in BESIDE
 
 
 def label_rank(path: Path) -> int:

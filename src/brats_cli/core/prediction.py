@@ -17,6 +17,7 @@ from .devices import arithmetic, free_memory
 from .errors import BratsError, ConfigError, MissingModalityError
 from .inference import MIRRORS, OVERLAP, fused, probabilities
 from .labels import LabelScheme, scheme_named
+from .naming import BESIDE
 from .network import UNet3D
 from .preparation import prepare, to_native
 from .volumes import Volume, shape_on_disk, stem, times, write_label_map, write_maps
@@ -62,7 +63,7 @@ class PredictConfig:
     @property
     def companions(self) -> tuple[str, ...]:
         """What is written beside the label map."""
-        return tuple(name for name in ("probabilities", "uncertainty") if getattr(self, name))
+        return tuple(name for name in BESIDE if getattr(self, name))
 
 
 @dataclass(frozen=True, eq=False)
