@@ -76,7 +76,6 @@ AUGMENTED = ["brats", "nnunet", "torchio-equal", "torchio-default"]
 PLAIN = ["brats-plain", "nnunet-plain", "torchio-plain", "bare"]
 TARGETS = {
     "nnunet": 3.5,
-    "torchio-equal": 4.0,
     "torchio-default": 4.0,
     "torchio-plain": 3.0,
     "bare": 0.85,
@@ -118,7 +117,9 @@ def main() -> None:
 
         from brats_cli.core.devices import choose_device
 
-        gpu.report(folders, choose_device("cuda"))
+        device = choose_device("cuda")
+        feeds.prepare(folders, len(os.sched_getaffinity(0)))
+        gpu.report(folders, device)
         return
     load = os.getloadavg()[0]
     if load > 0.5:
@@ -288,7 +289,8 @@ def show(runs: dict[str, list[Run]], preparing: dict[str, float], load: float) -
     own = ", ".join(f"{name} {ours[name]:.2g}" for name in (*feeds.NNUNET, "modality_dropout"))
     print("### With augmentation\n")
     _rates(runs, AUGMENTED)
-    print(f"\nChances, brats: {own}.\nChances, nnU-Net: {chances}.\n")
+    print(f"\nChances, brats: {own}.\nChances, nnU-Net: {chances}.")
+    print(f"TorchIO changes whole volumes, and takes {feeds.SAMPLES} patches of each.\n")
     print("### Without augmentation\n")
     _rates(runs, PLAIN)
     print("\n### Preparing\n")

@@ -19,7 +19,7 @@ import torch
 
 from brats_cli.core.cases import find_cases, schemes_of
 from brats_cli.core.config import AugmentConfig, TrainConfig
-from brats_cli.core.labels import scheme_named
+from brats_cli.core.labels import LabelScheme, scheme_named
 from brats_cli.core.store import Store, StoredCases, training_scheme
 from brats_cli.core.volumes import count_labels, read_label_map
 
@@ -79,19 +79,25 @@ def prepare(folders: Folders, workers: int) -> int:
     schemes = schemes_of(cases, {case.id: count_labels(case.label) for case in cases})
     store = Store(folders.store, training_scheme(schemes))
     list(store.prepare(cases, schemes, workers=workers))
-    places = store.cases(cases, schemes).places
-    _places(folders).write_text(json.dumps([(case_id, str(place)) for case_id, place in places]))
+    places = [(case_id, str(place)) for case_id, place in store.cases(cases, schemes).places]
+    note = {"scheme": store.scheme.name, "places": places}
+    _note(folders).write_text(json.dumps(note))
     return len(cases)
 
 
 def stored_cases(folders: Folders) -> StoredCases:
     """What `prepare` made."""
-    places = json.loads(_places(folders).read_text())
+    places = json.loads(_note(folders).read_text())["places"]
     return StoredCases([(case_id, Path(place)) for case_id, place in places])
 
 
-def _places(folders: Folders) -> Path:
-    return folders.store / "places.json"
+def stored_scheme(folders: Folders) -> LabelScheme:
+    """The label scheme of the cases that `prepare` stored."""
+    return scheme_named(json.loads(_note(folders).read_text())["scheme"])
+
+
+def _note(folders: Folders) -> Path:
+    return folders.store / "benchmark.json"
 
 
 def brats(folders: Folders, *, augmented: bool) -> Iterator[torch.Tensor]:

@@ -10,7 +10,6 @@ import torch
 from brats_cli.core.augment import augment
 from brats_cli.core.config import TrainConfig
 from brats_cli.core.devices import describe
-from brats_cli.core.labels import scheme_named
 from brats_cli.core.sampling import Patches, batches
 from brats_cli.core.training import Epoch, train
 
@@ -56,9 +55,7 @@ def augmentation_seconds(
     folders: feeds.Folders, device: torch.device, config: TrainConfig
 ) -> float:
     """Mean seconds that `augment` takes for a batch on the device, with nothing beside it."""
-    patches = Patches(
-        feeds.stored_cases(folders), edge=config.patch_size, tumour_share=0.75, seed=0
-    )
+    patches = Patches(feeds.stored_cases(folders), edge=config.patch_size, tumour_share=0.5, seed=0)
     count = 5 * config.batch_size
     feed = batches(patches, first=0, last=count, batch_size=config.batch_size, workers=0)
     ready = [(batch.images.to(device), batch.labels.to(device)) for batch in feed]
@@ -76,7 +73,7 @@ def augmentation_seconds(
 
 def _second_epoch(folders: feeds.Folders, device: torch.device, config: TrainConfig) -> Epoch:
     cases = feeds.stored_cases(folders)
-    epochs = train(config, cases, cases[:1], scheme_named("brats2020"), device)
+    epochs = train(config, cases, cases[:1], feeds.stored_scheme(folders), device)
     next(epochs)
     return next(epochs)
 
