@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -12,6 +13,12 @@ from .config import AugmentConfig
 
 CONTROL_POINTS_MM = 32
 """Distance of the points whose random displacement makes an elastic deformation."""
+
+_BRAIN = 128
+"""Added to the labels of the brain's voxels while a patch is resampled."""
+
+_SLAB = 16
+"""Slices resampled at once on a CPU: few, so that what is computed of them stays in its cache."""
 
 
 def augment(
@@ -35,39 +42,51 @@ def augment(
         New images (float32) and labels; labels are taken from the nearest voxel.
     """
     if not config.enabled:
-        return images.float(), labels
-    images, labels = _move(images, labels, config, random)
-    for patch in images:
+        return _empty(tuple(images.shape), images.device).copy_(images), labels
+    moved, found = _move(images, labels, config, random)
+    for patch in moved:
         for modality in patch:
             _vary(modality, config, random)
         _drop_modalities(patch, config, random)
-    return images, labels
+    return moved, found
 
 
 # --- where voxels are --------------------------------------------------------------------------
 
 
 def _move(
-    images: torch.Tensor, labels: torch.Tensor, config: AugmentConfig, random: torch.Generator
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    config: AugmentConfig,
+    random: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Flip, rotate, scale and deform."""
-    moved = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+    moved = _empty(tuple(images.shape), images.device)
     found = torch.empty_like(labels)
     for image, label, new_image, new_label in zip(images, labels, moved, found, strict=True):
         flips = (torch.rand(3, generator=random) < config.flip).tolist()
         matrix = _matrix(config, random)
-        shift = _displacement(label.shape, config, random)
-        if matrix is None and shift is None:
-            axes = [axis - 3 for axis in range(3) if flips[axis]]
-            new_image.copy_(image.flip(axes))
+        points = _control_points(label.shape, config, random)
+        if matrix is None and points is None:
+            axes = [axis for axis in range(3) if flips[axis]]
+            for modality, new_modality in zip(image, new_image, strict=True):
+                new_modality.copy_(modality.flip(axes) if axes else modality)
             new_label.copy_(label.flip(axes))
         else:
             signs = torch.tensor([-1.0 if flip else 1.0 for flip in flips])
             matrix = torch.diag(signs) @ (torch.eye(3) if matrix is None else matrix)
-            pair = resample(image.float(), label, matrix, shift)
-            new_image.copy_(pair[0])
-            new_label.copy_(pair[1])
+            resample(image, label, matrix, points, out=(new_image, new_label))
     return moved, found
+
+
+def _empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """A new float32 tensor; on a CPU in huge pages, which numpy asks for and torch does not.
+
+    The system clears a new tensor page by page, which for a patch takes longer than filling it.
+    """
+    if device.type == "cpu":
+        return torch.from_numpy(np.empty(shape, np.float32))
+    return torch.empty(shape, device=device)
 
 
 def _matrix(config: AugmentConfig, random: torch.Generator) -> torch.Tensor | None:
@@ -84,63 +103,120 @@ def _matrix(config: AugmentConfig, random: torch.Generator) -> torch.Tensor | No
     return turn / factor if scales else turn
 
 
-def _displacement(
+def _control_points(
     shape: torch.Size, config: AugmentConfig, random: torch.Generator
 ) -> torch.Tensor | None:
-    """A smooth random displacement (3, X, Y, Z) in voxels, on the CPU, or None."""
+    """Random displacements (3, I, J, K) in voxels of a coarse grid of points, or None."""
     happens = _happens(config.elastic, random)
     points = [max(2, round(side / CONTROL_POINTS_MM) + 1) for side in shape]
     shifts = _between(-1, 1, random, 3, *points) * config.elastic_mm
-    if not happens:
-        return None
-    return F.interpolate(shifts[None], tuple(shape), mode="trilinear", align_corners=True)[0]
+    return shifts if happens else None
 
 
 def resample(
     image: torch.Tensor,
     label: torch.Tensor,
     matrix: torch.Tensor,
-    displacement: torch.Tensor | None = None,
+    points: torch.Tensor | None = None,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A patch read at other places: of voxel o, at `matrix @ o + displacement[o]` from its middle.
+    """A patch read at other places: of voxel o, at `matrix @ o + displacement(o)` from its middle.
 
-    Beyond the patch is background, 0. The image is interpolated linearly.
+    Images are interpolated linearly, where the nearest voxel is brain: half of a patch is not.
+    Everything else, and what lies beyond the patch, is background, 0.
 
     Args:
-        image: (C, X, Y, Z) float32.
+        image: (C, X, Y, Z) float16 or float32.
         label: (X, Y, Z) uint8.
         matrix: (3, 3).
-        displacement: (3, X, Y, Z) in voxels.
+        points: (3, I, J, K) displacements in voxels, of points spread evenly over the patch.
+        out: Where to put the new image (float32) and label.
     """
-    shape = label.shape
-    offsets = [
-        (torch.arange(side, device=image.device) - (side - 1) / 2).reshape(
-            [-1 if axis == other else 1 for other in range(3)]
-        )
-        for axis, side in enumerate(shape)
-    ]
-    grid = torch.empty((*shape, 3), device=image.device)
-    for axis, side in enumerate(shape):
-        place = sum(float(matrix[axis, other]) * offsets[other] for other in range(3))
-        if displacement is not None:
-            place = place + displacement[axis].to(image.device)
-        # grid_sample counts from the middle in half patches, the last axis first.
-        grid[..., 2 - axis] = place * (2 / side)
-    moved = _sample(image, grid, "bilinear")
-    return moved, _sample(label[None].float(), grid, "nearest")[0].to(label.dtype)
+    device, shape = image.device, label.shape
+    moved, found = out or (_empty(tuple(image.shape), device), torch.empty_like(label))
+    # The modalities of a voxel lie side by side here, which a CPU reads a fifth faster.
+    source = _empty((*shape, len(image)), device).permute(3, 0, 1, 2)
+    for modality, values in zip(image, source, strict=True):
+        values.copy_(modality)
+    tissue = _tissue(image, label)
+    planes = None if points is None else _planes(points.to(device), shape)
+    step = _SLAB if device.type == "cpu" else len(label)
+    for start in range(0, len(label), step):
+        rows = slice(start, start + step)
+        places = _places(matrix, shape, rows, planes, device)
+        there = tissue.index_select(0, _nearest(places, shape))
+        torch.bitwise_and(there, _BRAIN - 1, out=found[rows].view(-1))
+        brain = (there >= _BRAIN).nonzero()[:, 0]
+        values = _sample(source, [place.view(-1).index_select(0, brain) for place in places])
+        for modality, value in zip(moved, values, strict=True):
+            modality[rows].zero_().view(-1).scatter_(0, brain, value)
+    return moved, found
 
 
-def _sample(image: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
+def _tissue(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Labels, with `_BRAIN` added in the brain, in a frame of one voxel of background; flat."""
+    tissue, filled = torch.zeros_like(label), torch.empty_like(label)
+    for modality in image:
+        tissue |= torch.ne(modality, 0, out=filled)
+    tissue.mul_(_BRAIN).bitwise_or_(label)
+    framed = torch.zeros([side + 2 for side in label.shape], dtype=label.dtype, device=label.device)
+    framed[1:-1, 1:-1, 1:-1] = tissue
+    return framed.view(-1)
+
+
+def _places(
+    matrix: torch.Tensor,
+    shape: torch.Size,
+    rows: slice,
+    planes: torch.Tensor | None,
+    device: torch.device,
+) -> list[torch.Tensor]:
+    """Where the voxels of some slices are read, from the middle of the patch, an axis each."""
+    x, y, z = (torch.arange(side, device=device) - (side - 1) / 2 for side in shape)
+    x = x[rows]
+    places = []
+    for axis, (of_x, of_y, of_z) in enumerate(matrix.tolist()):
+        place = (of_x * x[:, None, None] + of_y * y[:, None]) + of_z * z
+        if planes is not None:
+            weights = _weights(shape[0], planes.shape[1], device)[rows]
+            place.view(len(x), -1).addmm_(weights, planes[axis])
+        places.append(place)
+    return places
+
+
+def _planes(points: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Displacements (3, I, Y * Z): interpolated along the last two axes, and not yet the first."""
+    along_y = _weights(shape[1], points.shape[2], points.device)
+    along_z = _weights(shape[2], points.shape[3], points.device)
+    return torch.einsum("aijk,yj,zk->aiyz", points, along_y, along_z).flatten(2)
+
+
+def _weights(side: int, points: int, device: torch.device) -> torch.Tensor:
+    """What each of `points` even points counts at each of `side` voxels: (side, points)."""
+    each = torch.eye(points, device=device)[None]
+    return F.interpolate(each, side, mode="linear", align_corners=True)[0].T
+
+
+def _nearest(places: list[torch.Tensor], shape: torch.Size) -> torch.Tensor:
+    """Indices of the nearest voxels in `_tissue`; those beyond the patch are in its frame."""
+    flat = torch.zeros_like(places[0], dtype=torch.int32)
+    for place, side in zip(places, shape, strict=True):
+        voxel = (place + (side + 1) / 2).round_().clamp_(0, side + 1)
+        flat.mul_(side + 2).add_(voxel.int())
+    return flat.view(-1)
+
+
+def _sample(image: torch.Tensor, places: list[torch.Tensor]) -> torch.Tensor:
+    """Values (C, N) of an image (C, X, Y, Z) at N places, given an axis each."""
+    # grid_sample counts from the middle in half patches, the last axis first.
+    sides = image.shape[1:]
+    grid = torch.stack([places[axis] * (2 / sides[axis]) for axis in (2, 1, 0)], dim=-1)
     # On a CPU, torch works on the images of a batch side by side, and on one by one thread alone:
-    # slabs of the output pass for a batch of images, each read from the same input.
-    slabs = math.gcd(len(grid), torch.get_num_threads()) if image.device.type == "cpu" else 1
-    parts = F.grid_sample(
-        image[None].expand(slabs, -1, -1, -1, -1),
-        grid.reshape(slabs, -1, *grid.shape[1:]),
-        mode=mode,
-        align_corners=False,
-    )
-    return parts.transpose(0, 1).reshape(image.shape)
+    # shares of the places pass for a batch, each read from the same image.
+    shares = torch.get_num_threads() if image.device.type == "cpu" else 1
+    grid = F.pad(grid, (0, 0, 0, -len(grid) % shares)).view(shares, 1, 1, -1, 3)
+    found = F.grid_sample(image[None].expand(shares, -1, -1, -1, -1), grid, align_corners=False)
+    return found.transpose(0, 1).reshape(len(image), -1)[:, : len(places[0])]
 
 
 def rotation_matrix(angles: torch.Tensor) -> torch.Tensor:
@@ -192,7 +268,8 @@ def _vary(image: torch.Tensor, config: AugmentConfig, random: torch.Generator) -
     seed = int(torch.randint(2**62, (), generator=random))
     if changes == _Changes(*[None] * 6):
         return
-    background = image == 0
+    # 1 or 0, and not true or false, with which a CPU takes six times as long.
+    inside = torch.ne(image, 0, out=torch.empty_like(image))
     if changes.noise_std is not None:
         grain = torch.Generator(image.device).manual_seed(seed)
         image.add_(torch.empty_like(image).normal_(0, changes.noise_std, generator=grain))
@@ -206,7 +283,7 @@ def _vary(image: torch.Tensor, config: AugmentConfig, random: torch.Generator) -
         image.copy_(lower_resolution(image, changes.resolution))
     if changes.gamma is not None:
         _bend(image, changes.gamma)
-    image.masked_fill_(background, 0)
+    image.mul_(inside)
 
 
 def blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
