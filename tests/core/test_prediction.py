@@ -162,6 +162,13 @@ def test_a_case_that_no_memory_suffices_for_is_refused_before_it_is_read(case, m
     assert "crop its images" in caught.value.hint
 
 
+def test_a_model_that_has_diverged_is_named(case):
+    with pytest.raises(BratsError) as caught:
+        segment(case, checkpoint(answer=(math.nan, 0.5, 0.5)))
+    assert str(caught.value) == "the model answers case BraTS-GLI-00000-000 with NaN"
+    assert "lower learning rate" in caught.value.hint
+
+
 # --- however it was stored ---------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ import torch
 from .. import __version__
 from .cases import Case, case_at, survey
 from .checkpoints import Checkpoint
-from .devices import arithmetic, describe
+from .devices import describe
 from .errors import BratsError, CaseError, OutputError
 from .files import require_writable
 from .inference import CPU
@@ -194,9 +195,7 @@ class _Stages:
             labels=found.scheme.name,
             models=tuple(map(str, self.batch.models)),
             device=describe(device),
-            precision=str(arithmetic(device, self.predictor.checkpoints[0].precision)).removeprefix(
-                "torch."
-            ),
+            precision=self.predictor.precision,
             tta=self.batch.config.tta,
             modalities=found.modalities,
             missing=tuple(
@@ -369,9 +368,15 @@ def _tell(
     # leave no file half written.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    turn = threading.Lock()  # progress is told from several threads
+
+    def send(told: object) -> None:
+        with turn:
+            end.send(told)
+
     with contextlib.suppress(BrokenPipeError):  # the first process was killed
-        for outcome in task(device, jobs, end.send):
-            end.send(outcome)
+        for outcome in task(device, jobs, send):
+            send(outcome)
 
 
 def _ended(device: torch.device, status: int, cases: int) -> BratsError:

@@ -205,6 +205,12 @@ class Predictor:
         self.smallest_et_mm3 = float(np.mean([each.smallest_et_mm3 for each in self.checkpoints]))
         self._only = self._on_device(first) if len(self.checkpoints) == 1 else None
 
+    @property
+    def precision(self) -> str:
+        """The arithmetic of the networks (of the first, if they differ)."""
+        dtype = arithmetic(self.device, self.checkpoints[0].precision)
+        return str(dtype).removeprefix("torch.")
+
     def segment(self, case: Case) -> Segmentation:
         """Segment a case.
 
@@ -261,8 +267,18 @@ class Predictor:
         return samples
 
     def decode(self, loaded: Loaded, samples: Samples) -> Segmentation:
-        """Labels, and the maps asked for, on the case's own grid."""
+        """Labels, and the maps asked for, on the case's own grid.
+
+        Raises:
+            BratsError: If the networks' answer is no number.
+        """
         mean = samples.mean.numpy()
+        if not np.isfinite(mean).all():
+            raise BratsError(
+                f"the model answers case {loaded.case.id} with NaN",
+                hint="its weights have diverged: take an earlier checkpoint, or train again with "
+                "a lower learning rate",
+            )
         native = (to_native(region, loaded.affine, loaded.grid) for region in mean)
         masks, written = [], []
         for region, threshold in zip(native, self.thresholds, strict=True):
