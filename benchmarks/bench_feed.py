@@ -284,12 +284,13 @@ def size(folder: Path) -> float:
 def show(runs: dict[str, list[Run]], preparing: dict[str, float], load: float) -> None:
     """Print the tables, in Markdown."""
     _machine(runs, load)
-    chances = ", ".join(f"{name} {chance:.3g}" for name, chance in feeds.NNUNET.items())
-    ours = feeds.augmentation().model_dump()
-    own = ", ".join(f"{name} {ours[name]:.2g}" for name in (*feeds.NNUNET, "modality_dropout"))
+    own, theirs = (
+        ", ".join(f"{name} {chance:.3g}" for name, chance in chances.items())
+        for chances in (feeds.chances(), feeds.NNUNET)
+    )
     print("### With augmentation\n")
     _rates(runs, AUGMENTED)
-    print(f"\nChances, brats: {own}.\nChances, nnU-Net: {chances}.")
+    print(f"\nChances, brats: {own}.\nChances, nnU-Net: {theirs}.")
     print(f"TorchIO changes whole volumes, and takes {feeds.SAMPLES} patches of each.\n")
     print("### Without augmentation\n")
     _rates(runs, PLAIN)

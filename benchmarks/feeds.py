@@ -66,11 +66,18 @@ class Folders:
     nnunet: Path
 
 
-def augmentation() -> AugmentConfig:
-    """The default augmentation, each change at least as likely as in nnU-Net's."""
-    ours = AugmentConfig()
-    raised = {name: max(getattr(ours, name), chance) for name, chance in NNUNET.items()}
-    return ours.model_copy(update=raised)
+def chances() -> dict[str, float]:
+    """How likely brats makes each change that nnU-Net knows.
+
+    Raises:
+        AssertionError: If one is less likely than there, and the comparison would not be fair.
+    """
+    ours = AugmentConfig().model_dump()
+    # One chance for all that is spatial.
+    ours |= dict.fromkeys(("rotation", "scaling", "elastic"), ours["spatial"])
+    found = {name: ours[name] for name in NNUNET}
+    assert all(found[name] >= chance for name, chance in NNUNET.items())
+    return found
 
 
 def prepare(folders: Folders, workers: int) -> int:
@@ -109,7 +116,7 @@ def brats(folders: Folders, *, augmented: bool) -> Iterator[torch.Tensor]:
     config = TrainConfig()
     patches = Patches(stored_cases(folders), edge=EDGE, tumour_share=config.tumour_share, seed=0)
     feed = batches(patches, first=0, last=100_000, batch_size=BATCH, workers=worker_count(config))
-    settings = augmentation() if augmented else AugmentConfig(enabled=False)
+    settings = AugmentConfig(enabled=augmented)
     for number, batch in enumerate(feed):
         random = torch.Generator().manual_seed(number)
         yield augment(batch.images, batch.labels, settings, random)[0]

@@ -30,7 +30,6 @@ def report(folders: feeds.Folders, device: torch.device, config: TrainConfig | N
     config = config or TrainConfig(
         epochs=2, steps_per_epoch=STEPS, validate_every=2, precision="bfloat16", workers=WORKERS
     )
-    config = config.model_copy(update={"augmentation": feeds.augmentation()})
     epoch = _second_epoch(folders, device, config)
     step = epoch.seconds / config.steps_per_epoch
     varying = augmentation_seconds(folders, device, config)

@@ -6,13 +6,20 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from brats_cli.core.augment import augment, blur, lower_resolution, resample, rotation_matrix
+from brats_cli.core.augment import (
+    Resampling,
+    augment,
+    blur,
+    lower_resolution,
+    rotation_matrix,
+)
 from brats_cli.core.config import AugmentConfig
 
-SPATIAL = ("rotation", "scaling", "elastic")
+STILL = {"rotation_degrees": 0, "scaling_range": 0, "elastic_mm": 0}
+"""Of a spatial change, nothing but what is given besides."""
 INTENSITY = ("noise", "blur", "brightness", "contrast", "low_resolution", "gamma")
-OFF = dict.fromkeys(("flip", *SPATIAL, *INTENSITY, "modality_dropout"), 0)
-EVERYTHING = dict.fromkeys((*SPATIAL, *INTENSITY), 1)
+OFF = dict.fromkeys(("flip", "spatial", *INTENSITY, "modality_dropout"), 0)
+EVERYTHING = dict.fromkeys(("spatial", *INTENSITY), 1)
 
 
 def config(**settings):
@@ -55,7 +62,7 @@ def test_patches_not_chosen_keep_their_values_bit_for_bit(nothing):
 def test_only_the_chosen_patches_change():
     # With probability 1/2 some of 16 patches are turned; all others are as they were.
     images, labels = batch(size=16)
-    found, _ = augment(images, labels, config(rotation=0.5), generator())
+    found, _ = augment(images, labels, config(spatial=0.5), generator())
     same = [bool(torch.equal(a, b)) for a, b in zip(found, images, strict=True)]
     assert 0 < sum(same) < 16
 
@@ -101,6 +108,17 @@ def quarter_turn(axis):
     angles = torch.zeros(3)
     angles[axis] = math.pi / 2
     return rotation_matrix(angles)
+
+
+def resample(image, label, matrix, points=None):
+    """The new image and label of one patch, slab after slab."""
+    moved, found = torch.full(image.shape, math.nan), torch.full_like(label, 99)
+    work = Resampling(image, label, matrix, points, moved, found)
+    for rows in work.slabs:
+        work.read(rows)
+    for rows in work.slabs:
+        work.write(rows)
+    return moved, found
 
 
 def resample_all(images, labels, matrix):
@@ -189,7 +207,9 @@ def test_an_elastic_deformation_moves_no_voxel_further_than_asked_and_tears_noth
     size, most = 32, 5.0
     place = torch.arange(size).float()[:, None, None].expand(size, size, size) + 100
     images, labels = place[None, None].contiguous(), torch.zeros(1, size, size, size).byte()
-    found, _ = augment(images, labels, config(elastic=1, elastic_mm=most), generator())
+    found, _ = augment(
+        images, labels, config(spatial=1, **STILL | {"elastic_mm": most}), generator()
+    )
     inside = (slice(None), slice(None), *[slice(7, -7)] * 3)
     shift = (found - images)[inside]
     assert 1 < shift.abs().max() <= most
@@ -199,8 +219,9 @@ def test_an_elastic_deformation_moves_no_voxel_further_than_asked_and_tears_noth
 def test_a_flip_and_a_turn_are_one_resample():
     # Mirrored along all axes, voxel o is read where voxel -o of the turned patch is.
     images, labels = batch(8, 8, 8, size=1)
-    flipped, flipped_labels = augment(images, labels, config(flip=1, rotation=1), generator())
-    turned, turned_labels = augment(images, labels, config(flip=0, rotation=1), generator())
+    turn = {"spatial": 1, **STILL, "rotation_degrees": 30}
+    flipped, flipped_labels = augment(images, labels, config(flip=1, **turn), generator())
+    turned, turned_labels = augment(images, labels, config(flip=0, **turn), generator())
     torch.testing.assert_close(flipped, turned.flip(2, 3, 4), atol=1e-5, rtol=0)
     assert torch.equal(flipped_labels, turned_labels.flip(1, 2, 3))
 
@@ -214,7 +235,7 @@ def test_labels_stay_labels_and_move_with_the_image():
     moved, found = augment(
         images,
         labels,
-        config(rotation=1, rotation_degrees=40, scaling=1, scaling_range=0.3),
+        config(spatial=1, rotation_degrees=40, scaling_range=0.3, elastic_mm=0),
         generator(),
     )
     assert set(found.unique().tolist()) == {0, 4}
@@ -338,6 +359,23 @@ def test_the_same_seed_varies_alike_and_another_does_not():
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_any_number_of_threads_varies_alike(threads):
+    images, labels = batch(40, 24, 24, size=3)
+    everything = AugmentConfig(**EVERYTHING)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = augment(images, labels, everything, generator())
+        torch.set_num_threads(threads)
+        together = augment(images, labels, everything, generator())
+        assert torch.get_num_threads() == threads  # and not what its own threads compute with
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(together[0], alone[0])
+    assert torch.equal(together[1], alone[1])
 
 
 def test_global_randomness_is_neither_used_nor_changed():

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -41,42 +47,99 @@ def augment(
     Returns:
         New images (float32) and labels; labels are taken from the nearest voxel.
     """
+    moved = _empty(tuple(images.shape), images.device)
     if not config.enabled:
-        return _empty(tuple(images.shape), images.device).copy_(images), labels
-    moved, found = _move(images, labels, config, random)
-    for patch in moved:
-        for modality in patch:
-            _vary(modality, config, random)
-        _drop_modalities(patch, config, random)
+        return moved.copy_(images), labels
+    found = torch.empty_like(labels)
+    moves, changes = [], []
+    for label in labels:
+        moves.append(_Move.draw(label.shape, config, random))
+        changes.append([_Changes.draw(config, random) for _ in range(images.shape[1])])
+        for blank in _blanked(images.shape[1], config, random):
+            changes[-1][blank] = _Changes(blank=True)
+    resamplings, flips = [], []
+    for image, label, move, *out in zip(images, labels, moves, moved, found, strict=True):
+        if move.matrix is None:
+            for source, target in zip((label, *image), (out[1], *out[0]), strict=True):
+                flips.append(partial(_flip, source, move.flips, target))
+        else:
+            resamplings.append(Resampling(image, label, move.matrix, move.points, *out))
+    # All of a batch's work in a row, so that no thread is idle for want of a second patch.
+    device = images.device
+    _run([partial(each.read, rows) for each in resamplings for rows in each.slabs], device)
+    _run([partial(each.write, rows) for each in resamplings for rows in each.slabs] + flips, device)
+    modalities = zip(moved.flatten(0, 1), itertools.chain(*changes), strict=True)
+    _run([partial(change.apply, modality) for modality, change in modalities], device)
     return moved, found
+
+
+def _run(tasks: Sequence[Callable[[], None]], device: torch.device) -> None:
+    """Do `tasks`, on a CPU side by side.
+
+    Torch's own threads wait for each other after every operation, of which there are dozens here.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or len(tasks) < 2:
+        for task in tasks:
+            task()
+    else:
+        for done in [_pool(threads).submit(task) for task in tasks]:
+            done.result()
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that each compute on their own, without any of torch's."""
+    started = threading.Barrier(threads + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(threads, "augment", start)
+    for _ in range(threads):
+        pool.submit(int)
+    started.wait()
+    torch.set_num_threads(threads)  # what threads yet to come start with; the pool keeps its own
+    return pool
 
 
 # --- where voxels are --------------------------------------------------------------------------
 
 
-def _move(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    config: AugmentConfig,
-    random: torch.Generator,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flip, rotate, scale and deform."""
-    moved = _empty(tuple(images.shape), images.device)
-    found = torch.empty_like(labels)
-    for image, label, new_image, new_label in zip(images, labels, moved, found, strict=True):
-        flips = (torch.rand(3, generator=random) < config.flip).tolist()
-        matrix = _matrix(config, random)
-        points = _control_points(label.shape, config, random)
-        if matrix is None and points is None:
-            axes = [axis for axis in range(3) if flips[axis]]
-            for modality, new_modality in zip(image, new_image, strict=True):
-                new_modality.copy_(modality.flip(axes) if axes else modality)
-            new_label.copy_(label.flip(axes))
-        else:
-            signs = torch.tensor([-1.0 if flip else 1.0 for flip in flips])
-            matrix = torch.diag(signs) @ (torch.eye(3) if matrix is None else matrix)
-            resample(image, label, matrix, points, out=(new_image, new_label))
-    return moved, found
+@dataclass(frozen=True)
+class _Move:
+    """What happens to the places of a patch's voxels.
+
+    Attributes:
+        flips: Axes to mirror.
+        matrix: The flips, a rotation and a scaling, from output to input voxels; None for flips
+            alone.
+        points: (3, I, J, K) displacements in voxels, of points spread evenly over the patch.
+    """
+
+    flips: tuple[int, ...]
+    matrix: torch.Tensor | None = None
+    points: torch.Tensor | None = None
+
+    @classmethod
+    def draw(cls, shape: torch.Size, config: AugmentConfig, random: torch.Generator) -> _Move:
+        mirrored = torch.rand(3, generator=random) < config.flip
+        flips = tuple(axis for axis in range(3) if mirrored[axis])
+        if not _happens(config.spatial, random):
+            return cls(flips)
+        angles = _between(-1, 1, random, 3) * math.radians(config.rotation_degrees)
+        largest = math.log(1 + config.scaling_range)
+        factor = math.exp(float(_between(-largest, largest, random)))
+        # A patch that is to look larger reads from a smaller place.
+        matrix = torch.diag(1.0 - 2 * mirrored) @ rotation_matrix(angles) / factor
+        points = [max(2, round(side / CONTROL_POINTS_MM) + 1) for side in shape]
+        strength = float(_between(0, config.elastic_mm, random))
+        return cls(flips, matrix, _between(-1, 1, random, 3, *points) * strength)
+
+
+def _flip(image: torch.Tensor, axes: tuple[int, ...], out: torch.Tensor) -> None:
+    out.copy_(image.flip(axes) if axes else image)
 
 
 def _empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -89,79 +152,62 @@ def _empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.empty(shape, device=device)
 
 
-def _matrix(config: AugmentConfig, random: torch.Generator) -> torch.Tensor | None:
-    """A random rotation and scaling, from output to input voxels, or None for neither."""
-    rotates = _happens(config.rotation, random)
-    angles = _between(-1, 1, random, 3) * math.radians(config.rotation_degrees)
-    scales = _happens(config.scaling, random)
-    largest = math.log(1 + config.scaling_range)
-    factor = math.exp(float(_between(-largest, largest, random)))
-    if not rotates and not scales:
-        return None
-    turn = rotation_matrix(angles) if rotates else torch.eye(3)
-    # A patch that is to look larger reads from a smaller place.
-    return turn / factor if scales else turn
-
-
-def _control_points(
-    shape: torch.Size, config: AugmentConfig, random: torch.Generator
-) -> torch.Tensor | None:
-    """Random displacements (3, I, J, K) in voxels of a coarse grid of points, or None."""
-    happens = _happens(config.elastic, random)
-    points = [max(2, round(side / CONTROL_POINTS_MM) + 1) for side in shape]
-    shifts = _between(-1, 1, random, 3, *points) * config.elastic_mm
-    return shifts if happens else None
-
-
-def resample(
-    image: torch.Tensor,
-    label: torch.Tensor,
-    matrix: torch.Tensor,
-    points: torch.Tensor | None = None,
-    out: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+class Resampling:
     """A patch read at other places: of voxel o, at `matrix @ o + displacement(o)` from its middle.
 
     Images are interpolated linearly, where the nearest voxel is brain: half of a patch is not.
-    Everything else, and what lies beyond the patch, is background, 0.
+    Everything else, and what lies beyond the patch, is background, 0. Every slab of slices is
+    read first, and written after all have been read.
 
     Args:
         image: (C, X, Y, Z) float16 or float32.
         label: (X, Y, Z) uint8.
         matrix: (3, 3).
         points: (3, I, J, K) displacements in voxels, of points spread evenly over the patch.
-        out: Where to put the new image (float32) and label.
+        new_image: (C, X, Y, Z) float32, to be written.
+        new_label: (X, Y, Z) uint8, to be written.
     """
-    device, shape = image.device, label.shape
-    moved, found = out or (_empty(tuple(image.shape), device), torch.empty_like(label))
-    # The modalities of a voxel lie side by side here, which a CPU reads a fifth faster.
-    source = _empty((*shape, len(image)), device).permute(3, 0, 1, 2)
-    for modality, values in zip(image, source, strict=True):
-        values.copy_(modality)
-    tissue = _tissue(image, label)
-    planes = None if points is None else _planes(points.to(device), shape)
-    step = _SLAB if device.type == "cpu" else len(label)
-    for start in range(0, len(label), step):
-        rows = slice(start, start + step)
-        places = _places(matrix, shape, rows, planes, device)
-        there = tissue.index_select(0, _nearest(places, shape))
-        torch.bitwise_and(there, _BRAIN - 1, out=found[rows].view(-1))
+
+    def __init__(
+        self,
+        image: torch.Tensor,
+        label: torch.Tensor,
+        matrix: torch.Tensor,
+        points: torch.Tensor | None,
+        new_image: torch.Tensor,
+        new_label: torch.Tensor,
+    ) -> None:
+        self._image, self._label, self._matrix = image, label, matrix
+        self._new_image, self._new_label = new_image, new_label
+        self._shape, device = label.shape, image.device
+        # The modalities of a voxel lie side by side here, which a CPU reads a fifth faster.
+        self._source = _empty((*self._shape, len(image)), device).permute(3, 0, 1, 2)
+        # Labels, with `_BRAIN` added in the brain, in a frame of one voxel of background.
+        framed = [side + 2 for side in self._shape]
+        self._tissue = torch.zeros(framed, dtype=label.dtype, device=device)
+        self._planes = None if points is None else _planes(points.to(device), self._shape)
+        step = _SLAB if device.type == "cpu" else len(label)
+        self.slabs = [slice(start, start + step) for start in range(0, len(label), step)]
+
+    def read(self, rows: slice) -> None:
+        """Take in some slices."""
+        label, image = self._label[rows], self._image[:, rows]
+        tissue, filled = torch.zeros_like(label), torch.empty_like(label)
+        for modality, values in zip(image, self._source[:, rows], strict=True):
+            values.copy_(modality)
+            tissue |= torch.ne(modality, 0, out=filled)
+        self._tissue[1:-1, 1:-1, 1:-1][rows] = tissue.mul_(_BRAIN).bitwise_or_(label)
+
+    def write(self, rows: slice) -> None:
+        """Interpolate some slices of the new patch."""
+        places = _places(self._matrix, self._shape, rows, self._planes, self._image.device)
+        there = self._tissue.view(-1).index_select(0, _nearest(places, self._shape))
+        torch.bitwise_and(there, _BRAIN - 1, out=self._new_label[rows].view(-1))
         brain = (there >= _BRAIN).nonzero()[:, 0]
-        values = _sample(source, [place.view(-1).index_select(0, brain) for place in places])
-        for modality, value in zip(moved, values, strict=True):
+        read = [place.view(-1).index_select(0, brain) for place in places]
+        values = _sample(self._source, read)
+        for modality, value in zip(self._new_image, values, strict=True):
             modality[rows].zero_().view(-1).scatter_(0, brain, value)
-    return moved, found
-
-
-def _tissue(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Labels, with `_BRAIN` added in the brain, in a frame of one voxel of background; flat."""
-    tissue, filled = torch.zeros_like(label), torch.empty_like(label)
-    for modality in image:
-        tissue |= torch.ne(modality, 0, out=filled)
-    tissue.mul_(_BRAIN).bitwise_or_(label)
-    framed = torch.zeros([side + 2 for side in label.shape], dtype=label.dtype, device=label.device)
-    framed[1:-1, 1:-1, 1:-1] = tissue
-    return framed.view(-1)
 
 
 def _places(
@@ -198,7 +244,7 @@ def _weights(side: int, points: int, device: torch.device) -> torch.Tensor:
 
 
 def _nearest(places: list[torch.Tensor], shape: torch.Size) -> torch.Tensor:
-    """Indices of the nearest voxels in `_tissue`; those beyond the patch are in its frame."""
+    """Indices of the nearest voxels in a framed patch; those beyond it are in its frame."""
     flat = torch.zeros_like(places[0], dtype=torch.int32)
     for place, side in zip(places, shape, strict=True):
         voxel = (place + (side + 1) / 2).round_().clamp_(0, side + 1)
@@ -211,12 +257,8 @@ def _sample(image: torch.Tensor, places: list[torch.Tensor]) -> torch.Tensor:
     # grid_sample counts from the middle in half patches, the last axis first.
     sides = image.shape[1:]
     grid = torch.stack([places[axis] * (2 / sides[axis]) for axis in (2, 1, 0)], dim=-1)
-    # On a CPU, torch works on the images of a batch side by side, and on one by one thread alone:
-    # shares of the places pass for a batch, each read from the same image.
-    shares = torch.get_num_threads() if image.device.type == "cpu" else 1
-    grid = F.pad(grid, (0, 0, 0, -len(grid) % shares)).view(shares, 1, 1, -1, 3)
-    found = F.grid_sample(image[None].expand(shares, -1, -1, -1, -1), grid, align_corners=False)
-    return found.transpose(0, 1).reshape(len(image), -1)[:, : len(places[0])]
+    found = F.grid_sample(image[None], grid.view(1, 1, 1, -1, 3), align_corners=False)
+    return found.view(len(image), -1)
 
 
 def rotation_matrix(angles: torch.Tensor) -> torch.Tensor:
@@ -238,12 +280,14 @@ def rotation_matrix(angles: torch.Tensor) -> torch.Tensor:
 class _Changes:
     """What happens to one modality of one patch; None where nothing does."""
 
-    noise_std: float | None
-    blur_sigma: float | None
-    brightness: float | None
-    contrast: float | None
-    resolution: float | None
-    gamma: float | None
+    noise_std: float | None = None
+    noise_seed: int = 0
+    blur_sigma: float | None = None
+    brightness: float | None = None
+    contrast: float | None = None
+    resolution: float | None = None
+    gamma: float | None = None
+    blank: bool = False
 
     @classmethod
     def draw(cls, config: AugmentConfig, random: torch.Generator) -> _Changes:
@@ -254,6 +298,7 @@ class _Changes:
 
         return cls(
             noise_std=maybe(config.noise, 0, config.noise_std),
+            noise_seed=int(torch.randint(2**62, (), generator=random)),
             blur_sigma=maybe(config.blur, 0.5, config.blur_sigma_mm),
             brightness=maybe(config.brightness, -config.brightness_shift, config.brightness_shift),
             contrast=maybe(config.contrast, 1 - config.contrast_range, 1 + config.contrast_range),
@@ -261,29 +306,29 @@ class _Changes:
             gamma=maybe(config.gamma, 1 - config.gamma_range, 1 + config.gamma_range),
         )
 
-
-def _vary(image: torch.Tensor, config: AugmentConfig, random: torch.Generator) -> None:
-    """Change the intensities of one modality (X, Y, Z) in place; background stays 0."""
-    changes = _Changes.draw(config, random)
-    seed = int(torch.randint(2**62, (), generator=random))
-    if changes == _Changes(*[None] * 6):
-        return
-    # 1 or 0, and not true or false, with which a CPU takes six times as long.
-    inside = torch.ne(image, 0, out=torch.empty_like(image))
-    if changes.noise_std is not None:
-        grain = torch.Generator(image.device).manual_seed(seed)
-        image.add_(torch.empty_like(image).normal_(0, changes.noise_std, generator=grain))
-    if changes.blur_sigma is not None:
-        image.copy_(blur(image, changes.blur_sigma))
-    if changes.contrast is not None:
-        image.mul_(changes.contrast)  # about 0, the mean of a z-score
-    if changes.brightness is not None:
-        image.add_(changes.brightness)
-    if changes.resolution is not None:
-        image.copy_(lower_resolution(image, changes.resolution))
-    if changes.gamma is not None:
-        _bend(image, changes.gamma)
-    image.mul_(inside)
+    def apply(self, image: torch.Tensor) -> None:
+        """Change the intensities of a modality (X, Y, Z) in place; background stays 0."""
+        if self.blank:
+            image.zero_()
+            return
+        if self == _Changes(noise_seed=self.noise_seed):
+            return
+        # 1 or 0, and not true or false, with which a CPU takes six times as long.
+        inside = torch.ne(image, 0, out=torch.empty_like(image))
+        if self.noise_std is not None:
+            grain = torch.Generator(image.device).manual_seed(self.noise_seed)
+            image.add_(torch.empty_like(image).normal_(0, self.noise_std, generator=grain))
+        if self.blur_sigma is not None:
+            image.copy_(blur(image, self.blur_sigma))
+        if self.contrast is not None:
+            image.mul_(self.contrast)  # about 0, the mean of a z-score
+        if self.brightness is not None:
+            image.add_(self.brightness)
+        if self.resolution is not None:
+            image.copy_(lower_resolution(image, self.resolution))
+        if self.gamma is not None:
+            _bend(image, self.gamma)
+        image.mul_(inside)
 
 
 def blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -314,16 +359,16 @@ def _bend(image: torch.Tensor, gamma: float) -> None:
     """Raise the intensities, brought to 0..1, to `gamma`, and bring them back to their range."""
     low, high = torch.aminmax(image)
     span = (high - low).clamp_min(1e-6)
-    image.sub_(low).div_(span).clamp_(0, 1).pow_(gamma).mul_(span).add_(low)
+    # x^g as exp(g log x), which takes half as long and is right for 0, too.
+    image.sub_(low).div_(span).log_().mul_(gamma).exp_().mul_(span).add_(low)
 
 
-def _drop_modalities(patch: torch.Tensor, config: AugmentConfig, random: torch.Generator) -> None:
-    """Blank one to all but one of a patch's modalities (C, X, Y, Z), as if never scanned."""
+def _blanked(modalities: int, config: AugmentConfig, random: torch.Generator) -> list[int]:
+    """Which of a patch's modalities to blank, as if never scanned: none, or all but one at most."""
     happens = _happens(config.modality_dropout, random)
-    order = torch.randperm(len(patch), generator=random).tolist()
-    count = int(torch.randint(1, max(2, len(patch)), (), generator=random))
-    if happens and len(patch) > 1:
-        patch[order[:count]] = 0
+    order: list[int] = torch.randperm(modalities, generator=random).tolist()
+    count = int(torch.randint(1, max(2, modalities), (), generator=random))
+    return order[:count] if happens and modalities > 1 else []
 
 
 def _happens(probability: float, random: torch.Generator) -> bool:

@@ -92,23 +92,19 @@ class AugmentConfig(_Settings):
     """Off: patches reach the network as they are."""
     flip: Probability = 0.5
     """Mirror, for each axis on its own."""
-    rotation: Probability = 0.2
-    """Rotate about all three axes."""
+    spatial: Probability = 0.25
+    """Rotate, scale and deform, which together cost no more than one of them."""
     rotation_degrees: float = Field(default=30, ge=0, le=180)
     """Largest angle about each axis."""
-    scaling: Probability = 0.2
-    """Make larger or smaller."""
     scaling_range: float = Field(default=0.3, ge=0)
     """Largest change of size: 0.3 is between 1/1.3 and 1.3."""
-    elastic: Probability = 0.1
-    """Deform smoothly."""
     elastic_mm: float = Field(default=6, ge=0, le=15)
     """Largest displacement; beyond 16 mm the deformation would fold."""
-    noise: Probability = 0.15
+    noise: Probability = 0.1
     """Add Gaussian noise."""
     noise_std: float = Field(default=0.3, ge=0)
     """Largest standard deviation of the noise, in units of the z-score."""
-    blur: Probability = 0.15
+    blur: Probability = 0.1
     """Smooth with a Gaussian."""
     blur_sigma_mm: float = Field(default=1.0, ge=0.5)
     """Largest standard deviation of that Gaussian; the smallest is 0.5."""
@@ -120,7 +116,7 @@ class AugmentConfig(_Settings):
     """Stretch intensities about their mean."""
     contrast_range: float = Field(default=0.25, ge=0, lt=1)
     """Largest change of contrast: 0.25 is between 75 % and 125 %."""
-    low_resolution: Probability = 0.15
+    low_resolution: Probability = 0.125
     """Look as if scanned with fewer voxels."""
     lowest_resolution: float = Field(default=0.5, gt=0, le=1)
     """Smallest share of voxels along each axis."""
