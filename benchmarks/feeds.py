@@ -115,7 +115,7 @@ def brats(folders: Folders, *, augmented: bool) -> Iterator[torch.Tensor]:
 
     config = TrainConfig()
     patches = Patches(stored_cases(folders), edge=EDGE, tumour_share=config.tumour_share, seed=0)
-    feed = batches(patches, first=0, last=100_000, batch_size=BATCH, workers=worker_count(config))
+    feed = batches(patches, range(100_000), batch_size=BATCH, workers=worker_count(config))
     settings = AugmentConfig(enabled=augmented)
     for number, batch in enumerate(feed):
         random = torch.Generator().manual_seed(number)

@@ -56,7 +56,7 @@ def augmentation_seconds(
     """Mean seconds that `augment` takes for a batch on the device, with nothing beside it."""
     patches = Patches(feeds.stored_cases(folders), edge=config.patch_size, tumour_share=0.5, seed=0)
     count = 5 * config.batch_size
-    feed = batches(patches, first=0, last=count, batch_size=config.batch_size, workers=0)
+    feed = batches(patches, range(count), batch_size=config.batch_size, workers=0)
     ready = [(batch.images.to(device), batch.labels.to(device)) for batch in feed]
     random = torch.Generator().manual_seed(0)
     rounds = 20 if device.type == "cuda" else 1

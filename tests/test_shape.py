@@ -20,13 +20,13 @@ PACKAGE = Path(__file__).parents[1] / "src/brats_cli"
 CORE = PACKAGE / "core"
 
 LAYERS = [
-    *("errors", "files", "parallel", "labels", "volumes"),
+    *("errors", "files", "parallel", "labels", "volumes", "metrics"),
     *("naming", "description", "cases", "splits", "dealing"),
     *("scans", "defects", "check", "repair"),
     *("config", "preparation", "store", "sampling", "augment"),
-    *("network", "losses", "checkpoints", "devices", "inference", "prediction", "batches"),
-    *("training", "runs"),
-    *("metrics", "evaluation", "surfaces", "meshfiles", "phantom"),
+    *("network", "losses", "checkpoints", "devices", "group", "inference", "prediction", "batches"),
+    *("training", "tuning", "runs"),
+    *("evaluation", "surfaces", "meshfiles", "phantom"),
 ]
 
 AT_HOME = {

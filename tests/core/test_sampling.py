@@ -41,7 +41,7 @@ def patches_of(*cases, edge=4, tumour_share=0.75, seed=0):
 
 
 def read(patches, first, last, *, workers, batch_size=2):
-    return list(batches(patches, first=first, last=last, batch_size=batch_size, workers=workers))
+    return list(batches(patches, range(first, last), batch_size=batch_size, workers=workers))
 
 
 def assert_same(found, expected):
@@ -214,7 +214,7 @@ def test_a_long_run_uses_the_slots_again_and_again(three):
 
 
 def test_batches_that_are_kept_do_not_change(three):
-    feed = batches(patches_of(*three), first=0, last=40, batch_size=2, workers=0)
+    feed = batches(patches_of(*three), range(40), batch_size=2, workers=0)
     first = next(feed)
     before = first.images.clone(), first.labels.clone()
     for _ in feed:
@@ -225,7 +225,7 @@ def test_batches_that_are_kept_do_not_change(three):
 
 @pytest.mark.parametrize("last", [4, 1000])
 def test_workers_end_well_with_their_feed_or_when_it_is_left(three, last):
-    feed = batches(patches_of(*three), first=0, last=last, batch_size=2, workers=2)
+    feed = batches(patches_of(*three), range(last), batch_size=2, workers=2)
     next(feed)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
@@ -307,7 +307,7 @@ def dying(stored_case, how):
 
 
 def test_a_worker_that_is_killed_is_named_as_lack_of_memory(stored_case, impatient):
-    feed = batches(patches_of(numbered(stored_case)), first=0, last=500, batch_size=2, workers=4)
+    feed = batches(patches_of(numbered(stored_case)), range(500), batch_size=2, workers=4)
     next(feed)
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGKILL)
@@ -384,7 +384,7 @@ if __name__ == "__main__":
     store = Store(Path(sys.argv[3]), SCHEMES["brats2023"])
     list(store.prepare(cases, schemes, workers=1))
     patches = Patches(store.cases(cases, schemes), edge=int(sys.argv[4]), tumour_share=1, seed=0)
-    feeds = [batches(patches, first=0, last=6, batch_size=2, workers=n) for n in (0, 2)]
+    feeds = [batches(patches, range(6), batch_size=2, workers=n) for n in (0, 2)]
     for one, other in zip(*feeds, strict=True):
         assert one.case_ids == other.case_ids
         assert (one.images == other.images).all() and (one.labels == other.labels).all()

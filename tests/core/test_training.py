@@ -128,6 +128,100 @@ def test_the_polynomial_schedule_by_hand():
     assert Progress(lowered=3).learning_rate(config, 0) == 1e-2
 
 
+def test_the_cosine_schedule_by_hand():
+    # Half a cosine: all at the start, cos 60 degrees a third of the way, nothing at the end.
+    config = tiny(schedule="cosine", learning_rate=1e-2, epochs=6, steps_per_epoch=10)
+    rates = [
+        Progress(epoch=epoch).learning_rate(config, step)
+        for epoch, step in [(0, 0), (2, 0), (3, 0), (6, 0)]
+    ]
+    assert rates == pytest.approx([1e-2, 1e-2 * (1 + 0.5) / 2, 1e-2 / 2, 0])
+
+
+def test_the_learning_rate_rises_during_the_warm_up():
+    # In 2 epochs of 4 steps to the full rate, which the eighth step has.
+    config = tiny(learning_rate=8e-3, warmup_epochs=2, steps_per_epoch=4)
+    rates = [
+        Progress(epoch=epoch).learning_rate(config, step)
+        for epoch, step in [(0, 0), (0, 3), (1, 0), (1, 3), (2, 0)]
+    ]
+    assert rates == pytest.approx([1e-3, 4e-3, 5e-3, 8e-3, 8e-3])
+
+
+# --- optimisers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "step"),
+    [
+        # Adam's first step is the learning rate, whatever the gradient; weight decay, 0.1 * 2, is
+        # part of the gradient.
+        ("adam", 0.01),
+        # Decoupled: the learning rate times 0.1 * 2 besides.
+        ("adamw", 0.01 + 0.01 * 0.2),
+        # Gradient 3 + 0.2, and Nesterov's momentum of 0.99 at once.
+        ("sgd", 0.01 * 3.2 * 1.99),
+    ],
+)
+def test_the_first_step_of_each_optimiser_by_hand(optimizer, step):
+    weight = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(weight.weight, 2.0)
+    config = tiny(optimizer=optimizer, learning_rate=0.01, weight_decay=0.1)
+    optimiser = training._optimizer(config, weight)
+    weight(torch.tensor([[3.0]])).sum().backward()
+    optimiser.step()
+    assert weight.weight.item() == pytest.approx(2 - step, rel=1e-5)
+
+
+def test_an_average_moves_by_its_share_and_takes_counts_over():
+    mean, network = torch.nn.BatchNorm3d(1), torch.nn.BatchNorm3d(1)
+    torch.nn.init.constant_(mean.weight, 1.0)
+    torch.nn.init.constant_(network.weight, 5.0)
+    network.running_mean.fill_(10)
+    network.num_batches_tracked.fill_(7)
+    training._draw_near(mean, network, 0.25)
+    assert mean.weight.item() == pytest.approx(2)
+    assert mean.running_mean.item() == pytest.approx(2.5)
+    assert mean.num_batches_tracked.item() == 7
+
+
+def test_the_average_of_the_weights_is_what_is_kept(cases):
+    # After one step the average is the weights themselves; later it lies behind them.
+    plain = weights_after(tiny(epochs=1, steps_per_epoch=1), cases)
+    assert_same_weights(
+        weights_after(tiny(epochs=1, steps_per_epoch=1, ema_decay=0.9), cases), plain
+    )
+    (epoch,) = epochs_of(tiny(epochs=1, steps_per_epoch=3, ema_decay=0.9), cases)
+    kept, learning = epoch.checkpoint.weights, epoch.checkpoint.state["network"]
+    assert_same_weights(learning, weights_after(tiny(epochs=1, steps_per_epoch=3), cases))
+    assert not torch.equal(kept["output.weight"], learning["output.weight"])
+
+
+def test_batches_together_make_the_step_of_one_batch_of_all(cases):
+    # Of cross-entropy without Dice, whose sums run over a batch; without batch norm, likewise.
+    settings = {
+        "augmentation": AugmentConfig(enabled=False),
+        "network": UNetConfig(channels=2, levels=2, norm="none"),
+        "epochs": 1,
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+    }
+    whole = weights_after(tiny(batch_size=4, steps_per_epoch=2, **settings), cases)
+    parts = weights_after(tiny(batch_size=2, accumulate=2, steps_per_epoch=2, **settings), cases)
+    for name, weight in whole.items():
+        torch.testing.assert_close(parts[name], weight, atol=2e-3, rtol=0)
+
+
+def test_gradients_are_clipped(cases):
+    # SGD moves weights by 1.99 times learning rate and gradient, of norm 1e-3 at most.
+    settings = {"epochs": 1, "steps_per_epoch": 1, "optimizer": "sgd", "learning_rate": 1.0}
+    still = weights_after(tiny(**settings | {"learning_rate": 1e-30}), cases)
+    moved = weights_after(tiny(**settings, clip_norm=1e-3), cases)
+    names = [name for name in still if "running" not in name and "tracked" not in name]
+    moves = torch.cat([(moved[name] - still[name]).flatten() for name in names])
+    assert moves.norm().item() == pytest.approx(1.99e-3, rel=1e-2)
+
+
 # --- targets and validation --------------------------------------------------------------------
 
 
@@ -169,7 +263,7 @@ def test_validation_scores_by_hand(stored_case):
     images[1, :, 1, 1, 1] = 1
     both = [stored_case(*pair) for pair in zip(images, labels, strict=True)]
     scores = validate(Answer(), both, BRATS2023, TINY, CPU, torch.float32)
-    assert scores == pytest.approx({"WT": (2 / 3 + 1) / 2, "TC": 0.5, "ET": 1})
+    assert scores == pytest.approx(np.array([[2 / 3, 0, 1], [1, 1, 1]]))
 
 
 def test_validation_leaves_the_networks_statistics(cases):
@@ -215,7 +309,7 @@ def test_training_ends_when_patience_does(cases):
     config = tiny(epochs=9, steps_per_epoch=1, patience=2, learning_rate=1e-30)
     config = config.model_copy(update={"network": UNetConfig(channels=2, levels=2, norm="none")})
     found = epochs_of(config, cases)
-    assert [epoch.stops for epoch in found] == [False, False, True]
+    assert [epoch.stops for epoch in found] == [None, None, "patience"]
     assert [epoch.is_best for epoch in found] == [True, False, False]
 
 
@@ -254,9 +348,17 @@ def test_workers_do_not_change_what_is_learnt(cases):
     assert_same_weights(weights_after(tiny(workers=1), cases), weights_after(TINY, cases))
 
 
-@pytest.mark.parametrize("schedule", ["plateau", "poly"])
-def test_a_resumed_training_is_the_unbroken_one_bit_for_bit(cases, tmp_path, schedule):
-    config = tiny(epochs=4, schedule=schedule, plateau_epochs=1)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"plateau_epochs": 1},
+        {"schedule": "poly", "optimizer": "sgd", "clip_norm": 1.0},
+        {"schedule": "cosine", "warmup_epochs": 3, "optimizer": "adamw", "weight_decay": 0.1},
+        {"ema_decay": 0.9, "accumulate": 2},
+    ],
+)
+def test_a_resumed_training_is_the_unbroken_one_bit_for_bit(cases, tmp_path, settings):
+    config = tiny(epochs=4, **settings)
     unbroken = epochs_of(config, cases)
     for epoch in train(config, cases, cases[:1], BRATS2023, CPU):
         if epoch.number == 2:
@@ -274,8 +376,10 @@ def test_a_resumed_training_is_the_unbroken_one_bit_for_bit(cases, tmp_path, sch
     assert_same_weights(resumed[-1].checkpoint.weights, unbroken[-1].checkpoint.weights)
     states = [each[-1].checkpoint.state for each in (resumed, unbroken)]
     assert states[0]["progress"] == states[1]["progress"]
-    moments = [state["optimizer"]["state"][0]["exp_avg_sq"] for state in states]
-    assert torch.equal(*moments)
+    for again, before in zip(
+        *(state["optimizer"]["state"][0].values() for state in states), strict=True
+    ):
+        assert torch.equal(torch.as_tensor(again), torch.as_tensor(before))
 
 
 def test_every_step_of_a_run_is_varied_in_its_own_way(cases, monkeypatch):
@@ -314,6 +418,23 @@ def test_a_training_that_was_stopped_by_patience_resumes_to_nothing(cases):
     assert epochs_of(tiny(epochs=9, patience=5), cases, resume=replace(last, state=state)) == []
 
 
+def test_a_training_ends_before_an_epoch_that_would_take_too_long(cases, monkeypatch):
+    # By a clock on which each look takes 10 s: the first epoch ends 20 s after the start and took
+    # 10 s, the second ends at 40 s. A third would be over at 50 s.
+    looks = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(looks))
+    found = epochs_of(tiny(epochs=9, steps_per_epoch=1), cases, max_seconds=45)
+    assert [epoch.stops for epoch in found] == [None, "time"]
+    resumed = epochs_of(tiny(epochs=3, steps_per_epoch=1), cases, resume=found[-1].checkpoint)
+    assert [(epoch.number, epoch.stops) for epoch in resumed] == [(3, None)]
+
+
+def test_without_cases_to_validate_the_last_epoch_is_the_best(cases):
+    found = list(train(TINY, cases, [], BRATS2023, CPU))
+    assert [epoch.dice for epoch in found] == [None, None]
+    assert [epoch.is_best for epoch in found] == [True, True]
+
+
 def test_what_a_checkpoint_keeps_of_the_progress_is_plain(cases):
     (epoch,) = epochs_of(tiny(epochs=1), cases)
     kept = json.loads(json.dumps(epoch.checkpoint.state["progress"]))
@@ -327,10 +448,8 @@ def test_a_loss_that_is_no_number_stops_the_training_and_says_what_to_do(stored_
     bad = stored_case(np.full((2, 16, 16, 16), np.nan), np.ones((16, 16, 16)))
     with pytest.raises(TrainingError) as caught:
         epochs_of(tiny(learning_rate=0.003), [bad])
-    assert str(caught.value) == "the loss of epoch 1 is nan"
-    assert caught.value.hint == (
-        "resume with a lower learning rate: --resume --set learning_rate=0.001"
-    )
+    assert str(caught.value) == "the loss is nan at step 1 of epoch 1, of patches of case"
+    assert caught.value.hint.endswith("--resume --set learning_rate=0.001")
 
 
 def test_a_best_checkpoint_cannot_be_resumed(cases):

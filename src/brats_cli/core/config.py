@@ -151,10 +151,24 @@ class TrainConfig(_Settings):
     """How much patches are varied."""
     loss: Literal["dice", "dice_ce"] = "dice"
     """Dice loss, or its sum with binary cross-entropy."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Adam, Adam with decoupled weight decay, or SGD with Nesterov's momentum of 0.99."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Adam's first learning rate."""
-    schedule: Literal["plateau", "poly"] = "plateau"
-    """Lower the learning rate when validation stops improving, or by (1 - epoch/epochs)^0.9."""
+    """The highest learning rate."""
+    weight_decay: float = Field(default=0, ge=0)
+    """How strongly weights are drawn to 0."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of a step's gradient; `null` clips nothing."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients make one step, as if the batch were that much larger."""
+    ema_decay: float = Field(default=0, ge=0, lt=1)
+    """Keep, validate and predict with an exponential moving average of the weights, which keeps
+    this share of itself at every step: 0.999, say; 0 for the weights themselves."""
+    warmup_epochs: int = Field(default=0, ge=0)
+    """Epochs during which the learning rate rises from 0."""
+    schedule: Literal["plateau", "poly", "cosine"] = "plateau"
+    """Lower the learning rate when validation stops improving, by (1 - epoch/epochs)^0.9, or along
+    half a cosine."""
     plateau_epochs: int = Field(default=10, ge=1)
     """Validations without a better score before the learning rate is lowered."""
     plateau_factor: float = Field(default=0.3, gt=0, lt=1)
@@ -163,7 +177,7 @@ class TrainConfig(_Settings):
     """Validations without a better score before training stops; `null` never stops early."""
     validate_every: int = Field(default=1, ge=1)
     """Epochs from one validation to the next; the last epoch is always validated."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of the network; `auto` is bfloat16 where the device computes it natively."""
     workers: int | None = Field(default=None, ge=0)
     """Processes that read patches; `null` takes what this process may use, less one."""

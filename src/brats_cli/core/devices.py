@@ -89,7 +89,9 @@ def arithmetic(device: torch.device, precision: str) -> torch.dtype:
     and the network's logits agree with float32 to the second decimal.
     """
     if precision != "auto":
-        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
+            precision
+        ]
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -81,9 +81,9 @@ class Patches:
 
 
 def batches(
-    patches: Patches, *, first: int, last: int, batch_size: int, workers: int
+    patches: Patches, numbers: Sequence[int], *, batch_size: int, workers: int
 ) -> Iterator[Batch]:
-    """Batches of patches number `first` to `last` (excluded), through a TorchIO queue.
+    """Batches of the patches of these numbers, in this order, through a TorchIO queue.
 
     One queue serves a whole run, so that workers start once and read ahead during validation.
 
@@ -91,12 +91,12 @@ def batches(
         UnreadableFileError: If a stored case is damaged.
         WorkerError: If the workers cannot be started, or one was killed.
     """
-    if first >= last:
+    if not numbers:
         return
     shape = _PREFETCH * workers + batch_size, patches.cases[0].images.shape[0], patches.edge
     with _unnamed_file(_Slots.size(*shape)) as file:
         slots = _Slots(file, *shape)
-        queue = _start(_Reader(patches, slots), range(first, last), batch_size, workers)
+        queue = _start(_Reader(patches, numbers, slots), batch_size, workers)
     try:
         yield from DataLoader(queue, batch_size, collate_fn=_stack)
     except RuntimeError as error:
@@ -150,12 +150,12 @@ class _Slots:
         return count * (2 * channels + 1) * edge**3
 
     def put(self, index: int, patch: tio.Subject) -> None:
-        """Take in patch `index`, in the place of one that was used up long ago."""
+        """Take in the patch that comes at `index`, in the place of one used up long ago."""
         self.images[index % len(self.images)] = patch["images"][tio.DATA]
         self.labels[index % len(self.labels)] = patch["labels"][tio.DATA][0]
 
     def get(self, index: int, case_id: str) -> tio.Subject:
-        """Patch `index`, in the memory where it lies."""
+        """The patch that comes at `index`, in the memory where it lies."""
         place = index % len(self.images)
         return _subject(self.images[place], self.labels[place], case_id)
 
@@ -167,9 +167,10 @@ class _Reader(tio.SubjectsDataset):  # type: ignore[misc]
     there; here a subject *is* a patch, so that volumes never travel.
     """
 
-    def __init__(self, patches: Patches, slots: _Slots) -> None:
+    def __init__(self, patches: Patches, numbers: Sequence[int], slots: _Slots) -> None:
         # TorchIO's own __init__ wants subjects whose images it can open.
         self.patches = patches
+        self.numbers = numbers
         self.slots = slots
 
     def dry_iter(self) -> range:
@@ -178,7 +179,7 @@ class _Reader(tio.SubjectsDataset):  # type: ignore[misc]
 
     def __getitem__(self, index: int) -> tuple[int, str] | BratsError:
         try:
-            patch = self.patches[index]
+            patch = self.patches[self.numbers[index]]
         except BratsError as error:
             return error  # raised here, it would reach the training as the text of a traceback
         self.slots.put(index, patch)
@@ -197,7 +198,7 @@ class _Arrival(tio.data.PatchSampler):  # type: ignore[misc]
         yield self.slots.get(*told)
 
 
-def _start(reader: _Reader, numbers: range, batch_size: int, workers: int) -> tio.Queue:
+def _start(reader: _Reader, batch_size: int, workers: int) -> tio.Queue:
     """A queue whose workers are at work."""
 
     def start() -> tio.Queue:
@@ -211,7 +212,7 @@ def _start(reader: _Reader, numbers: range, batch_size: int, workers: int) -> ti
                 max_length=batch_size,
                 samples_per_volume=1,
                 sampler=_Arrival(reader.slots),
-                subject_sampler=numbers,
+                subject_sampler=range(len(reader.numbers)),
                 num_workers=workers,
                 shuffle_subjects=False,
                 shuffle_patches=False,  # their order is random, and the same for any workers

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from .augment import augment
 from .checkpoints import Checkpoint
 from .config import TrainConfig
 from .devices import arithmetic, autocast
 from .errors import BratsError, CheckpointError
+from .group import ALONE, Group
 from .inference import THRESHOLD, probabilities
 from .labels import REGIONS, LabelScheme
 from .losses import LOSSES
@@ -75,11 +79,21 @@ class Progress:
 
     def learning_rate(self, config: TrainConfig, step: int) -> float:
         """The learning rate of a step of the coming epoch."""
+        epochs = self.epoch + step / config.steps_per_epoch
+        done = epochs / config.epochs
         if config.schedule == "poly":
-            # nnU-Net's: reaches 0 with the last step.
-            done = (self.epoch + step / config.steps_per_epoch) / config.epochs
-            return float(config.learning_rate * (1 - done) ** 0.9)
-        return float(config.learning_rate * config.plateau_factor**self.lowered)
+            share = (1 - done) ** 0.9  # nnU-Net's: reaches 0 with the last step
+        elif config.schedule == "cosine":
+            share = (1 + math.cos(math.pi * done)) / 2  # Loshchilov & Hutter 2017, one cycle
+        else:
+            share = config.plateau_factor**self.lowered
+        if epochs < config.warmup_epochs:
+            share *= (epochs + 1 / config.steps_per_epoch) / config.warmup_epochs
+        return float(config.learning_rate * share)
+
+
+Stop = Literal["patience", "time"]
+"""Why a training ends before its last epoch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +110,7 @@ class Epoch:
         validation_seconds: Of validation.
         data_wait_percent: Share of `seconds` spent waiting for patches.
         patches_per_second: Patches trained on in a second.
-        stops: Whether this is the last epoch because of the patience.
+        stops: Why this is the last epoch, where it is not by number.
         checkpoint: All that `last.pt` needs; shares the network's tensors, so save it at once.
     """
 
@@ -109,7 +123,7 @@ class Epoch:
     validation_seconds: float
     data_wait_percent: float
     patches_per_second: float
-    stops: bool
+    stops: Stop | None
     checkpoint: Checkpoint
 
     @property
@@ -126,6 +140,8 @@ def train(
     device: torch.device,
     *,
     resume: Checkpoint | None = None,
+    group: Group = ALONE,
+    max_seconds: float = math.inf,
     on_step: OnStep = lambda step: None,
 ) -> Iterator[Epoch]:
     """Train a network, yielding after every epoch.
@@ -136,20 +152,33 @@ def train(
     Args:
         config: What to learn, and how.
         training: Cases that patches are drawn from.
-        validation: Cases that are segmented whole to score an epoch.
+        validation: Cases that are segmented whole to score an epoch; without any, the last epoch
+            is the best.
         scheme: The label scheme of the stored cases.
         device: Where to compute.
         resume: `last.pt` of the same run, to go on from.
+        group: The processes that train together: each reads `batch_size` patches a step.
+        max_seconds: Stop after the epoch with which this time is up, or before one that would
+            likely not end in it.
         on_step: Called with the number of each finished step of an epoch, for a progress bar.
 
     Raises:
         TrainingError: If the loss is no longer a number.
         CheckpointError: If `resume` holds no state to resume from.
     """
-    learner = _Learner(config, scheme, device, resume)
-    feed = _feed(config, training, learner.progress.epoch)
+    started = time.monotonic()
+    learner = _Learner(config, scheme, device, resume, group)
+    feed = _feed(config, training, learner.progress.epoch, group)
     while learner.progress.epoch < config.epochs and not learner.progress.stops(config):
-        yield learner.epoch(feed, validation, on_step)
+        before = time.monotonic()
+        epoch = learner.epoch(feed, validation, on_step)
+        now = time.monotonic()
+        late = group.as_the_first(now - started + (now - before) > max_seconds)
+        if late and epoch.stops is None and epoch.number < config.epochs:
+            epoch = replace(epoch, stops="time")
+        yield epoch
+        if late:
+            return
 
 
 @dataclass(frozen=True)
@@ -175,8 +204,8 @@ def profile(
 ) -> Profile:
     """Train for `steps` steps after as many to warm up, keep nothing, and tell where time went."""
     short = config.model_copy(update={"steps_per_epoch": steps, "epochs": 2})
-    learner = _Learner(short, scheme, device, None)
-    feed = _feed(short, training, 0)
+    learner = _Learner(short, scheme, device, None, ALONE)
+    feed = _feed(short, training, 0, ALONE)
     learner.steps(feed)
     started = time.perf_counter()
     _, waited = learner.steps(feed)
@@ -193,18 +222,28 @@ class _Learner:
         scheme: LabelScheme,
         device: torch.device,
         resume: Checkpoint | None,
+        group: Group,
     ) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.scheme, self.device = config, scheme, device
+        self.config, self.scheme, self.device, self.group = config, scheme, device, group
         self.dtype = arithmetic(device, config.precision)
         self.network = UNet3D(
             config.network, in_channels=len(config.modalities), out_channels=len(REGIONS)
         ).to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), config.learning_rate)
+        self.optimizer = _optimizer(config, self.network)
+        # Gradients of float16 would vanish below 6e-8.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.average = copy.deepcopy(self.network) if config.ema_decay else None
         self.progress = Progress()
         self.learning_rate = config.learning_rate
         if resume is not None:
             self._resume(resume)
+        self.replica = DistributedDataParallel(self.network) if group.size > 1 else self.network
+
+    @property
+    def kept(self) -> UNet3D:
+        """The network that is validated and kept."""
+        return self.network if self.average is None else self.average
 
     def epoch(
         self, feed: Iterator[Batch], validation: Sequence[StoredCase], on_step: OnStep
@@ -213,81 +252,132 @@ class _Learner:
         started = time.perf_counter()
         loss, waited = self.steps(feed, on_step)
         seconds = time.perf_counter() - started
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss of epoch {self.progress.epoch + 1} is {loss}",
-                hint="resume with a lower learning rate: --resume --set learning_rate="
-                f"{self.learning_rate / 3:.1g}",
-            )
         dice = self._validate(validation)
         score = None if dice is None else float(np.mean(list(dice.values())))
         self.progress = self.progress.after(score, self.config)
+        patches = self._batches_an_epoch * self.config.batch_size * self.group.size
         return Epoch(
             number=self.progress.epoch,
-            loss=loss,
+            loss=self.group.mean(loss, self.device),
             dice=dice,
-            is_best=dice is not None and self.progress.stale == 0,
+            is_best=self.progress.stale == 0 if dice else not validation,
             learning_rate=self.learning_rate,
             seconds=seconds,
             validation_seconds=time.perf_counter() - started - seconds,
             data_wait_percent=100 * waited / seconds,
-            patches_per_second=self.config.steps_per_epoch * self.config.batch_size / seconds,
-            stops=self.progress.stops(self.config),
+            patches_per_second=patches / seconds,
+            stops="patience" if self.progress.stops(self.config) else None,
             checkpoint=self._checkpoint(dice or {}),
         )
 
     def steps(
         self, feed: Iterator[Batch], on_step: OnStep = lambda step: None
     ) -> tuple[float, float]:
-        """Mean loss of an epoch's steps, and the seconds waited for patches."""
+        """Mean loss of an epoch's steps, and the seconds waited for patches.
+
+        Raises:
+            TrainingError: If a loss is not a number.
+        """
+        torch.manual_seed(self._seed())  # for dropout
         self.network.train()
-        losses, waited = [], 0.0
-        for step in range(self.config.steps_per_epoch):
+        losses, cases, waited = [], [], 0.0
+        for number in range(self._batches_an_epoch):
             asked = time.perf_counter()
             batch = next(feed)
             waited += time.perf_counter() - asked
-            losses.append(self._step(batch, step))
-            on_step(step + 1)
-        return torch.stack(losses).mean().item(), waited
+            losses.append(self._learn(batch, number))
+            cases.append(batch.case_ids)
+            step, rest = divmod(number + 1, self.config.accumulate)
+            if not rest:
+                on_step(step)
+        together = torch.stack(losses).cpu()  # once: .item() at every step would wait for the GPU
+        if not together.isfinite().all():
+            first = int((~together.isfinite()).nonzero()[0])
+            raise self._diverged(first, together[first].item(), cases[first])
+        return together.mean().item(), waited
 
-    def _step(self, batch: Batch, step: int) -> torch.Tensor:
-        """One step of the optimiser; its loss, still on the device."""
+    @property
+    def _batches_an_epoch(self) -> int:
+        return self.config.steps_per_epoch * self.config.accumulate
+
+    def _learn(self, batch: Batch, number: int) -> torch.Tensor:
+        """Learn from batch `number` of the epoch; its loss, still on the device."""
         images, labels = augment(
             batch.images.to(self.device, non_blocking=True),
             batch.labels.to(self.device, non_blocking=True),
             self.config.augmentation,
-            self._random(step),
+            torch.Generator().manual_seed(self._seed(number)),
         )
         targets = region_targets(labels, self.scheme)
-        self.learning_rate = self.progress.learning_rate(self.config, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        step, part = divmod(number, self.config.accumulate)
+        last = part + 1 == self.config.accumulate
         with autocast(self.device, self.dtype):
-            logits = self.network(images.contiguous(memory_format=torch.channels_last_3d))
+            logits = self.replica(images.contiguous(memory_format=torch.channels_last_3d))
         loss = LOSSES[self.config.loss](logits, crop(targets, logits.shape[2:]))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return loss.detach()  # .item() here would wait for the GPU at every step
+        self.scaler.scale(loss / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+        if last:
+            self._step(step)
+        return loss.detach()
 
-    def _random(self, step: int) -> torch.Generator:
-        """Seeded by place in the run, so that a resumed run goes on as an unbroken one."""
-        seed = np.random.SeedSequence((self.config.seed, self.progress.epoch, step))
-        return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+    def _step(self, step: int) -> None:
+        """Change the weights by the gradients there are."""
+        self.learning_rate = self.progress.learning_rate(self.config, step)
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = self.learning_rate
+        if self.config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            done = self.progress.epoch * self.config.steps_per_epoch + step
+            # At first the mean of the weights so far, or it would remember the random ones long.
+            _draw_near(
+                self.average, self.network, 1 - min(self.config.ema_decay, done / (done + 9))
+            )
+
+    def _diverged(self, number: int, loss: float, case_ids: Sequence[str]) -> TrainingError:
+        step = number // self.config.accumulate + 1
+        lower = f"{self.config.learning_rate / 3:.1g}"
+        return TrainingError(
+            f"the loss is {loss} at step {step} of epoch {self.progress.epoch + 1}, "
+            f"of patches of {', '.join(sorted(set(case_ids)))}",
+            hint="look at these cases with `brats check`, or go on from the epoch before with a "
+            f"lower learning rate: --resume --set learning_rate={lower}",
+        )
+
+    def _seed(self, *batch: int) -> int:
+        """A seed by place in the run, so that a resumed run goes on as an unbroken one."""
+        place = (
+            self.config.seed,
+            self.progress.epoch,
+            *batch,
+            *[self.group.rank][: self.group.rank],
+        )
+        seed = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
+        return int(seed >> 1)
 
     def _validate(self, validation: Sequence[StoredCase]) -> dict[str, float] | None:
         number = self.progress.epoch + 1
-        if number % self.config.validate_every and number < self.config.epochs:
+        due = number % self.config.validate_every == 0 or number == self.config.epochs
+        if not validation or not due:
             return None
-        return validate(self.network, validation, self.scheme, self.config, self.device, self.dtype)
+        mine = self.group.share(validation)
+        scores = validate(self.kept, mine, self.scheme, self.config, self.device, self.dtype)
+        means = np.mean(self.group.gathered(scores), axis=0).tolist()
+        return dict(zip(REGIONS, means, strict=True))
 
     def _checkpoint(self, dice: Mapping[str, float]) -> Checkpoint:
-        state = {
+        state: dict[str, Any] = {
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
+            "scaler": self.scaler.state_dict(),
         }
+        if self.average is not None:
+            state["network"] = self.network.state_dict()
         return Checkpoint(
-            weights=self.network.state_dict(),
+            weights=self.kept.state_dict(),
             config=self.config.model_dump(mode="json"),
             labels=self.scheme.name,
             epoch=self.progress.epoch,
@@ -308,8 +398,12 @@ class _Learner:
                     f"the run's {name} is {checkpoint.config[name]}, not {settings[name]}",
                     hint=f"a run keeps its {name}: train another with -o NAME, without --resume",
                 )
-        self.network.load_state_dict(dict(checkpoint.weights))
+        # Under an average, the weights that learn lie beside those that are kept.
+        self.network.load_state_dict(dict(checkpoint.state.get("network", checkpoint.weights)))
+        if self.average is not None:
+            self.average.load_state_dict(dict(checkpoint.weights))
         self.optimizer.load_state_dict(checkpoint.state["optimizer"])
+        self.scaler.load_state_dict(checkpoint.state.get("scaler", {}))
         self.progress = Progress(**checkpoint.state["progress"])
 
 
@@ -320,8 +414,8 @@ def validate(
     config: TrainConfig,
     device: torch.device,
     dtype: torch.dtype,
-) -> dict[str, float]:
-    """Dice of each region over whole cases, averaged over cases.
+) -> list[list[float]]:
+    """Dice of WT, TC and ET of each of some whole cases.
 
     A region that is empty in both scores 1, in one of them 0 (the convention up to BraTS 2022).
     """
@@ -337,7 +431,7 @@ def validate(
         )
         truth = region_targets(torch.from_numpy(np.array(case.labels))[None], scheme)[0]
         scores.append(_dice(found >= THRESHOLD, truth))
-    return dict(zip(REGIONS, np.mean(scores, axis=0).tolist(), strict=True))
+    return scores
 
 
 def region_targets(labels: torch.Tensor, scheme: LabelScheme) -> torch.Tensor:
@@ -356,19 +450,39 @@ def worker_count(config: TrainConfig) -> int:
     return min(MOST_WORKERS, available_cpus() - 1)
 
 
-def _feed(config: TrainConfig, training: Sequence[StoredCase], epoch: int) -> Iterator[Batch]:
-    """Batches of the epochs after `epoch`."""
+def _feed(
+    config: TrainConfig, training: Sequence[StoredCase], epoch: int, group: Group
+) -> Iterator[Batch]:
+    """This process's batches of the epochs after `epoch`."""
     patches = Patches(
         training, edge=config.patch_size, tumour_share=config.tumour_share, seed=config.seed
     )
-    an_epoch = config.steps_per_epoch * config.batch_size
-    return batches(
-        patches,
-        first=epoch * an_epoch,
-        last=config.epochs * an_epoch,
-        batch_size=config.batch_size,
-        workers=worker_count(config),
-    )
+    each = config.batch_size
+    together = each * group.size
+    an_epoch = config.steps_per_epoch * config.accumulate * together
+    first = range(epoch * an_epoch, config.epochs * an_epoch, together)
+    numbers = [start + group.rank * each + place for start in first for place in range(each)]
+    return batches(patches, numbers, batch_size=each, workers=worker_count(config))
+
+
+def _optimizer(config: TrainConfig, network: torch.nn.Module) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(network.parameters(), momentum=0.99, nesterov=True, **settings)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(network.parameters(), **settings)
+
+
+@torch.no_grad()
+def _draw_near(average: torch.nn.Module, network: torch.nn.Module, share: float) -> None:
+    """Move an average of networks towards one by a share of the way; counts are taken over."""
+    for mean, value in zip(
+        average.state_dict().values(), network.state_dict().values(), strict=True
+    ):
+        if mean.is_floating_point():
+            mean.lerp_(value, share)
+        else:
+            mean.copy_(value)
 
 
 def _dice(found: torch.Tensor, truth: torch.Tensor) -> list[float]:

@@ -1,0 +1,113 @@
+"""Processes that train one network together, as `torchrun` starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+Item = TypeVar("Item")
+
+# The first process of a machine prepares the cases of a run while the others wait.
+_PATIENCE = timedelta(hours=12)
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among those that train together; by default it is alone.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Processes in all.
+        local_rank: Number of this process on its machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def from_environment(cls) -> Group:
+        """The group that `torchrun` put this process into."""
+        rank, size, local = (
+            int(os.environ.get(name, default))
+            for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
+        return cls(rank, size, local)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes and talks."""
+        return self.rank == 0
+
+    @contextmanager
+    def joined(self, device: torch.device) -> Iterator[None]:
+        """Be connected to the others."""
+        if self.size == 1:
+            yield
+            return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_PATIENCE)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    @contextmanager
+    def one_by_machine(self) -> Iterator[None]:
+        """The first process of every machine goes ahead; the others follow when it is done."""
+        if self.size > 1 and self.local_rank:
+            dist.barrier()
+        yield
+        if self.size > 1 and not self.local_rank:
+            dist.barrier()
+
+    def mean(self, value: float, device: torch.device) -> float:
+        """The mean of a number over all processes."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, device=device)
+        dist.all_reduce(shared)
+        return shared.item() / self.size
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's part of some work."""
+        return items[self.rank :: self.size] if self.size > 1 else items
+
+    def gathered(self, results: Sequence[Item]) -> list[Item]:
+        """What all have made of their `share`, in the order of the whole; the same everywhere."""
+        if self.size == 1:
+            return list(results)
+        parts: list[list[Item]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(parts, list(results))
+        count = sum(map(len, parts))
+        return [parts[place % self.size][place // self.size] for place in range(count)]
+
+    def as_the_first(self, value: Item) -> Item:
+        """The first process's value, in every process."""
+        if self.size == 1:
+            return value
+        shared = [value]
+        dist.broadcast_object_list(shared)
+        return shared[0]
+
+
+ALONE = Group()
+
+
+def summed(local: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes that train together, which gradients pass through."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return local
+    from torch.distributed.nn.functional import all_reduce
+
+    total: torch.Tensor = all_reduce(local)  # type: ignore[no-untyped-call]
+    return total
