@@ -24,13 +24,15 @@ LAYERS = [
     *("naming", "description", "cases", "splits", "dealing"),
     *("scans", "defects", "check", "repair"),
     *("config", "preparation", "store", "sampling", "augment"),
-    *("network", "losses", "checkpoints", "devices", "inference", "prediction", "batches"),
+    *("monai_networks", "network", "costs", "losses"),
+    *("checkpoints", "devices", "inference", "prediction", "batches"),
     *("training", "runs"),
     *("metrics", "evaluation", "surfaces", "meshfiles", "phantom"),
 ]
 
 AT_HOME = {
     "medpy": {"core/metrics"},
+    "monai": {"core/monai_networks"},
     "pydantic": {"core/config"},
     "rich": {"console"},
     "skimage": {"core/surfaces"},

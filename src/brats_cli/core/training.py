@@ -6,19 +6,20 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from .augment import augment
 from .checkpoints import Checkpoint
-from .config import TrainConfig
+from .config import TrainConfig, network_config
 from .devices import arithmetic, autocast
 from .errors import BratsError, CheckpointError
 from .inference import THRESHOLD, probabilities
 from .labels import REGIONS, LabelScheme
-from .losses import LOSSES
-from .network import UNet3D, crop
+from .losses import training_loss
+from .network import Network, make_network
 from .parallel import available_cpus
 from .sampling import Batch, Patches, batches
 from .store import StoredCase
@@ -197,8 +198,11 @@ class _Learner:
         torch.manual_seed(config.seed)
         self.config, self.scheme, self.device = config, scheme, device
         self.dtype = arithmetic(device, config.precision)
-        self.network = UNet3D(
-            config.network, in_channels=len(config.modalities), out_channels=len(REGIONS)
+        self.network = make_network(
+            config.network,
+            in_channels=len(config.modalities),
+            out_channels=len(REGIONS),
+            patch_size=config.patch_size,
         ).to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), config.learning_rate)
         self.progress = Progress()
@@ -263,8 +267,8 @@ class _Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         with autocast(self.device, self.dtype):
-            logits = self.network(images.contiguous(memory_format=torch.channels_last_3d))
-        loss = LOSSES[self.config.loss](logits, crop(targets, logits.shape[2:]))
+            outputs = self.network(images.contiguous(memory_format=torch.channels_last_3d))
+        loss = training_loss(self.config, outputs, targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -303,7 +307,7 @@ class _Learner:
             )
         settings = self.config.model_dump(mode="json")
         for name in ("network", "modalities"):
-            if checkpoint.config[name] != settings[name]:
+            if _resolved(name, checkpoint.config[name]) != settings[name]:
                 raise CheckpointError(
                     f"the run's {name} is {checkpoint.config[name]}, not {settings[name]}",
                     hint=f"a run keeps its {name}: train another with -o NAME, without --resume",
@@ -313,8 +317,13 @@ class _Learner:
         self.progress = Progress(**checkpoint.state["progress"])
 
 
+def _resolved(name: str, setting: Any) -> Any:
+    """A setting of an older checkpoint, with the defaults of what was not there yet."""
+    return network_config(setting).model_dump(mode="json") if name == "network" else setting
+
+
 def validate(
-    network: UNet3D,
+    network: Network,
     cases: Sequence[StoredCase],
     scheme: LabelScheme,
     config: TrainConfig,
