@@ -24,13 +24,15 @@ LAYERS = [
     *("naming", "description", "cases", "splits", "dealing"),
     *("scans", "defects", "check", "repair"),
     *("config", "preparation", "store", "sampling", "augment"),
-    *("network", "losses", "checkpoints", "devices", "group", "inference", "prediction", "batches"),
+    *("monai_networks", "network", "costs", "group", "losses"),
+    *("checkpoints", "devices", "inference", "prediction", "batches"),
     *("training", "tuning", "runs"),
     *("evaluation", "surfaces", "meshfiles", "phantom"),
 ]
 
 AT_HOME = {
     "medpy": {"core/metrics"},
+    "monai": {"core/monai_networks"},
     "pydantic": {"core/config"},
     "rich": {"console"},
     "skimage": {"core/surfaces"},

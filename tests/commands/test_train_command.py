@@ -146,12 +146,8 @@ def test_flags_go_before_the_config_file_and_that_before_defaults(here):
     )
     config = yaml.safe_load(Path("run/config.yaml").read_text())
     assert config["epochs"] == 1
-    assert config["network"] == {
-        "channels": 2,
-        "levels": 2,
-        "norm": "batch",
-        "padding": "same",
-    }
+    network = config["network"]
+    assert (network["channels"], network["levels"], network["norm"]) == (2, 2, "batch")
     assert (config["patience"], config["patch_size"], config["batch_size"]) == (4, 16, 2)
 
 
@@ -493,3 +489,73 @@ def test_ctrl_c_tells_how_to_go_on(here, monkeypatch):
     assert result.exit_code == 130
     assert "stopped; go on with: brats train -o run --resume" in result.stderr
     assert Path("run/last.pt").is_file()
+
+
+# --- other networks ----------------------------------------------------------------------------
+
+
+def test_a_summary_needs_no_data_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(SETTINGS))
+    result = done("--summary", "-c", "tiny.yaml")
+    header, *lines = result.stdout.splitlines()
+    assert header.split() == ["part", "output", "parameters", "GFLOP", "MB", "kept"]
+    parts = [line.split()[0] for line in lines]
+    assert parts == ["down.0", "down.1", "up.0", "merge.0", "output", "total"]
+    # Of 4 modalities 1, 1: 27*(4+1), and 2*2 numbers of batch norm; from 1 to 2, 2: 27*(2+4) and
+    # 2*4; up-convolution 8*2 and 1; 2, 1, 1: 27*(2+1) and 2*2; three regions: 3 and 3.
+    parameters = [27 * 5 + 4, 27 * 6 + 8, 17, 27 * 3 + 4, 6]
+    counts = [int(line.split()[-3].replace(",", "")) for line in lines]
+    assert counts == [*parameters, sum(parameters)]
+    assert lines[0].split()[1:8] == ["1", "x", "16", "x", "16", "x", "16"]
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "a multiplication and an addition being\ntwo operations" in result.stderr
+    assert written(tmp_path) == ["tiny.yaml"]
+
+
+def test_the_summary_of_the_classic_network_fits_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = done("--summary", "--set", "network=classic", "--set", "network.padding=same")
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    # The first level at 128^3 voxels: 2 * 27 * (4 * 64 + 64 * 64) operations a voxel.
+    first = result.stdout.splitlines()[1].split()
+    assert first[-2] == f"{2 * 27 * (4 * 64 + 64 * 64) * 128**3 / 1e9:.1f}"
+
+
+def test_a_network_that_cannot_be_is_told_before_anything_is_prepared(here):
+    (here / "brats-store").unlink()
+    pytest.importorskip("monai", reason="MONAI is not installed")
+    result = train("-c", "tiny.yaml", "-o", "run", "--set", "network=monai/SegResNett")
+    assert_refused(result, "MONAI has no segmentation network 'SegResNett'", "monai/SegResNet'")
+    assert not (here / "brats-store").exists()
+    assert not (here / "run").exists()
+
+
+def test_a_network_of_monai_trains_and_resumes(here):
+    pytest.importorskip("monai", reason="MONAI is not installed")
+    options = ("--set", "network=monai/UNet", "--set", "network.options.channels=[2, 4]")
+    strides = ("--set", "network.options.strides=[2]")
+    done("-c", "tiny.yaml", "-o", "run", "--epochs", 1, *options, *strides)
+    resolved = yaml.safe_load((here / "run/config.yaml").read_text())["network"]
+    assert resolved == {"name": "monai/UNet", "options": {"channels": [2, 4], "strides": [2]}}
+    done("-o", "run", "--resume", "--epochs", 2)
+    assert [row["epoch"] for row in rows(here / "run")] == ["1", "2"]
+    assert Run(here / "run").resume().network().config.multiple == 2
+
+
+def test_deep_supervision_trains(here):
+    variant = {"channels": 1, "levels": 4, "deep_supervision": True, "residual": True}
+    (here / "tiny.yaml").write_text(yaml.safe_dump(SETTINGS | {"network": variant}))
+    done("-c", "tiny.yaml", "-o", "run", "--epochs", 1, "--set", "loss=dice_focal")
+    # Dice of regions that are hardly learnt is near 1, and focal loss below.
+    assert 0 < float(rows(here / "run")[0]["loss"]) < 2
+
+
+def test_a_run_of_before_there_were_these_settings_resumes(here):
+    done("-c", "tiny.yaml", "-o", "run", "--epochs", 1)
+    content = torch.load(here / "run/last.pt", weights_only=True)
+    older = ("channels", "levels", "norm", "padding")
+    content["config"]["network"] = {name: content["config"]["network"][name] for name in older}
+    torch.save(content, here / "run/last.pt")
+    done("-o", "run", "--resume", "--epochs", 2)
+    assert [row["epoch"] for row in rows(here / "run")] == ["1", "2"]

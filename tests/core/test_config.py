@@ -2,10 +2,13 @@ import pytest
 import yaml
 
 from brats_cli.core.config import (
+    CLASSIC,
     AugmentConfig,
+    MonaiConfig,
     TrainConfig,
     UNetConfig,
     load_config,
+    network_config,
     parse_setting,
 )
 from brats_cli.core.errors import ConfigError, OutputError
@@ -87,6 +90,108 @@ def test_a_config_cannot_be_changed():
         TrainConfig().epochs = 3
 
 
+# --- networks by name --------------------------------------------------------------------------
+
+
+def test_the_classic_network_by_its_name(yaml_file):
+    # The smallest patch that four poolings without padding leave a voxel of is 188.
+    config = load_config(yaml_file("network: classic\npatch_size: 188\n"))
+    assert config.network == CLASSIC
+    assert (CLASSIC.widths, CLASSIC.norm) == ([64, 128, 256, 512, 1024], "none")
+    assert (CLASSIC.padding, CLASSIC.upsampling) == ("valid", "transposed")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["network: {name: classic, padding: same}", "network: {padding: same, name: classic}"],
+)
+def test_a_named_network_with_settings_is_a_variant_of_it(yaml_file, text):
+    network = load_config(yaml_file(text)).network
+    assert network == CLASSIC.model_copy(update={"padding": "same"})
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["as meant", "turned round"])
+def test_a_name_and_a_setting_of_it_on_the_command_line(yaml_file, order):
+    given = ["network=classic", "network.padding=same"][::order]
+    overrides = dict(parse_setting(text) for text in given)
+    config = load_config(yaml_file("network: {channels: 8, norm: batch}\n"), **overrides)
+    # The name replaces the section of the file; the setting changes what the name means.
+    assert config.network == CLASSIC.model_copy(update={"padding": "same"})
+
+
+def test_a_setting_on_the_command_line_changes_the_network_that_the_file_names(yaml_file):
+    path = yaml_file("network: classic\n")
+    network = load_config(path, **{"network.padding": "same", "network.channels": 4}).network
+    assert (network.widths, network.norm) == ([4, 8, 16, 32, 64], "none")
+
+
+def test_a_network_without_a_name_starts_from_the_default(yaml_file):
+    assert load_config(yaml_file("network: unet\n")).network == UNetConfig()
+    assert load_config(yaml_file("network: {levels: 3}\n")).network == UNetConfig(levels=3)
+
+
+def test_a_saved_config_holds_the_values_of_a_named_network(tmp_path):
+    config = load_config(network="classic", **{"network.padding": "same"})
+    config.save(tmp_path / "config.yaml")
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())["network"]
+    assert written["channels"] == 64
+    assert sorted(written) == sorted(UNetConfig.model_fields)  # and no name
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "network: {name: monai/SegResNet, options: {init_filters: 16}}",
+        "network: {options: {init_filters: 16}, name: monai/SegResNet}",
+    ],
+)
+def test_a_network_of_monai_with_options(tmp_path, yaml_file, text):
+    config = load_config(yaml_file(text))
+    assert config.network == MonaiConfig(name="monai/SegResNet", options={"init_filters": 16})
+    config.save(tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    overrides = {"network": "monai/SegResNet", "network.options.init_filters": 16}
+    assert load_config(**overrides) == config
+
+
+def test_any_patch_is_left_to_a_network_of_monai(yaml_file):
+    assert load_config(yaml_file("network: monai/UNETR\npatch_size: 100\n")).patch_size == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("clasic", "did you mean 'classic'?"),
+        ("segresnet", "did you mean 'monai/SegResNet'?"),
+        ("xyz", "networks are unet, classic and MONAI's, as monai/SegResNet"),
+    ],
+)
+def test_a_network_that_does_not_exist_names_the_nearest(name, hint):
+    with pytest.raises(ConfigError, match=f"there is no network '{name}'") as caught:
+        load_config(network=name)
+    assert caught.value.hint == hint
+
+
+def test_a_setting_of_brats_networks_is_none_of_monais(yaml_file):
+    path = yaml_file("network: {name: monai/SegResNet, channels: 8}\n")
+    with pytest.raises(ConfigError, match=r"unknown setting 'network.channels'") as caught:
+        load_config(path)
+    assert caught.value.hint == "the settings here are name, options"
+
+
+def test_the_network_of_an_older_checkpoint_has_todays_defaults():
+    older = {"channels": 16, "levels": 4, "norm": "batch", "padding": "same"}
+    assert network_config(older) == UNetConfig(channels=16, levels=4)
+
+
+def test_deep_supervision_needs_a_resolution_to_supervise():
+    # Of three levels the lowest has no way up, and the one above it is left out.
+    with pytest.raises(ConfigError, match="3 levels has no lower resolution") as caught:
+        load_config(**{"network.levels": 3, "network.deep_supervision": True})
+    assert "use 4 or more" in caught.value.hint
+
+
 # --- settings that do not exist ----------------------------------------------------------------
 
 
@@ -116,7 +221,10 @@ def test_an_override_that_is_misspelt_names_the_right_one():
 def test_a_setting_like_no_other_lists_those_there_are():
     with pytest.raises(ConfigError) as caught:
         load_config(**{"network.xyz": 1})
-    assert caught.value.hint == "the settings here are channels, levels, norm, padding"
+    assert caught.value.hint == (
+        "the settings here are channels, most_channels, levels, norm, activation, dropout, "
+        "residual, deep_supervision, upsampling, padding"
+    )
 
 
 def test_a_setting_below_one_that_is_no_section():
@@ -143,7 +251,7 @@ def test_a_number_as_a_settings_name_is_an_error(yaml_file):
         ("learning_rate: 0", "'learning_rate' in {} cannot be 0", "greater than 0"),
         ("learning_rate: .nan", "'learning_rate' in {} cannot be nan", "greater than 0"),
         ("tumour_share: 1.5", "'tumour_share' in {} cannot be 1.5", "less than or equal to 1"),
-        ("loss: dise", "'loss' in {} cannot be 'dise'", "input should be 'dice' or 'dice_ce'"),
+        ("loss: dise", "'loss' in {} cannot be 'dise'", "input should be 'dice', 'dice_ce'"),
         ("modalities: []", "'modalities' in {} cannot be []", "at least 1"),
         ("modalities: [t1, t3]", "'modalities.1' in {} cannot be 't3'", "'t1', 't1ce', 't2'"),
         ("network: {levels: 1}", "'network.levels' in {} cannot be 1", "greater than or equal"),
@@ -255,6 +363,21 @@ def test_sizes_of_a_small_network_without_padding_by_hand():
     assert (config.multiple, config.margin, config.output_size(20)) == (2, 8, 4)
 
 
+def test_sizes_with_interpolation_and_without_padding_by_hand():
+    # 22: less 4 is 18, halved 9, less 4 is 5; interpolated 10, of which the outermost voxels are
+    # cut off: 8, less 4 is 4. Above, the up-convolution kept them.
+    config = UNetConfig(levels=2, padding="valid", upsampling="trilinear")
+    assert (config.multiple, config.margin, config.output_size(22)) == (2, 9, 4)
+    padded = UNetConfig(levels=2, padding="same", upsampling="trilinear")
+    assert (padded.margin, padded.output_size(22)) == (0, 22)
+
+
+def test_channels_double_up_to_the_most():
+    assert UNetConfig().widths == [32, 64, 128, 256, 512]
+    assert UNetConfig(most_channels=320).widths == [32, 64, 128, 256, 320]
+    assert UNetConfig(channels=8, levels=3, most_channels=8).widths == [8, 8, 8]
+
+
 def test_padding_keeps_the_size():
     config = UNetConfig(levels=5, padding="same")
     assert (config.multiple, config.margin, config.output_size(96)) == (16, 0, 96)
@@ -277,8 +400,9 @@ def output_or_nothing(config, edge):
 
 @pytest.mark.parametrize("levels", [2, 3, 4])
 @pytest.mark.parametrize("padding", ["same", "valid"])
-def test_the_input_for_an_output_is_the_smallest_that_gives_it(levels, padding):
-    config = UNetConfig(levels=levels, padding=padding)
+@pytest.mark.parametrize("upsampling", ["transposed", "trilinear"])
+def test_the_input_for_an_output_is_the_smallest_that_gives_it(levels, padding, upsampling):
+    config = UNetConfig(levels=levels, padding=padding, upsampling=upsampling)
     for output in range(1, 20):
         edges = [edge for edge in range(1, 130) if output_or_nothing(config, edge) >= output]
         assert config.input_size(output) == edges[0]

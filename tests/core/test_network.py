@@ -1,11 +1,12 @@
+import itertools
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from brats_cli.core.config import UNetConfig
-from brats_cli.core.network import UNet3D, crop
-
-ORIGINAL = UNetConfig(channels=64, levels=5, norm="none", padding="valid")
+from brats_cli.core.config import CLASSIC, UNetConfig
+from brats_cli.core.network import UNet3D, crop, make_network
 
 
 def network(*, in_channels=1, out_channels=1, **settings):
@@ -21,19 +22,82 @@ def convolutions(of):
 # --- layers and parameters ---------------------------------------------------------------------
 
 
-def test_the_originals_23_convolutional_layers():
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_the_classic_networks_23_convolutional_layers(padding):
+    config = CLASSIC.model_copy(update={"padding": padding})
     with torch.device("meta"):
-        layers = convolutions(UNet3D(ORIGINAL, in_channels=4, out_channels=3))
-    # Ronneberger et al. 2015: "In total the network has 23 convolutional layers": ten going down,
-    # four up-convolutions, eight going up, one at the end.
-    assert len(layers) == 23
-    kernels = [layer.kernel_size for layer in layers]
-    assert kernels.count((3, 3, 3)) == 18
-    assert [type(layer).__name__ for layer in layers].count("ConvTranspose3d") == 4
-    assert kernels.count((1, 1, 1)) == 1
-    # Channels of their figure 1: 64, 128, 256, 512, 1024 going down and back to 64.
-    down = [layers[index].out_channels for index in range(10)]
-    assert down == [64, 64, 128, 128, 256, 256, 512, 512, 1024, 1024]
+        net = UNet3D(config, in_channels=4, out_channels=3)
+    layers = [
+        (type(layer).__name__, layer.in_channels, layer.out_channels, layer.kernel_size[0])
+        for layer in convolutions(net)
+    ]
+    # Ronneberger et al. 2015, figure 1, from left to right: "In total the network has 23
+    # convolutional layers". Each level has two of 3x3(x3); each up-convolution of 2x2(x2) halves
+    # the channels; behind it skip connection and it are joined.
+    assert layers[:10] == [
+        *[("Conv3d", 4, 64, 3), ("Conv3d", 64, 64, 3)],
+        *[("Conv3d", 64, 128, 3), ("Conv3d", 128, 128, 3)],
+        *[("Conv3d", 128, 256, 3), ("Conv3d", 256, 256, 3)],
+        *[("Conv3d", 256, 512, 3), ("Conv3d", 512, 512, 3)],
+        *[("Conv3d", 512, 1024, 3), ("Conv3d", 1024, 1024, 3)],
+    ]
+    ups = [("ConvTranspose3d", 2 * width, width, 2) for width in (64, 128, 256, 512)]
+    merges = [
+        ("Conv3d", before, width, 3)
+        for width in (64, 128, 256, 512)
+        for before in (2 * width, width)
+    ]
+    assert layers[10:] == [*ups, *merges, ("Conv3d", 64, 3, 1)]
+    assert len(layers) == 10 + 4 + 8 + 1 == 23
+    kinds = {type(module).__name__ for module in net.modules() if not list(module.children())}
+    assert kinds - {"ModuleList"} == {"Conv3d", "ConvTranspose3d", "ReLU"}  # no norm, no dropout
+    assert {layer.padding for layer in convolutions(net) if layer.kernel_size == (3, 3, 3)} == {
+        (1, 1, 1) if padding == "same" else (0, 0, 0)
+    }
+
+
+def test_the_classic_network_pools_four_times_and_cuts_as_in_the_paper():
+    # Ronneberger et al. 2015: 572 in, 388 out; in 3D the same along each axis.
+    with torch.device("meta"):
+        net = UNet3D(CLASSIC, in_channels=1, out_channels=3)
+        assert net(torch.zeros(1, 1, 572, 572, 572)).shape[2:] == (388, 388, 388)
+
+
+def test_the_default_is_the_network_that_it_was():
+    # Names and order of all parameters, as checkpoints of version 0.1 have them; made in this
+    # order from one seed, each has the values that it had.
+    torch.manual_seed(0)
+    found = UNet3D(UNetConfig(channels=2, levels=2), in_channels=1, out_channels=3)
+    torch.manual_seed(0)
+    expected = {
+        "down.0.0": nn.Conv3d(1, 2, 3, bias=False),
+        "down.0.1": nn.BatchNorm3d(2),
+        "down.0.3": nn.Conv3d(2, 2, 3, bias=False),
+        "down.0.4": nn.BatchNorm3d(2),
+        "down.1.0": nn.Conv3d(2, 4, 3, bias=False),
+        "down.1.1": nn.BatchNorm3d(4),
+        "down.1.3": nn.Conv3d(4, 4, 3, bias=False),
+        "down.1.4": nn.BatchNorm3d(4),
+        "up.0": nn.ConvTranspose3d(4, 2, 2, stride=2),
+        "merge.0.0": nn.Conv3d(4, 2, 3, bias=False),
+        "merge.0.1": nn.BatchNorm3d(2),
+        "merge.0.3": nn.Conv3d(2, 2, 3, bias=False),
+        "merge.0.4": nn.BatchNorm3d(2),
+        "output": nn.Conv3d(2, 3, 1),
+    }
+    weights = {
+        f"{name}.{key}": value
+        for name, layer in expected.items()
+        for key, value in layer.state_dict().items()
+    }
+    assert list(found.state_dict()) == list(weights)
+    assert all(torch.equal(found.state_dict()[name], weights[name]) for name in weights)
+    assert (
+        make_network(UNetConfig(channels=2, levels=2), in_channels=1, out_channels=3, patch_size=8)
+        .state_dict()
+        .keys()
+        == weights.keys()
+    )
 
 
 def test_parameters_by_hand():
@@ -52,13 +116,128 @@ def test_a_norm_takes_the_place_of_the_biases(norm):
     assert sum(p.numel() for p in found.parameters()) == 1225 + 16
 
 
+def test_group_norm_has_eight_groups_or_as_many_as_divide():
+    # A scale and a shift a channel, as with the other norms.
+    found = network(channels=12, norm="group")
+    norms = [module for module in found.modules() if isinstance(module, nn.GroupNorm)]
+    # Two convolutions a level down (12, 24) and up (12); of 12 channels 4 groups divide.
+    assert [(norm.num_groups, norm.num_channels) for norm in norms] == [
+        *[(4, 12), (4, 12), (8, 24), (8, 24), (4, 12), (4, 12)]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "of_minus_one"),
+    [
+        ("relu", 0),
+        ("leaky_relu", -0.01),
+        ("elu", math.exp(-1) - 1),
+        ("silu", -1 / (1 + math.e)),
+    ],
+)
+def test_activations_by_hand(name, of_minus_one):
+    activation = network(activation=name).down[0][1]
+    assert activation(torch.tensor([-1.0])).item() == pytest.approx(of_minus_one, abs=1e-7)
+
+
+def test_dropout_blanks_whole_channels_in_training_only():
+    found = network(channels=64, dropout=0.25).train()
+    images = torch.randn(1, 1, 4, 4, 4)
+    features = found.down[0](images)[0].flatten(1)
+    blank = (features == 0).all(1)
+    # Of 64 channels 16 are expected, give or take four standard deviations of 3.5.
+    assert 2 <= blank.sum() <= 30
+    found.eval()
+    assert not (found.down[0](images)[0].flatten(1) == 0).all(1).any()
+
+
+def test_a_residual_block_adds_its_input():
+    found = network(channels=3, in_channels=3, residual=True)
+    block = found.down[0]
+    images = torch.randn(1, 3, 4, 4, 4)
+    with torch.no_grad():
+        for layer in convolutions(block):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        # Nothing is left but the input, through the last ReLU.
+        assert torch.equal(block(images), images.relu())
+        block.layers[-2].bias.fill_(1)  # and the second convolution's answer is added before it
+        assert torch.equal(block(images), (images + 1).relu())
+
+
+def test_a_residual_blocks_shortcut_is_cropped_where_nothing_is_padded():
+    block = network(channels=1, residual=True, padding="valid").down[0]
+    images = torch.rand(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        for layer in convolutions(block):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        assert torch.equal(block(images), images[:, :, 2:6, 2:6, 2:6])
+
+
+def test_a_residual_block_of_other_channels_has_a_convolution_as_shortcut():
+    # Of in 1, out 2: 1*2 + 2 weights more than without on the first level, 2*4 + 4 on the second,
+    # and 4*2 + 2 where the joined channels come back to two.
+    plain, residual = network(out_channels=3), network(out_channels=3, residual=True)
+    counts = [sum(p.numel() for p in net.parameters()) for net in (plain, residual)]
+    assert counts[1] - counts[0] == 4 + 12 + 10
+
+
+def test_interpolation_is_of_fewer_channels_first_and_that_is_the_same():
+    found = network(upsampling="trilinear")
+    below = torch.randn(1, 4, 3, 3, 3)
+    with torch.no_grad():
+        finer = nn.functional.interpolate(below, scale_factor=2, mode="trilinear")
+        expected = found.up[0].channels(finer)
+        torch.testing.assert_close(found.up[0](below), expected)
+
+
+# --- deep supervision --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("levels", [4, 5])
+def test_deep_supervision_gives_all_but_the_two_lowest_levels_in_training(levels, padding):
+    config = UNetConfig(channels=1, levels=levels, padding=padding, deep_supervision=True)
+    edge = config.input_size(1)
+    with torch.device("meta"):
+        found = UNet3D(config, in_channels=1, out_channels=3)
+        outputs = found.train()(torch.zeros(2, 1, edge, edge, edge))
+        alone = found.eval()(torch.zeros(2, 1, edge, edge, edge))
+    assert len(outputs) == levels - 2
+    full = config.output_size(edge)
+    sizes = [output.shape[2] for output in outputs]
+    if padding == "same":
+        assert sizes == [full // 2**level for level in range(levels - 2)]
+    else:  # the two convolutions of each level above cut 4 of what is twice as fine
+        assert all(2 * coarse - 4 == fine for fine, coarse in itertools.pairwise(sizes))
+    assert {output.shape[:2] for output in outputs} == {(2, 3)}
+    assert sizes[0] == full
+    assert alone.shape == outputs[0].shape
+
+
+def test_deep_supervision_changes_neither_weights_nor_the_full_resolution():
+    plain = network(levels=4)
+    deep = network(levels=4, deep_supervision=True)
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(deep.state_dict()[name], weight)
+    images = torch.randn(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(deep(images), plain(images))
+        assert torch.equal(deep.train()(images)[0], plain(images))
+
+
 # --- sizes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4])
 @pytest.mark.parametrize("padding", ["same", "valid"])
-def test_the_output_has_the_size_the_config_says(levels, padding):
-    config = UNetConfig(channels=1, levels=levels, norm="none", padding=padding)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("upsampling", ["transposed", "trilinear"])
+def test_the_output_has_the_size_the_config_says(levels, padding, residual, upsampling):
+    config = UNetConfig(
+        channels=1, levels=levels, padding=padding, residual=residual, upsampling=upsampling
+    )
     edge = config.input_size(5)
     with torch.device("meta"):
         logits = UNet3D(config, in_channels=4, out_channels=3)(torch.zeros(2, 4, edge, edge, edge))
@@ -125,8 +304,11 @@ def test_the_way_through_the_pooling_lies_on_the_skip_connection():
 
 
 @pytest.mark.parametrize("levels", [2, 3])
-def test_an_image_shifted_by_the_poolings_shifts_the_output(levels):
-    found = network(levels=levels, padding="valid", in_channels=2, out_channels=3)
+@pytest.mark.parametrize(
+    "variant", [{}, {"upsampling": "trilinear"}, {"residual": True, "activation": "elu"}], ids=str
+)
+def test_an_image_shifted_by_the_poolings_shifts_the_output(levels, variant):
+    found = network(levels=levels, padding="valid", in_channels=2, out_channels=3, **variant)
     step = found.config.multiple
     edge = found.config.input_size(step + 1)
     images = torch.rand(1, 2, edge + step, edge, edge)

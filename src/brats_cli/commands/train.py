@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..core.config import TrainConfig
+    from ..core.network import Network
     from ..core.runs import Run
     from ..core.splits import Split
     from ..core.store import Store, StoredCases
@@ -52,12 +53,15 @@ def train(
     profile: Annotated[
         bool, typer.Option("--profile", help="Say whether data or network is slower, and stop.")
     ] = False,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Tell what the network costs, and stop.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in -o, or with the newest.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in -o.")] = False,
 ) -> None:
-    """Train a 3D U-Net with Dice loss; keep its best and its last checkpoint.
+    """Train a 3D U-Net, or a network of MONAI; keep its best and its last checkpoint.
 
     Prints a row an epoch: loss, validation Dice of whole, core and enhancing tumour,
     learning rate, and how long the network waited for data. Settings come from flags,
@@ -67,6 +71,8 @@ def train(
     Example: brats train --epochs 100 --gpu 0
 
     Example: brats train splits.yaml -c examples/cpu.yaml --device cpu -o runs/first
+
+    Example: brats train --summary --set network=monai/SegResNet
     """
     from ..core.config import load_config, parse_setting
     from ..core.devices import choose_device
@@ -77,6 +83,10 @@ def train(
     overrides = dict(parse_setting(text) for text in settings or [])
     flags = {"epochs": epochs, "patience": patience, "workers": workers}
     overrides |= {key: value for key, value in flags.items() if value is not None}
+    if summary:
+        resolved = load_config(config or (run.config if resume else None), **overrides)
+        _show_costs(resolved, choose_device(device, gpu))
+        return
     if resume:
         run.require_present()
         resolved = load_config(config or run.config, **overrides)
@@ -92,6 +102,7 @@ def train(
         console.message(f"{len(prepared.training) + len(prepared.validation)} cases in {folder}")
         return
     chosen = choose_device(device, gpu)
+    _network(resolved)  # what cannot be made is told now, not when the cases are prepared
     prepared = _prepare(split, fold, resolved, folder)
     split = replace(split, folds=(split.fold(fold),))
     with prepared.store.in_use(), _told_how_to_resume(run):
@@ -99,6 +110,65 @@ def train(
             _profile(resolved, prepared, chosen)
         else:
             _train(run, resolved, split, prepared, chosen, resume=resume)
+
+
+def _network(config: TrainConfig) -> Network:
+    """The network of a config, not trained."""
+    import torch
+
+    from ..core.config import UNetConfig
+    from ..core.labels import REGIONS
+    from ..core.network import make_network
+
+    with torch.device("meta" if isinstance(config.network, UNetConfig) else "cpu"):
+        return make_network(
+            config.network,
+            in_channels=len(config.modalities),
+            out_channels=len(REGIONS),
+            patch_size=config.patch_size,
+        )
+
+
+def _show_costs(config: TrainConfig, device: torch.device) -> None:
+    """A row for each part of the network: what it gives, and what it costs a patch."""
+    from ..core.costs import Cost, costs
+    from ..core.devices import arithmetic
+
+    dtype = arithmetic(device, config.precision)
+    parts = costs(
+        _network(config),
+        in_channels=len(config.modalities),
+        patch_size=config.patch_size,
+        dtype=dtype,
+    )
+    total = Cost(
+        part="total",
+        parameters=sum(part.parameters for part in parts),
+        flops=sum(part.flops for part in parts),
+        kept_bytes=sum(part.kept_bytes for part in parts),
+    )
+    console.table(
+        ["part", "output", "parameters", "GFLOP", "MB kept"],
+        [
+            [
+                part.part,
+                " x ".join(map(str, part.output)),
+                f"{part.parameters:,}",
+                f"{part.flops / 1e9:,.1f}",
+                f"{part.kept_bytes / 1e6:,.1f}",
+            ]
+            for part in [*parts, total]
+        ],
+    )
+    fixed = 4 * 4 * total.parameters / 1e9  # weights, gradients and Adam's two moments, float32
+    name = str(dtype).removeprefix("torch.")
+    console.message(
+        f"for one patch of {config.patch_size} voxels an edge, in {name}: forward, a "
+        "multiplication and an addition being\ntwo operations, the backward pass takes twice as "
+        f"many; MB kept for the backward pass.\nTraining with batch_size {config.batch_size} takes "
+        f"about {fixed + config.batch_size * total.kept_bytes / 1e9:.1f} GB, besides what the "
+        "convolutions work in."
+    )
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from zipfile import is_zipfile
 import torch
 
 from .. import __version__
-from .config import UNetConfig
+from .config import UNetConfig, network_config
 from .errors import CheckpointError, UnreadableFileError
 from .files import whole_file
 from .labels import REGIONS, LabelScheme, scheme_named
-from .network import UNet3D
+from .network import Network, make_network
 from .preparation import PREPARATION
 
 FORMAT = "brats-checkpoint/1"
@@ -97,13 +97,20 @@ class Checkpoint:
         """Enhancing tumour of less than this in all is taken for necrosis."""
         return float(self.decision.get("smallest_et_mm3", 0))
 
-    def network(self) -> UNet3D:
-        """The network with these weights (not copies of them), in evaluation mode."""
-        with torch.device("meta"):  # no random weights, which take longer than these
-            network = UNet3D(
-                UNetConfig.model_validate(self.config["network"]),
+    def network(self) -> Network:
+        """The network with these weights (not copies of them), in evaluation mode.
+
+        Raises:
+            ConfigError: If it is one of MONAI's, and MONAI is not installed or has it no more.
+        """
+        config = network_config(self.config["network"])
+        # No random weights, which take longer than these; MONAI reads some while it makes them.
+        with torch.device("meta" if isinstance(config, UNetConfig) else "cpu"):
+            network = make_network(
+                config,
                 in_channels=len(self.modalities),
                 out_channels=len(self.regions),
+                patch_size=self.patch_size,
             )
         network.load_state_dict(dict(self.weights), assign=True)
         return network.eval()

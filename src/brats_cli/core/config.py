@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from .errors import ConfigError
 from .files import whole_file
@@ -16,27 +23,62 @@ from .files import whole_file
 Modality = Literal["t1", "t1ce", "t2", "flair"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
+MONAI = "monai/"
+"""What the names of MONAI's networks start with."""
+
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class UNetConfig(_Settings):
-    """The shape of a `UNet3D`.
-
-    `channels: 64, levels: 5, norm: none, padding: valid` is the original 3D U-Net with its 23
-    convolutional layers (Çiçek et al. 2016; Ronneberger et al. 2015).
-    """
+    """The shape of a `UNet3D`; `CLASSIC` is the original's."""
 
     channels: int = Field(default=32, ge=1)
     """Channels of the first level; doubled on every level below."""
+    most_channels: int | None = Field(default=None, ge=1)
+    """Channels that no level goes beyond, as nnU-Net's 320; `null` doubles them down to the
+    lowest level. No limit by default: with 32 channels only the lowest of five levels has more
+    than 320, where a convolution costs a hundredth of what it does on the first."""
     levels: int = Field(default=5, ge=2, le=7)
     """Resolutions, the full one included: `levels - 1` max poolings."""
-    norm: Literal["batch", "instance", "none"] = "batch"
-    """Between convolution and ReLU. Batch norm's statistics do not depend on the window at
+    norm: Literal["batch", "instance", "group", "none"] = "batch"
+    """Between convolution and activation. Batch norm's statistics do not depend on the window at
     inference, so that one pass over a whole brain computes the same as many windows."""
+    activation: Literal["relu", "leaky_relu", "elu", "silu"] = "relu"
+    """After the norm; the slope of `leaky_relu` is 0.01."""
+    dropout: float = Field(default=0, ge=0, lt=1)
+    """Share of the channels that training blanks after each activation."""
+    residual: bool = False
+    """Add the input of each pair of convolutions to its output."""
+    deep_supervision: bool = False
+    """Train the lower resolutions of the way up on the regions too, but for the lowest."""
+    upsampling: Literal["transposed", "trilinear"] = "transposed"
+    """2x2x2 up-convolution, or a 1x1x1 convolution and interpolation."""
     padding: Literal["same", "valid"] = "same"
     """`valid` pads nothing and crops the skip connections, as in the original."""
+
+    @model_validator(mode="after")
+    def _lower_resolutions_must_exist(self) -> UNetConfig:
+        if self.deep_supervision and self.levels < 4:
+            raise ConfigError(
+                f"a network of {self.levels} levels has no lower resolution for deep_supervision",
+                hint="it leaves out the two lowest levels: use 4 or more, or deep_supervision: "
+                "false",
+            )
+        return self
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, the full resolution first."""
+        doubled = [self.channels * 2**level for level in range(self.levels)]
+        most = self.most_channels or doubled[-1]
+        return [min(width, most) for width in doubled]
+
+    @property
+    def depends_on_window(self) -> bool:
+        """Whether the size of the window decides what is computed at a voxel."""
+        return self.norm in ("instance", "group")
 
     @property
     def multiple(self) -> int:
@@ -46,9 +88,10 @@ class UNetConfig(_Settings):
     @property
     def margin(self) -> int:
         """Voxels that the output is smaller by on each side: 0 under `padding: same`."""
-        # Each level loses `_lost` of its own voxels going down, and again going up but for the
-        # lowest; a voxel of level l is 2^l voxels of the full resolution.
-        return self._lost * ((2 * self.multiple - 1) + (self.multiple - 1)) // 2
+        # Each level loses `_lost_down` of its own voxels going down, and `_lost_up` going up but
+        # for the lowest; a voxel of level l is 2^l voxels of the full resolution.
+        down = self._lost_down * (2 * self.multiple - 1)
+        return (down + self._lost_up * (self.multiple - 1)) // 2
 
     def output_size(self, edge: int) -> int:
         """Edge of the output for an input of `edge` voxels.
@@ -71,14 +114,93 @@ class UNetConfig(_Settings):
         return edge + (-self._remainder(edge)) % self.multiple
 
     @property
-    def _lost(self) -> int:
+    def _lost_down(self) -> int:
         return 4 if self.padding == "valid" else 0  # two 3x3x3 convolutions, a voxel on each side
+
+    @property
+    def _lost_up(self) -> int:
+        # Interpolation has no neighbour for the outermost voxels, which would differ at a seam.
+        interpolated = 2 if self.padding == "valid" and self.upsampling == "trilinear" else 0
+        return self._lost_down + interpolated
 
     def _remainder(self, edge: int) -> int:
         """What keeps `edge` from being halved at every level: 0 if nothing does."""
         # Going up from n voxels at the lowest level, the output is n * 2^(levels-1) - this:
-        cropped = self._lost * (self.multiple - 1)
+        cropped = self._lost_up * (self.multiple - 1)
         return (edge - 2 * self.margin + cropped) % self.multiple
+
+
+CLASSIC = UNetConfig(
+    channels=64,
+    most_channels=None,
+    levels=5,
+    norm="none",
+    activation="relu",
+    dropout=0,
+    residual=False,
+    deep_supervision=False,
+    upsampling="transposed",
+    padding="valid",
+)
+"""The U-Net of 23 convolutional layers (Ronneberger et al. 2015, arXiv 1505.04597) in three
+dimensions (Çiçek et al. 2016, arXiv 1606.06650): 64 to 1024 channels, no norm, no padding."""
+
+PRESETS: Mapping[str, UNetConfig] = {"unet": UNetConfig(), "classic": CLASSIC}
+"""Networks of brats by the names that `network` may have."""
+
+
+class MonaiConfig(_Settings):
+    """A network of MONAI, by the name of its class in `monai.networks.nets`."""
+
+    name: str = Field(pattern=f"^{MONAI}.+")
+    """As `monai/SegResNet`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What the class is called with, beside what brats knows: channels and patch size."""
+
+
+WELL_KNOWN = (
+    "monai/AttentionUnet",
+    "monai/BasicUNet",
+    "monai/DynUNet",
+    "monai/SegResNet",
+    "monai/SwinUNETR",
+    "monai/UNETR",
+    "monai/UNet",
+    "monai/VNet",
+)
+"""To hint at only: which networks there are, the MONAI that is installed knows."""
+
+NetworkConfig = UNetConfig | MonaiConfig
+
+
+def network_config(value: object) -> NetworkConfig:
+    """A network's config from its name, or from settings that may start from a `name`.
+
+    `classic` and `{name: classic, padding: same}` are `CLASSIC` and a variant of it; without a
+    name, settings start from the default. `monai/SegResNet` takes `options`.
+
+    Raises:
+        ConfigError: If no network has the name.
+        ValidationError: If it does not have the settings.
+    """
+    if isinstance(value, UNetConfig | MonaiConfig):
+        return value
+    settings = {"name": value} if isinstance(value, str) else value
+    if not isinstance(settings, Mapping) or "name" not in settings:
+        return UNetConfig.model_validate(settings)
+    name = settings["name"]
+    if str(name).startswith(MONAI):
+        return MonaiConfig.model_validate(settings)
+    if name not in PRESETS:
+        near = difflib.get_close_matches(str(name), [*PRESETS, *WELL_KNOWN], n=1, cutoff=0.5)
+        raise ConfigError(
+            f"there is no network '{name}'",
+            hint=f"did you mean '{near[0]}'?"
+            if near
+            else f"networks are {', '.join(PRESETS)} and MONAI's, as monai/SegResNet",
+        )
+    others = {key: setting for key, setting in settings.items() if key != "name"}
+    return UNetConfig.model_validate({**PRESETS[name].model_dump(), **others})
 
 
 class AugmentConfig(_Settings):
@@ -145,12 +267,16 @@ class TrainConfig(_Settings):
     healthy brain, and finds tumour in it."""
     modalities: tuple[Modality, ...] = Field(default=("t1", "t1ce", "t2", "flair"), min_length=1)
     """Sequences the network sees, in this order."""
-    network: UNetConfig = UNetConfig()
-    """The shape of the network."""
+    network: Annotated[NetworkConfig, BeforeValidator(network_config)] = UNetConfig()
+    """The network: the shape of a U-Net, `classic`, or one of MONAI's, as `monai/SegResNet`."""
     augmentation: AugmentConfig = AugmentConfig()
     """How much patches are varied."""
-    loss: Literal["dice", "dice_ce"] = "dice"
-    """Dice loss, or its sum with binary cross-entropy."""
+    loss: Literal["dice", "dice_ce", "dice_focal", "jaccard"] = "dice"
+    """Dice loss, its sum with binary cross-entropy or focal loss, or Jaccard loss."""
+    loss_per_sample: bool = False
+    """Overlap of each patch on its own, not of all patches of a step together."""
+    loss_squared: bool = False
+    """Probabilities squared in the denominator of the overlap (Milletari et al. 2016)."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """Adam, Adam with decoupled weight decay, or SGD with Nesterov's momentum of 0.99."""
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -186,7 +312,8 @@ class TrainConfig(_Settings):
 
     @model_validator(mode="after")
     def _patch_must_fit(self) -> TrainConfig:
-        self.network.output_size(self.patch_size)
+        if isinstance(self.network, UNetConfig):  # MONAI's are asked when they are made
+            self.network.output_size(self.patch_size)
         return self
 
     def save(self, path: Path) -> None:
@@ -200,18 +327,19 @@ def load_config(path: Path | None = None, **overrides: object) -> TrainConfig:
 
     Args:
         path: YAML file with any of the settings.
-        overrides: Settings by name; `{"network.channels": 16}` reaches into a section.
+        overrides: Settings by name; `{"network.channels": 16}` reaches into a section, after
+            `{"network": "classic"}` has replaced it.
 
     Raises:
         ConfigError: If a setting is unknown (the hint suggests the nearest) or cannot be so.
     """
     settings = _read_yaml(path) if path else {}
-    for key, value in overrides.items():
+    for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
         _put(settings, key.split("."), value)
     try:
         return TrainConfig.model_validate(settings)
     except ValidationError as error:
-        raise _as_config_error(error, path) from error
+        raise _as_config_error(error, settings, path) from error
 
 
 def parse_setting(text: str) -> tuple[str, object]:
@@ -250,6 +378,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _put(settings: dict[str, Any], keys: list[str], value: object) -> None:
     for key in keys[:-1]:
         inner = settings.setdefault(key, {})
+        if key == "network" and isinstance(inner, str):
+            inner = settings[key] = {"name": inner}
         if not isinstance(inner, dict):
             raise ConfigError(
                 f"setting '{'.'.join(keys)}' is not within a section",
@@ -259,16 +389,20 @@ def _put(settings: dict[str, Any], keys: list[str], value: object) -> None:
     settings[keys[-1]] = value
 
 
-def _as_config_error(error: ValidationError, path: Path | None) -> ConfigError:
+def _as_config_error(
+    error: ValidationError, settings: Mapping[str, Any], path: Path | None
+) -> ConfigError:
     first = error.errors()[0]
     keys = [str(part) for part in first["loc"]]
     where = f" in {path}" if path else ""
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(keys[-1], _known_settings(keys[:-1]), n=1)
-        listing = ", ".join(_known_settings(keys[:-1]))
+        known = _known_settings(keys[:-1], settings)
+        near = difflib.get_close_matches(keys[-1], known, n=1)
         return ConfigError(
             f"unknown setting '{'.'.join(keys)}'{where}",
-            hint=f"did you mean '{near[0]}'?" if near else f"the settings here are {listing}",
+            hint=f"did you mean '{near[0]}'?"
+            if near
+            else f"the settings here are {', '.join(known)}",
         )
     return ConfigError(
         f"setting '{'.'.join(keys)}'{where} cannot be {first['input']!r}",
@@ -276,7 +410,10 @@ def _as_config_error(error: ValidationError, path: Path | None) -> ConfigError:
     )
 
 
-def _known_settings(section: list[str]) -> list[str]:
+def _known_settings(section: list[str], settings: Mapping[str, Any]) -> list[str]:
+    if section == ["network"]:
+        of_monai = str(settings["network"].get("name")).startswith(MONAI)
+        return list((MonaiConfig if of_monai else UNetConfig).model_fields)
     model: Mapping[str, Any] = TrainConfig.model_fields
     for key in section:
         model = model[key].annotation.model_fields

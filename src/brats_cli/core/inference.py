@@ -16,7 +16,9 @@ from .checkpoints import THRESHOLD as THRESHOLD
 from .config import UNetConfig
 from .devices import autocast, memory_for_network
 from .errors import DeviceError
-from .network import UNet3D
+from .labels import REGIONS
+from .monai_networks import MonaiShape
+from .network import Network, UNet3D
 
 OVERLAP = 0.5
 """Share of a window that its neighbour covers too."""
@@ -41,7 +43,7 @@ _FLOOR = 1e-3
 
 @torch.inference_mode()
 def probabilities(
-    network: UNet3D,
+    network: Network,
     images: torch.Tensor,
     *,
     patch_size: int,
@@ -54,8 +56,8 @@ def probabilities(
     """Probability of each region at each voxel of a prepared case.
 
     One pass over everything where memory allows, else as few windows as cover it, weighted by
-    Gaussians that never vanish. With `norm: instance` the windows have the size of the training
-    patch, because the statistics of the window decide what such a network computes.
+    Gaussians that never vanish. Where the window decides what a network computes, as by the
+    statistics of instance and group norm, windows have the size of the training patch.
 
     Args:
         network: In evaluation mode, on `device`.
@@ -73,7 +75,7 @@ def probabilities(
     Raises:
         DeviceError: If not even a small window fits into the device's memory.
     """
-    sums = 4 * network.output.out_channels * images[0].numel()
+    sums = 4 * len(REGIONS) * images[0].numel()
     passes = _Passes(
         network,
         device,
@@ -93,7 +95,7 @@ def probabilities(
 
 
 def _window(
-    network: UNet3D,
+    network: Network,
     images: torch.Tensor,
     patch_size: int,
     device: torch.device,
@@ -103,7 +105,7 @@ def _window(
 ) -> tuple[int, ...]:
     """Size of the windows that a case is best computed in."""
     size = tuple(images.shape[1:])
-    if network.config.norm == "instance":
+    if network.config.depends_on_window:
         edge = network.config.output_size(patch_size)
         return tuple(min(edge, side) for side in size)
     # A large volume's own images and sums lie in the memory that a CPU computes in.
@@ -126,7 +128,7 @@ class _Passes:
         home: Where the windows are added up.
     """
 
-    network: UNet3D
+    network: Network
     device: torch.device
     dtype: torch.dtype
     window: tuple[int, ...]
@@ -189,7 +191,7 @@ class _Passes:
         if self.at_once > 1 or self.home != CPU:
             return replace(self, at_once=1, home=CPU)
         window = _halved(self.window, self.network.config.multiple)
-        if window == self.window or self.network.config.norm == "instance":
+        if window == self.window or self.network.config.depends_on_window:
             raise DeviceError(
                 f"{self.device} has no memory for {' x '.join(map(str, self.window))} voxels "
                 f"of a network of {self.network.config.channels} channels",
@@ -198,21 +200,21 @@ class _Passes:
         return replace(self, window=window)
 
 
-def around(config: UNetConfig, side: int) -> tuple[int, int]:
+def around(config: UNetConfig | MonaiShape, side: int) -> tuple[int, int]:
     """Voxels that a network reads before and after a window of `side` voxels along an axis.
 
-    Its margin under `padding: valid`, else `CONTEXT`, and what makes the sum divisible. With
-    instance norm there is no context, which would change the statistics of the window.
+    Its margin under `padding: valid`, else `CONTEXT`, and what makes the sum divisible. Where the
+    window decides what is computed there is no context, which would change that.
     """
-    if config.padding == "valid":
+    if config.margin:
         return config.margin, config.input_size(side) - side - config.margin
-    context = 0 if config.norm == "instance" else CONTEXT
+    context = 0 if config.depends_on_window else CONTEXT
     more = config.input_size(side + 2 * context) - side
     return more // 2, more - more // 2
 
 
 def largest_window(
-    network: UNet3D, size: Sequence[int], budget: int, dtype: torch.dtype
+    network: Network, size: Sequence[int], budget: int, dtype: torch.dtype
 ) -> tuple[int, ...]:
     """The image's size, its longest edges halved until one pass fits into `budget` bytes."""
     config = network.config
@@ -280,12 +282,13 @@ def _chunks(corners: Sequence[tuple[int, ...]], size: int) -> Iterator[Sequence[
         yield corners[first : first + size]
 
 
-def fused(network: UNet3D) -> UNet3D:
+def fused(network: Network) -> Network:
     """`network`, in evaluation mode, with each batch norm made part of the convolution before it.
 
-    The same function to rounding, in fewer passes over memory.
+    The same function to rounding, in fewer passes over memory. MONAI's networks stay as they are:
+    what stands in a row there need not be computed in a row.
     """
-    for module in list(network.modules()):
+    for module in list(network.modules()) if isinstance(network, UNet3D) else []:
         if isinstance(module, nn.Sequential):
             _fuse(module)
     return network

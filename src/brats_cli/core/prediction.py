@@ -18,7 +18,7 @@ from .errors import BratsError, ConfigError, MissingModalityError
 from .inference import MIRRORS, OVERLAP, fused, probabilities
 from .labels import LabelScheme, scheme_named
 from .naming import BESIDE
-from .network import UNet3D
+from .network import Network
 from .preparation import prepare, to_native
 from .volumes import Volume, shape_on_disk, stem, times, write_label_map, write_maps
 
@@ -316,11 +316,11 @@ class Predictor:
             raise MissingModalityError(case.id, missing, case.images, hint=_ways_out(present))
         return present
 
-    def _networks(self) -> Iterator[tuple[Checkpoint, UNet3D]]:
+    def _networks(self) -> Iterator[tuple[Checkpoint, Network]]:
         for checkpoint in self.checkpoints:
             yield checkpoint, self._only or self._on_device(checkpoint)
 
-    def _on_device(self, checkpoint: Checkpoint) -> UNet3D:
+    def _on_device(self, checkpoint: Checkpoint) -> Network:
         return fused(checkpoint.network()).to(self.device)
 
 

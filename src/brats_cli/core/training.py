@@ -15,14 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .augment import augment
 from .checkpoints import Checkpoint
-from .config import TrainConfig
+from .config import TrainConfig, network_config
 from .devices import arithmetic, autocast
 from .errors import BratsError, CheckpointError
 from .group import ALONE, Group
 from .inference import THRESHOLD, probabilities
 from .labels import REGIONS, LabelScheme
-from .losses import LOSSES
-from .network import UNet3D, crop
+from .losses import training_loss
+from .network import Network, make_network
 from .parallel import available_cpus
 from .sampling import Batch, Patches, batches
 from .store import StoredCase
@@ -227,8 +227,11 @@ class _Learner:
         torch.manual_seed(config.seed)
         self.config, self.scheme, self.device, self.group = config, scheme, device, group
         self.dtype = arithmetic(device, config.precision)
-        self.network = UNet3D(
-            config.network, in_channels=len(config.modalities), out_channels=len(REGIONS)
+        self.network = make_network(
+            config.network,
+            in_channels=len(config.modalities),
+            out_channels=len(REGIONS),
+            patch_size=config.patch_size,
         ).to(device)
         self.optimizer = _optimizer(config, self.network)
         # Gradients of float16 would vanish below 6e-8.
@@ -241,7 +244,7 @@ class _Learner:
         self.replica = DistributedDataParallel(self.network) if group.size > 1 else self.network
 
     @property
-    def kept(self) -> UNet3D:
+    def kept(self) -> Network:
         """The network that is validated and kept."""
         return self.network if self.average is None else self.average
 
@@ -312,8 +315,8 @@ class _Learner:
         step, part = divmod(number, self.config.accumulate)
         last = part + 1 == self.config.accumulate
         with autocast(self.device, self.dtype):
-            logits = self.replica(images.contiguous(memory_format=torch.channels_last_3d))
-        loss = LOSSES[self.config.loss](logits, crop(targets, logits.shape[2:]))
+            outputs = self.replica(images.contiguous(memory_format=torch.channels_last_3d))
+        loss = training_loss(self.config, outputs, targets)
         self.scaler.scale(loss / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
         if last:
             self._step(step)
@@ -332,10 +335,9 @@ class _Learner:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             done = self.progress.epoch * self.config.steps_per_epoch + step
-            # At first the mean of the weights so far, or it would remember the random ones long.
-            _draw_near(
-                self.average, self.network, 1 - min(self.config.ema_decay, done / (done + 9))
-            )
+            # At first a shorter memory, or the average would keep the random weights for long.
+            decay = min(self.config.ema_decay, done / (done + 9))
+            _draw_near(self.average, self.network, 1 - decay)
 
     def _diverged(self, number: int, loss: float, case_ids: Sequence[str]) -> TrainingError:
         step = number // self.config.accumulate + 1
@@ -349,12 +351,7 @@ class _Learner:
 
     def _seed(self, *batch: int) -> int:
         """A seed by place in the run, so that a resumed run goes on as an unbroken one."""
-        place = (
-            self.config.seed,
-            self.progress.epoch,
-            *batch,
-            *[self.group.rank][: self.group.rank],
-        )
+        place = (self.config.seed, self.group.rank, self.progress.epoch, *batch)
         seed = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
         return int(seed >> 1)
 
@@ -393,7 +390,7 @@ class _Learner:
             )
         settings = self.config.model_dump(mode="json")
         for name in ("network", "modalities"):
-            if checkpoint.config[name] != settings[name]:
+            if _resolved(name, checkpoint.config[name]) != settings[name]:
                 raise CheckpointError(
                     f"the run's {name} is {checkpoint.config[name]}, not {settings[name]}",
                     hint=f"a run keeps its {name}: train another with -o NAME, without --resume",
@@ -407,8 +404,13 @@ class _Learner:
         self.progress = Progress(**checkpoint.state["progress"])
 
 
+def _resolved(name: str, setting: Any) -> Any:
+    """A setting of an older checkpoint, with the defaults of what was not there yet."""
+    return network_config(setting).model_dump(mode="json") if name == "network" else setting
+
+
 def validate(
-    network: UNet3D,
+    network: Network,
     cases: Sequence[StoredCase],
     scheme: LabelScheme,
     config: TrainConfig,

@@ -1,0 +1,116 @@
+"""What a network costs: parameters, arithmetic and memory, told without computing anything."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from .network import Network, UNet3D
+
+# Of one, batch norm has no statistics where the lowest level is a single voxel.
+_PATCHES = 2
+
+
+@dataclass
+class Cost:
+    """What a part of a network costs, for one patch in training.
+
+    Attributes:
+        part: Its name in the network, and so in the checkpoint.
+        parameters: Numbers that it learns.
+        output: Shape of what it gives, (C, X, Y, Z); empty if that is not one map.
+        flops: Floating-point operations of the forward pass: a multiplication and an addition are
+            two. `torch.utils.flop_counter` counts them, of convolutions, matrix products and
+            attention; the rest is little. The backward pass takes twice as many.
+        kept_bytes: Memory of what the forward pass keeps for the backward pass.
+    """
+
+    part: str
+    parameters: int
+    output: tuple[int, ...] = ()
+    flops: int = 0
+    kept_bytes: int = 0
+
+
+def costs(network: Network, *, in_channels: int, patch_size: int, dtype: torch.dtype) -> list[Cost]:
+    """The cost of each part of a network in training, in the order in which a patch meets them.
+
+    What happens between two parts, as pooling, counts with the part before. The network is run on
+    the meta device, where tensors have shapes and no values: at once, and in no memory.
+
+    Args:
+        network: On any device; a copy of it is run.
+        in_channels: Modalities.
+        patch_size: Edge of the patch.
+        dtype: Type of the convolutions, in which activations are kept.
+    """
+    network = copy.deepcopy(network).to("meta").train()
+    met: dict[str, Cost] = {}
+    within: list[str] = []
+    counter = FlopCounterMode(display=False)
+    counted = {_storage(tensor) for tensor in [*network.parameters(), *network.buffers()]}
+    alive: list[torch.Tensor] = []  # a storage's number may be given again once it is gone
+
+    def settle() -> None:
+        """Give what was computed since the last time to the part met last."""
+        if met:
+            done = sum(cost.flops for cost in met.values())
+            list(met.values())[-1].flops += counter.get_total_flops() - done
+
+    def begin(name: str, module: nn.Module) -> None:
+        within.append(name)
+        if len(within) > 1:  # a part that is used within another as well
+            return
+        settle()
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        met[name] = met.pop(name, Cost(name, parameters))
+
+    def end(name: str, found: object) -> None:
+        within.pop()
+        if isinstance(found, torch.Tensor) and not within:
+            met[name].output = tuple(found.shape[1:])
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if _storage(tensor) not in counted:
+            counted.add(_storage(tensor))
+            alive.append(tensor)
+            list(met.values())[-1].kept_bytes += _bytes(tensor, dtype)
+        return tensor
+
+    for name, module in _parts(network):
+        module.register_forward_pre_hook(lambda module, _, name=name: begin(name, module))
+        module.register_forward_hook(lambda _module, _, found, name=name: end(name, found))
+    edges = (patch_size, patch_size, patch_size)
+    with counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(torch.zeros(_PATCHES, in_channels, *edges, device="meta"))
+    settle()
+    for cost in met.values():
+        cost.flops //= _PATCHES
+        cost.kept_bytes //= _PATCHES
+    return list(met.values())
+
+
+def _parts(network: Network) -> Iterator[tuple[str, nn.Module]]:
+    """What a row is about: each child of a network, and each layer of a list of layers."""
+    within: nn.Module = network if isinstance(network, UNet3D) else network.net
+    for name, child in within.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from ((f"{name}.{number}", layer) for number, layer in enumerate(child))
+        else:
+            yield name, child
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _bytes(tensor: torch.Tensor, dtype: torch.dtype) -> int:
+    """Memory of a tensor's storage, if its floating-point values are of `dtype`."""
+    values = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return values * (dtype if tensor.is_floating_point() else tensor.dtype).itemsize
