@@ -25,11 +25,12 @@ LAYERS = [
     *("scans", "defects", "check", "repair"),
     *("config", "preparation", "store", "sampling", "augment"),
     *("network", "losses", "checkpoints", "devices", "inference", "prediction", "batches"),
-    *("training", "runs"),
+    *("figures", "training", "runs"),
     *("metrics", "evaluation", "surfaces", "meshfiles", "phantom"),
 ]
 
 AT_HOME = {
+    "matplotlib": {"core/figures"},
     "medpy": {"core/metrics"},
     "pydantic": {"core/config"},
     "rich": {"console"},

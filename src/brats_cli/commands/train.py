@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
     from ..core.store import Store, StoredCases
     from ..core.training import Epoch
 
-HEADER = " epoch     loss     WT     TC     ET   mean       lr  patches/s  wait"
+HEADER = "  epoch    loss    WT    TC    ET  mean       lr patches/s  wait    time"
+
+HEADER_EVERY = 20
+"""Rows after which a terminal shows the header again: the last one may be out of sight."""
 
 
 def train(
@@ -94,21 +99,36 @@ def train(
     chosen = choose_device(device, gpu)
     prepared = _prepare(split, fold, resolved, folder)
     split = replace(split, folds=(split.fold(fold),))
-    with prepared.store.in_use(), _told_how_to_resume(run):
+    with prepared.store.in_use():
         if profile:
             _profile(resolved, prepared, chosen)
-        else:
+            return
+        # Of what was typed, what the run's own files do not say.
+        options = {"--store": store, "--gpu": gpu, "--device": None if device == "auto" else device}
+        with _told_how_to_resume(run, splits, options):
             _train(run, resolved, split, prepared, chosen, resume=resume)
 
 
 @contextmanager
-def _told_how_to_resume(run: Run) -> Iterator[None]:
-    """On Ctrl-C, say what is kept and how to go on."""
+def _told_how_to_resume(run: Run, splits: Path, options: Mapping[str, object]) -> Iterator[None]:
+    """On Ctrl-C or SIGTERM, say what is kept and how to go on.
+
+    `last.pt` is that of the last whole epoch. Resuming trains the one in work again, on the same
+    patches: what comes out is the run that was never stopped.
+    """
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
+        words: list[object] = [] if str(splits) == "splits.yaml" else [splits]
+        for option, value in {"-o": run.folder, **options}.items():
+            words += [] if value is None else [option, value]
+        command = f"brats train {shlex.join(map(str, words))} --resume"
         if run.last.exists():
-            console.message(f"stopped; go on with: brats train -o {run.folder} --resume")
+            console.message(f"stopped; the epochs done are in last.pt\ngo on with: {command}")
+        elif run.config.exists():
+            console.message(
+                f"stopped in the first epoch, of which nothing is kept\nbegin anew with: {command}"
+            )
         raise
 
 
@@ -177,6 +197,7 @@ def _train(
 ) -> None:
     """Run the epochs, showing and saving each."""
     from ..core.devices import arithmetic, describe
+    from ..core.runs import Board
     from ..core.training import train as epochs_of
 
     checkpoint = run.resume() if resume else None
@@ -185,55 +206,123 @@ def _train(
     arithmetic_name = str(arithmetic(device, config.precision)).removeprefix("torch.")
     console.message(
         f"training on {describe(device)} in {arithmetic_name}: {len(prepared.training)} cases, "
-        f"{len(prepared.validation)} to validate\nrun: {run.folder}\n{HEADER}"
+        f"{len(prepared.validation)} to validate\nrun: {run.folder}"
     )
-    with console.progress() as bars:
-        task = bars.add_task("steps", total=config.steps_per_epoch)
-        for epoch in epochs_of(
-            config,
-            prepared.training,
-            prepared.validation,
-            prepared.store.scheme,
-            device,
-            resume=checkpoint,
-            on_step=lambda step: bars.update(task, completed=step),
+    with Board(run) as board, console.last_line() as show:
+        pace = _Pace(config, len(prepared.validation), checkpoint.epoch if checkpoint else 0, show)
+        for shown, epoch in enumerate(
+            epochs_of(
+                config,
+                prepared.training,
+                prepared.validation,
+                prepared.store.scheme,
+                device,
+                resume=checkpoint,
+                on_step=pace.step,
+                on_case=lambda *_: pace.case(),
+            )
         ):
             if resume:
                 run.note(config)  # not before: settings that do not fit the run are refused
+            board.add(epoch)
             run.record(epoch)
-            console.message(_row(epoch, config.epochs))
+            if shown == 0 or (shown % HEADER_EVERY == 0 and console.is_live()):
+                console.message(HEADER, style="bold")
+            console.message(_row(epoch, config.epochs), style="green" if epoch.is_best else "")
+            pace.next(epoch)
             if epoch.stops:
                 console.message(f"stopped: no better score for {config.patience} validations")
     _summary(run)
 
 
+class _Pace:
+    """The line below the rows: how far the epoch in work is, and how long it all may take."""
+
+    def __init__(self, config: TrainConfig, cases: int, done: int, show: console.ShowLine) -> None:
+        self.config, self.cases, self.show = config, cases, show
+        self.number = done + 1
+        self.validated = 0
+        self.validation_seconds = 0.0  # of the last validation
+        self.step_seconds: float | None = None  # the mean of this epoch, else of the last
+        self.first: float | None = None  # when this epoch's first step was done
+        self.told = 0.0
+        if done < config.epochs:
+            self._line(0, "", config.steps_per_epoch)
+
+    def step(self, step: int, loss: torch.Tensor) -> None:
+        """A step is done; seldom enough that asking for its loss costs nothing, show it."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now  # workers and kernels start with the first step: it is not typical
+        elif step > 1:
+            self.step_seconds = (now - self.first) / (step - 1)
+        steps = self.config.steps_per_epoch
+        if console.is_live() and (now - self.told > 0.5 or step in (1, steps)):
+            self.told = now
+            self._line(step / steps, f"{step}/{steps}  loss {loss.item():.4f}", steps - step)
+
+    def case(self) -> None:
+        """A case is validated."""
+        self.validated += 1
+        told = f"validated {self.validated}/{self.cases}"
+        self._line(self.validated / self.cases, told, 0)
+
+    def next(self, epoch: Epoch) -> None:
+        """An epoch is over."""
+        self.number, self.validated, self.first = epoch.number + 1, 0, None
+        self.validation_seconds = epoch.validation_seconds or self.validation_seconds
+        if not epoch.stops and epoch.number < self.config.epochs:
+            self._line(0, "", self.config.steps_per_epoch)
+
+    def _line(self, share: float, told: str, steps_left: int) -> None:
+        config = self.config
+        left = ""
+        if self.step_seconds is not None:
+            unseen = 1 - self.validated / self.cases
+            rest = steps_left * self.step_seconds + unseen * self.validation_seconds
+            epoch = config.steps_per_epoch * self.step_seconds + self.validation_seconds
+            run = rest + (config.epochs - self.number) * epoch
+            left = f"  {console.duration(rest)} left, run {console.duration(run)}"
+        number = f"{self.number}/{config.epochs}"
+        self.show(f"{number:>7}", share, told + left)
+
+
 def _row(epoch: Epoch, epochs: int) -> str:
-    dice = [
-        f"{epoch.dice[region]:6.3f}" if epoch.dice else "     -" for region in ("WT", "TC", "ET")
-    ]
+    dice = [*(epoch.dice.values() if epoch.dice else [None] * 3), epoch.mean_dice]
     number = f"{epoch.number}/{epochs}"
+    took = console.duration(epoch.seconds + epoch.validation_seconds)
     return (
-        f"{number:>7} {epoch.loss:8.4f} {' '.join(dice)} {console.number(epoch.mean_dice):>6} "
-        f"{epoch.learning_rate:8.1e} {epoch.patches_per_second:10.1f} "
-        f"{epoch.data_wait_percent:4.0f}%{' best' if epoch.is_best else ''}"
+        f"{number:>7} {epoch.loss:7.4f} {' '.join(f'{console.number(each):>5}' for each in dice)} "
+        f"{epoch.learning_rate:8.1e} {epoch.patches_per_second:9.1f} "
+        f"{epoch.data_wait_percent:4.0f}% {took:>7}{' best' if epoch.is_best else ''}"
     )
 
 
 def _summary(run: Run) -> None:
-    """Where the run is, its best epoch, and the command that comes next."""
-    scored = [row for row in run.rows() if row["val_dice_mean"]]
+    """The best epoch, what the run took, where it is, and the command that comes next."""
+    rows = run.rows()
+    scored = [row for row in rows if row["val_dice_mean"]]
     if not scored:
         console.message(f"{run.folder} has no validated epoch yet: --resume it with more --epochs")
         return
     best = max(scored, key=lambda row: float(row["val_dice_mean"]))
+    seconds = sum(float(row["seconds"]) + float(row["validation_seconds"]) for row in rows)
+    memory = max(float(row.get("peak_memory_mb") or 0) for row in rows)
     console.table(
-        ["run", "best epoch", "WT", "TC", "ET", "mean Dice"],
+        ["run", "best", "WT", "TC", "ET", "mean", "time", "memory"],
         [
             [
                 str(run.folder),
-                f"{best['epoch']} of {run.rows()[-1]['epoch']}",
+                f"{best['epoch']}/{rows[-1]['epoch']}",
                 *(f"{float(best[f'val_dice_{name}']):.3f}" for name in ("WT", "TC", "ET", "mean")),
+                console.duration(seconds),
+                f"{memory / 1000:.1f} GB" if memory else "-",
             ]
         ],
     )
-    console.message(f"next: brats predict CASE -o seg.nii.gz --model {run.folder}")
+    files = ", ".join(path.name for path in (run.best, run.log, run.curves))
+    console.message(
+        f"in {run.folder}: {files}\n"
+        f"look: tensorboard --logdir {run.folder.parent}\n"
+        f"next: brats predict CASE -o seg.nii.gz --model {run.folder}"
+    )

@@ -7,17 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 from .checkpoints import Checkpoint
 from .config import TrainConfig
-from .errors import CheckpointError, OutputExistsError
+from .errors import CheckpointError, OutputError, OutputExistsError
+from .figures import draw_curves
 from .files import require_writable, whole_file
 from .labels import REGIONS
 from .splits import Split
 from .training import Epoch
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 RUNS = Path("runs")
 """Where runs go by default, in the folder one works in."""
+
+_EVENTS = "events.out.tfevents."  # how TensorBoard names its files
 
 COLUMNS = (
     "epoch",
@@ -30,6 +38,7 @@ COLUMNS = (
     "validation_seconds",
     "data_wait_percent",
     "patches_per_second",
+    "peak_memory_mb",
 )
 
 
@@ -53,6 +62,11 @@ class Run:
     def log(self) -> Path:
         """A row an epoch."""
         return self.folder / "log.csv"
+
+    @property
+    def curves(self) -> Path:
+        """The log as a picture."""
+        return self.folder / "curves.png"
 
     @classmethod
     def newest(cls) -> Run:
@@ -109,8 +123,8 @@ class Run:
 
     def start(self, config: TrainConfig, split: Split) -> None:
         """Make the folder, with its config and split; in a folder `runs`, note it as the newest."""
-        for name in ("log.csv", "best.pt", "last.pt"):
-            (self.folder / name).unlink(missing_ok=True)
+        for old in (self.log, self.curves, self.best, self.last, *self.folder.glob(f"{_EVENTS}*")):
+            old.unlink(missing_ok=True)
         self.note(config)
         split.save(self.splits, overwrite=True)
         if self.folder.absolute().parent.name == RUNS.name:
@@ -126,18 +140,23 @@ class Run:
         return Checkpoint.load(self.last) if self.last.exists() else None
 
     def record(self, epoch: Epoch) -> None:
-        """Add an epoch to the log, and save its checkpoints.
+        """Add an epoch to the log, save its checkpoints, and draw the curves anew.
 
-        `last.pt` goes last: if this is cut short, resuming repeats the epoch and writes the same.
+        `last.pt` goes after what it makes sure of: if this is cut short before, resuming repeats
+        the epoch and writes the same. A picture is not worth an epoch.
         """
         rows = [row for row in self.rows() if int(row["epoch"]) < epoch.number]
+        # A log of another version of brats keeps its columns, and has no values in ours.
+        columns = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
+        rows.append(_row(epoch))
         with whole_file(self.log) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
-            writer.writerows([*rows, _row(epoch)])
+            writer.writerows(rows)
         if epoch.is_best:
             replace(epoch.checkpoint, state=None).save(self.best)
         epoch.checkpoint.save(self.last)
+        draw_curves(rows, self.curves)
 
     def rows(self) -> list[dict[str, str]]:
         """The log's rows so far."""
@@ -145,6 +164,50 @@ class Run:
             return []
         with self.log.open(newline="") as file:
             return list(csv.DictReader(file))
+
+
+class Board:
+    """A run's events for TensorBoard, in its folder; a context, at whose end they are all written.
+
+    What it shows of an epoch that is added again, after a resume, is what was added last.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.folder = run.folder
+        self._writer: SummaryWriter | None = None
+
+    def add(self, epoch: Epoch) -> None:
+        """Add an epoch's numbers, and its preview if it has one.
+
+        Raises:
+            OutputError: If they cannot be written.
+        """
+        try:
+            if self._writer is None:
+                # Here, as a resume that is refused or has nothing to do leaves no file.
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(self.folder), purge_step=epoch.number)
+            for name, value in _scalars(epoch).items():
+                self._writer.add_scalar(name, value, epoch.number)
+            if epoch.preview is not None:
+                picture = epoch.preview.draw()
+                self._writer.add_image("preview", picture, epoch.number, dataformats="HWC")
+            self._writer.flush()
+        except OSError as error:
+            raise OutputError(self.folder, error.strerror or str(error)) from error
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
 
 def checkpoint_path(model: Path | None) -> Path:
@@ -164,18 +227,32 @@ def checkpoint_path(model: Path | None) -> Path:
     return run.best
 
 
-def _row(epoch: Epoch) -> Mapping[str, str | int]:
+def _row(epoch: Epoch) -> dict[str, str]:
     dice = epoch.dice or {}
-    values: list[str | int] = [
-        epoch.number,
+    values = [
+        str(epoch.number),
         f"{epoch.loss:.6f}",
         *(f"{dice[region]:.6f}" if dice else "" for region in REGIONS),
         "" if epoch.mean_dice is None else f"{epoch.mean_dice:.6f}",
-        int(epoch.is_best),
+        str(int(epoch.is_best)),
         f"{epoch.learning_rate:.3g}",
         f"{epoch.seconds:.2f}",
         f"{epoch.validation_seconds:.2f}",
         f"{epoch.data_wait_percent:.1f}",
         f"{epoch.patches_per_second:.2f}",
+        f"{epoch.peak_memory_mb:.0f}",
     ]
     return dict(zip(COLUMNS, values, strict=True))
+
+
+def _scalars(epoch: Epoch) -> Mapping[str, float]:
+    """An epoch's numbers by the names that TensorBoard groups them by."""
+    return {
+        "loss": epoch.loss,
+        "learning_rate": epoch.learning_rate,
+        **{f"dice/{region}": value for region, value in (epoch.dice or {}).items()},
+        **({"dice/mean": epoch.mean_dice} if epoch.mean_dice is not None else {}),
+        "speed/patches_per_second": epoch.patches_per_second,
+        "speed/data_wait_percent": epoch.data_wait_percent,
+        "memory/peak_mb": epoch.peak_memory_mb,
+    }

@@ -13,8 +13,9 @@ import torch
 from .augment import augment
 from .checkpoints import Checkpoint
 from .config import TrainConfig
-from .devices import arithmetic, autocast
+from .devices import arithmetic, autocast, peak_memory
 from .errors import BratsError, CheckpointError
+from .figures import Preview
 from .inference import THRESHOLD, probabilities
 from .labels import REGIONS, LabelScheme
 from .losses import LOSSES
@@ -30,7 +31,13 @@ MOST_WORKERS = 8
 WAIT_IS_LONG = 10.0
 """Percent of the time spent waiting for patches from which the data hold training up."""
 
-OnStep = Callable[[int], None]
+OnStep = Callable[[int, torch.Tensor], None]
+"""Hears the number of each finished step of an epoch and its loss, which is on the device still:
+to ask for its value waits for the GPU."""
+
+OnCase = Callable[[StoredCase, torch.Tensor, torch.Tensor], None]
+"""Hears each validated case, with the regions' masks of the expert and of the network, both
+(3, X, Y, Z)."""
 
 
 class TrainingError(BratsError):
@@ -96,8 +103,10 @@ class Epoch:
         validation_seconds: Of validation.
         data_wait_percent: Share of `seconds` spent waiting for patches.
         patches_per_second: Patches trained on in a second.
+        peak_memory_mb: The most memory this process has held so far, in 10^6 bytes.
         stops: Whether this is the last epoch because of the patience.
         checkpoint: All that `last.pt` needs; shares the network's tensors, so save it at once.
+        preview: A slice of the first validation case; None if not validated.
     """
 
     number: int
@@ -109,8 +118,10 @@ class Epoch:
     validation_seconds: float
     data_wait_percent: float
     patches_per_second: float
+    peak_memory_mb: float
     stops: bool
     checkpoint: Checkpoint
+    preview: Preview | None = None
 
     @property
     def mean_dice(self) -> float | None:
@@ -126,7 +137,8 @@ def train(
     device: torch.device,
     *,
     resume: Checkpoint | None = None,
-    on_step: OnStep = lambda step: None,
+    on_step: OnStep = lambda step, loss: None,
+    on_case: OnCase = lambda case, truth, found: None,
 ) -> Iterator[Epoch]:
     """Train a network, yielding after every epoch.
 
@@ -140,7 +152,8 @@ def train(
         scheme: The label scheme of the stored cases.
         device: Where to compute.
         resume: `last.pt` of the same run, to go on from.
-        on_step: Called with the number of each finished step of an epoch, for a progress bar.
+        on_step: Called after each step, for a progress bar.
+        on_case: Called after each validated case.
 
     Raises:
         TrainingError: If the loss is no longer a number.
@@ -149,7 +162,7 @@ def train(
     learner = _Learner(config, scheme, device, resume)
     feed = _feed(config, training, learner.progress.epoch)
     while learner.progress.epoch < config.epochs and not learner.progress.stops(config):
-        yield learner.epoch(feed, validation, on_step)
+        yield learner.epoch(feed, validation, on_step, on_case)
 
 
 @dataclass(frozen=True)
@@ -207,7 +220,11 @@ class _Learner:
             self._resume(resume)
 
     def epoch(
-        self, feed: Iterator[Batch], validation: Sequence[StoredCase], on_step: OnStep
+        self,
+        feed: Iterator[Batch],
+        validation: Sequence[StoredCase],
+        on_step: OnStep,
+        on_case: OnCase,
     ) -> Epoch:
         """Train for an epoch, and validate if that is due."""
         started = time.perf_counter()
@@ -219,7 +236,7 @@ class _Learner:
                 hint="resume with a lower learning rate: --resume --set learning_rate="
                 f"{self.learning_rate / 3:.1g}",
             )
-        dice = self._validate(validation)
+        dice, preview = self._validate(validation, on_case)
         score = None if dice is None else float(np.mean(list(dice.values())))
         self.progress = self.progress.after(score, self.config)
         return Epoch(
@@ -232,12 +249,14 @@ class _Learner:
             validation_seconds=time.perf_counter() - started - seconds,
             data_wait_percent=100 * waited / seconds,
             patches_per_second=self.config.steps_per_epoch * self.config.batch_size / seconds,
+            peak_memory_mb=peak_memory(self.device) / 1e6,
             stops=self.progress.stops(self.config),
             checkpoint=self._checkpoint(dice or {}),
+            preview=preview,
         )
 
     def steps(
-        self, feed: Iterator[Batch], on_step: OnStep = lambda step: None
+        self, feed: Iterator[Batch], on_step: OnStep = lambda step, loss: None
     ) -> tuple[float, float]:
         """Mean loss of an epoch's steps, and the seconds waited for patches."""
         self.network.train()
@@ -247,7 +266,7 @@ class _Learner:
             batch = next(feed)
             waited += time.perf_counter() - asked
             losses.append(self._step(batch, step))
-            on_step(step + 1)
+            on_step(step + 1, losses[-1])
         return torch.stack(losses).mean().item(), waited
 
     def _step(self, batch: Batch, step: int) -> torch.Tensor:
@@ -275,11 +294,26 @@ class _Learner:
         seed = np.random.SeedSequence((self.config.seed, self.progress.epoch, step))
         return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
 
-    def _validate(self, validation: Sequence[StoredCase]) -> dict[str, float] | None:
+    def _validate(
+        self, validation: Sequence[StoredCase], on_case: OnCase
+    ) -> tuple[dict[str, float] | None, Preview | None]:
         number = self.progress.epoch + 1
         if number % self.config.validate_every and number < self.config.epochs:
-            return None
-        return validate(self.network, validation, self.scheme, self.config, self.device, self.dtype)
+            return None, None
+        preview = None
+
+        def look(case: StoredCase, truth: torch.Tensor, found: torch.Tensor) -> None:
+            nonlocal preview
+            if preview is None:
+                shown = case.images[_shown_modality(self.config)]
+                preview = Preview.of(case.id, shown, truth.numpy(), found.numpy())
+            on_case(case, truth, found)
+
+        dice = validate(
+            *(self.network, validation, self.scheme, self.config, self.device, self.dtype),
+            on_case=look,
+        )
+        return dice, preview
 
     def _checkpoint(self, dice: Mapping[str, float]) -> Checkpoint:
         state = {
@@ -320,6 +354,8 @@ def validate(
     config: TrainConfig,
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    on_case: OnCase = lambda case, truth, found: None,
 ) -> dict[str, float]:
     """Dice of each region over whole cases, averaged over cases.
 
@@ -337,7 +373,13 @@ def validate(
         )
         truth = region_targets(torch.from_numpy(np.array(case.labels))[None], scheme)[0]
         scores.append(_dice(found >= THRESHOLD, truth))
+        on_case(case, truth, found >= THRESHOLD)
     return dict(zip(REGIONS, np.mean(scores, axis=0).tolist(), strict=True))
+
+
+def _shown_modality(config: TrainConfig) -> int:
+    """The channel of a preview: FLAIR, in which the whole tumour is bright, else the first."""
+    return config.modalities.index("flair") if "flair" in config.modalities else 0
 
 
 def region_targets(labels: torch.Tensor, scheme: LabelScheme) -> torch.Tensor:
