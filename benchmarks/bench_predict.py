@@ -32,7 +32,7 @@ from brats_cli.core.labels import REGIONS, scheme_named
 from brats_cli.core.network import UNet3D
 from brats_cli.core.prediction import PredictConfig, Predictor
 from brats_cli.core.preparation import from_grid
-from brats_cli.core.runs import checkpoint_path
+from brats_cli.core.runs import checkpoint_paths
 from brats_cli.core.splits import Split
 from brats_cli.core.volumes import read_label_map
 
@@ -177,7 +177,7 @@ def main() -> None:
     if arguments.measure:
         _measure(arguments)
         return
-    model = checkpoint_path(arguments.model)
+    model = checkpoint_paths(arguments.model)
     cases = arguments.cases or _test_cases(model, arguments.data)
     _machine(model)
     if not arguments.only or "peers" in arguments.only:

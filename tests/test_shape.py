@@ -26,11 +26,12 @@ LAYERS = [
     *("config", "preparation", "store", "sampling", "augment"),
     *("monai_networks", "network", "costs", "group", "losses"),
     *("checkpoints", "devices", "inference", "prediction", "batches"),
-    *("training", "tuning", "runs"),
+    *("figures", "training", "tuning", "runs"),
     *("evaluation", "surfaces", "meshfiles", "phantom"),
 ]
 
 AT_HOME = {
+    "matplotlib": {"core/figures"},
     "medpy": {"core/metrics"},
     "monai": {"core/monai_networks"},
     "pydantic": {"core/config"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import warnings
 from typing import Annotated, Any
 
@@ -23,6 +25,7 @@ from .core.errors import BratsError, BratsWarning
 # that took five times as long as waiting quietly. Read once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+TERMINATED = 128 + signal.SIGTERM  # 143, as shells say it
 DATA_ERROR = 3  # 1 is Python's for a bug, 2 is Typer's for wrong usage
 
 
@@ -87,4 +90,6 @@ app.command()(demo)
 
 def main() -> None:
     """Entry point of the `brats` command."""
+    # As Ctrl-C does, so that it leaves neither files half written nor processes behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     app(prog_name="brats")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,10 +28,10 @@ verbosity = 0
 """-1 for -q, 0, or 1 for -v; set once by the app."""
 
 
-def message(text: str) -> None:
-    """Tell the user something on stderr; silent under -q."""
+def message(text: str, *, style: str = "") -> None:
+    """Tell the user something on stderr, in rich's `style` on a terminal; silent under -q."""
     if verbosity >= 0:
-        _stderr.print(escape(text), highlight=False, soft_wrap=True)
+        _stderr.print(escape(text), highlight=False, soft_wrap=True, style=style)
 
 
 def detail(text: str) -> None:
@@ -98,6 +98,18 @@ def volume(mm3: float) -> str:
     return f"{mm3 / 1000:.2f} ml"
 
 
+def duration(seconds: float) -> str:
+    """A time for a table: 0:09, 12:30 or 1:05:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def is_live() -> bool:
+    """Whether somebody may be watching stderr: it is a terminal, and not under -q."""
+    return _stderr.is_terminal and verbosity >= 0
+
+
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Progress bars on stderr; none where stderr is not a terminal, or under -q."""
@@ -109,6 +121,30 @@ def progress() -> Iterator[Progress]:
         TimeRemainingColumn(),
         console=_stderr,
         transient=True,
-        disable=not _stderr.is_terminal or verbosity < 0,
+        disable=not is_live(),
     ) as bars:
         yield bars
+
+
+ShowLine = Callable[[str, float, str], None]
+
+
+@contextmanager
+def last_line() -> Iterator[ShowLine]:
+    """A line below all that is told on stderr: a text, a bar for a share from 0 to 1, a text.
+
+    None where `is_live` is false.
+    """
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[behind]}"),
+        console=_stderr,
+        transient=True,
+        disable=not is_live(),
+        refresh_per_second=4,
+    ) as bars:
+        task = bars.add_task("", total=1, behind="")
+        yield lambda before, share, behind: bars.update(
+            task, description=before, completed=share, behind=behind
+        )

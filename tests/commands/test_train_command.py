@@ -1,6 +1,14 @@
+import io
+import os
 import re
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from statistics import fmean, stdev
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -8,11 +16,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
+from brats_cli import console
 from brats_cli.app import app
+from brats_cli.commands.train import _Pace, _seconds
+from brats_cli.core.checkpoints import Checkpoint
+from brats_cli.core.config import TrainConfig
 from brats_cli.core.phantom import write_phantoms
-from brats_cli.core.runs import Run
+from brats_cli.core.runs import Run, checkpoint_paths
 from brats_cli.core.training import Profile
 
 IDS = [f"BraTS-GLI-0000{patient}-000" for patient in range(3)]
@@ -107,19 +120,29 @@ def test_with_its_defaults_it_trains_on_splits_yaml_into_a_new_run(here):
     latest = (here / "runs/latest").read_text().strip()
     run = here / "runs" / latest
     assert written(here / "runs") == sorted([latest, "latest"])
-    assert written(run) == ["best.pt", "config.yaml", "last.pt", "log.csv", "splits.yaml"]
+    made = written(run)
+    (events,) = (name for name in made if name.startswith("events.out.tfevents."))
+    made.remove(events)
+    assert made == [
+        *("best.pt", "config.yaml", "curves.png", "last.pt", "log.csv", "splits.yaml"),
+        "validation.csv",
+    ]
     (row,) = rows(run)
     # The result is a table of the best epoch; all else is told on stderr.
     header, line = result.stdout.splitlines()
-    assert header.split() == ["run", "best", "epoch", "WT", "TC", "ET", "mean", "Dice"]
+    assert header.split() == ["run", "best", "WT", "TC", "ET", "mean", "time", "memory"]
     dice = [f"{float(row[f'val_dice_{name}']):.3f}" for name in ("WT", "TC", "ET", "mean")]
-    assert line.split() == [f"runs/{latest}", "1", "of", "1", *dice]
+    took = round(float(row["seconds"]) + float(row["validation_seconds"]))
+    memory = f"{float(row['peak_memory_mb']) / 1000:.1f}"
+    assert line.split() == [f"runs/{latest}", "1/1", *dice, f"0:{took:02}", memory, "GB"]
     told = result.stderr.splitlines()
     assert told[0].startswith("training on cpu (")
     assert told[0].endswith("in float32: 1 cases, 1 to validate")
     assert told[1] == f"run: runs/{latest}"
     assert told[3].split()[:2] == ["1/1", f"{float(row['loss']):.4f}"]
-    assert told[3].endswith("% best")
+    assert told[3].endswith(f"% {f'0:{took:02}':>7} best")
+    assert told[-3] == f"in runs/{latest}: best.pt, log.csv, curves.png"
+    assert told[-2] == "look: tensorboard --logdir runs"
     assert told[-1] == f"next: brats predict CASE -o seg.nii.gz --model runs/{latest}"
 
 
@@ -195,7 +218,7 @@ def test_validation_of_some_epochs_leaves_dashes_in_the_others(here):
     assert (first[0], first[2:6]) == ("1/2", ["-", "-", "-", "-"])
     assert second[0] == "2/2"
     assert "-" not in second[2:6]
-    assert "2 of 2" in result.stdout
+    assert " 2/2 " in result.stdout
 
 
 def test_early_stopping_says_why(here):
@@ -207,7 +230,7 @@ def test_early_stopping_says_why(here):
     )
     assert "stopped: no better score for 1 validations" in result.stderr.splitlines()
     assert len(rows(here / "run")) == 2
-    assert "1 of 2" in result.stdout
+    assert " 1/2 " in result.stdout
 
 
 # --- resuming ----------------------------------------------------------------------------------
@@ -280,10 +303,7 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_was(here):
 def test_a_run_that_was_never_validated_ends_without_a_result(here):
     # Interrupted after its first epoch, when every fifth is validated, and resumed to end there.
     done("-c", "tiny.yaml", "-o", "run", "--epochs", 1)
-    log = here / "run/log.csv"
-    header, row = log.read_text().splitlines()
-    epoch, loss, *_, seconds, validation, wait, speed = row.split(",")
-    log.write_text(f"{header}\n{epoch},{loss},,,,,0,1,{seconds},{validation},{wait},{speed}\n")
+    (here / "run/best.pt").unlink()
     result = done("-o", "run", "--resume")
     assert result.stdout == ""
     assert "run has no validated epoch yet" in result.stderr
@@ -487,7 +507,10 @@ def test_ctrl_c_tells_how_to_go_on(here, monkeypatch):
     monkeypatch.setattr(Run, "record", record_and_interrupt)
     result = train("-c", "tiny.yaml", "-o", "run")
     assert result.exit_code == 130
-    assert "stopped; go on with: brats train -o run --resume" in result.stderr
+    assert result.stderr.splitlines()[-2:] == [
+        "stopped; the epochs done are in last.pt",
+        "go on with: brats train -o run --device cpu --resume",
+    ]
     assert Path("run/last.pt").is_file()
 
 
@@ -559,3 +582,213 @@ def test_a_run_of_before_there_were_these_settings_resumes(here):
     torch.save(content, here / "run/last.pt")
     done("-o", "run", "--resume", "--epochs", 2)
     assert [row["epoch"] for row in rows(here / "run")] == ["1", "2"]
+
+
+def test_the_command_to_go_on_has_what_the_runs_files_do_not_say(here, monkeypatch):
+    def interrupt(run, epoch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "record", interrupt)
+    Path("a b").mkdir()
+    shutil.move("splits.yaml", "a b/splits.yaml")
+    (here / "a b" / "data").symlink_to(here / "data")
+    result = train("a b/splits.yaml", "-c", "tiny.yaml", "-o", "run", "--store", "brats-store")
+    words = "train 'a b/splits.yaml' -o run --store brats-store --device cpu --resume"
+    assert result.stderr.splitlines()[-1] == f"begin anew with: brats {words}"
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    done(*shlex.split(words)[1:-3], "--resume")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_training_that_is_told_to_stop_ends_within_seconds(here, stop, epoch):
+    # The first epoch would take hours; each of the others a moment.
+    settings = {"epochs": 9999, "steps_per_epoch": 10**6 if epoch == 1 else 1, "workers": 1}
+    Path("long.yaml").write_text(yaml.safe_dump(SETTINGS | settings))
+    command = [sys.executable, "-c", "from brats_cli.app import main; main()", "train"]
+    with subprocess.Popen(
+        [*command, "-c", "long.yaml", "-o", "run", "--device", "cpu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        # The line before the first epoch, or the rows of two.
+        awaited = "run:" if epoch == 1 else "2/9999"
+        while (line := running.stderr.readline()).split()[:1] != [awaited]:
+            assert line, "it ended by itself"
+        time.sleep(1)
+        asked = time.monotonic()
+        # As the terminal does with Ctrl-C, and a batch system with SIGTERM: to all of them.
+        os.killpg(running.pid, stop)
+        stdout, stderr = running.communicate(timeout=60)
+        took = time.monotonic() - asked
+    assert (running.returncode, stdout) == (128 + stop, "")
+    assert took < 30  # a second or two of computing, on a machine that may have others to serve
+    with pytest.raises(ProcessLookupError):
+        os.killpg(running.pid, 0)  # nobody is left of them
+    *rows_told, kept, command = stderr.splitlines()
+    assert all("best" in row or re.fullmatch(r".*\d+%\s+\d+:\d+", row) for row in rows_told[1:])
+    assert command.endswith("with: brats train -o run --device cpu --resume")
+    files = {path.name for path in Path("run").iterdir() if "tfevents" not in path.name}
+    if epoch == 1:
+        assert kept == "stopped in the first epoch, of which nothing is kept"
+        assert files == {"config.yaml", "splits.yaml"}
+    else:
+        assert kept == "stopped; the epochs done are in last.pt"
+        assert files - {"curves.png"} == {
+            *("best.pt", "config.yaml", "last.pt", "log.csv", "splits.yaml"),
+        }
+        saved = torch.load("run/last.pt", weights_only=True)["epoch"]
+        assert len(rows(here / "run")) - 1 <= saved <= len(rows(here / "run"))
+
+
+# --- on a terminal -----------------------------------------------------------------------------
+
+
+class Screen(io.StringIO):
+    """A terminal that keeps what it is sent."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    screen = Screen()
+    monkeypatch.setattr(
+        console, "_stderr", Console(file=screen, force_terminal=True, width=80, height=24)
+    )
+    return screen
+
+
+def test_on_a_terminal_a_line_tells_what_is_done_of_the_epoch(here, screen):
+    done("-c", "tiny.yaml", "-o", "run", "--set", "steps_per_epoch=3")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    shown = [line.strip() for line in re.split(r"[\r\n]+", text)]
+    assert max(map(len, shown)) < 80
+    assert any(re.match(r"1/2 .* validated 1/1  0:00 left, run 0:0\d$", line) for line in shown)
+
+
+def test_the_line_tells_the_time_that_is_left_by_hand(monkeypatch):
+    shown, clock = [], iter([100.0, 102.0, 104.0, 104.0])
+    monkeypatch.setattr(console, "is_live", lambda: True)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    config = TrainConfig(epochs=12, steps_per_epoch=100)
+    pace = _Pace(config, 4, 9, lambda *told: shown.append(told))
+    for step in (1, 2, 3):
+        pace.step(step, torch.tensor(0.5))
+    # Two steps in four seconds: 97 more are 194 s, and two whole epochs after it 400 s.
+    assert shown[-1] == ("  10/12", 0.03, "3/100  loss 0.5000  3:14 left, run 9:54")
+    pace.next(SimpleNamespace(number=10, validation_seconds=40.0, stops=False))
+    # Two epochs of 200 s and 40 s of validation.
+    assert shown[-1][:2] == ("  11/12", 0)
+    assert shown[-1][2].endswith("4:00 left, run 8:00")
+    pace.case()
+    assert shown[-1][1:] == (0.25, "validated 1/4  0:30 left, run 4:30")
+
+
+# --- in time, all folds, several processes -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("1h1m1s", 3661)]
+)
+def test_times_are_read(text, seconds):
+    assert _seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "2", "h", "2 h", "30m1h", "-1h"])
+def test_what_is_no_time_is_wrong_usage(here, text):
+    result = train("-c", "tiny.yaml", "--max-time", text)
+    assert result.exit_code == 2
+    assert "write 2h, 90m or 1h30m" in " ".join(result.output.split())
+
+
+def test_a_training_whose_time_is_up_says_so_and_can_go_on(here):
+    result = done("-c", "tiny.yaml", "-o", "run", "--epochs", 2, "--max-time", "0s")
+    assert "stopped: the time is up" in result.stderr.splitlines()
+    assert len(rows(here / "run")) == 1
+    done("-o", "run", "--resume")
+    assert len(rows(here / "run")) == 2
+
+
+def test_without_validation_cases_the_last_epoch_is_kept(here):
+    content = yaml.safe_load((here / "splits.yaml").read_text())
+    for fold in content["folds"]:
+        fold["train"] += fold.pop("val")
+        fold["val"] = []
+    (here / "splits.yaml").write_text(yaml.safe_dump(content))
+    done("-c", "tiny.yaml", "-o", "run", "--epochs", 2)
+    assert [row["is_best"] for row in rows(here / "run")] == ["1", "1"]
+    best, last = (Checkpoint.load(here / f"run/{name}.pt") for name in ("best", "last"))
+    assert best.epoch == last.epoch == 2
+
+
+def test_the_end_of_a_run_chooses_thresholds_and_scores_each_case(here):
+    result = done("-c", "tiny.yaml", "-o", "run", "--epochs", 1)
+    best = Checkpoint.load(here / "run/best.pt")
+    assert set(best.decision) == {"thresholds", "smallest_et_mm3"}
+    assert "thresholds: WT " in result.stderr
+    lines = (here / "run/validation.csv").read_text().splitlines()
+    assert lines[0] == "case,region,dice,hausdorff95_mm"
+    whole = [float(line.split(",")[2]) for line in lines[1:] if ",WT," in line]
+    assert best.scores["WT"] == pytest.approx(sum(whole) / len(whole), abs=1e-6)
+
+
+def test_all_folds_are_trained_and_told_together_and_predict_as_one(here):
+    result = done("-c", "tiny.yaml", "-o", "runs/all", "--epochs", 1, "--fold", "all")
+    count = len(yaml.safe_load((here / "splits.yaml").read_text())["folds"])
+    assert count > 1
+    names = [f"fold_{number}" for number in range(count)]
+    assert written(here / "runs/all") == names
+    table = result.stdout.splitlines()[-count - 3 :]
+    assert [line.split()[0] for line in table] == ["fold", *names, "mean", "sd"]
+    whole = [Checkpoint.load(here / f"runs/all/{name}/best.pt").scores["WT"] for name in names]
+    assert float(table[-2].split()[1]) == pytest.approx(fmean(whole), abs=6e-4)
+    assert float(table[-1].split()[1]) == pytest.approx(stdev(whole), abs=6e-4)
+    assert checkpoint_paths(here / "runs/all") == tuple(
+        here / f"runs/all/{name}/best.pt" for name in names
+    )
+    # What is finished is left, what is missing is made.
+    shutil.rmtree(here / "runs/all/fold_1")
+    before = (here / "runs/all/fold_0/best.pt").stat().st_mtime_ns
+    done("-c", "tiny.yaml", "-o", "runs/all", "--epochs", 1, "--fold", "all", "--resume")
+    assert (here / "runs/all/fold_1/best.pt").is_file()
+    assert (here / "runs/all/fold_0/best.pt").stat().st_mtime_ns == before
+
+
+def test_a_fold_that_is_no_number(here):
+    result = train("-c", "tiny.yaml", "--fold", "some")
+    assert result.exit_code == 3
+    assert "error: --fold some is no fold" in result.stderr
+
+
+def test_two_processes_learn_what_one_learns_with_twice_the_batch(here):
+    settings = SETTINGS | {
+        "loss": "dice_ce",
+        "augmentation": {"enabled": False},
+        "network": {"channels": 2, "levels": 2, "norm": "none"},
+        "epochs": 1,
+        "workers": 0,
+        "precision": "float32",
+    }
+    (here / "one.yaml").write_text(yaml.safe_dump(settings | {"batch_size": 4}))
+    (here / "two.yaml").write_text(yaml.safe_dump(settings | {"batch_size": 2}))
+    done("-c", "one.yaml", "-o", "one", "--device", "cpu")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *("-m", "brats_cli", "train", "-c", "two.yaml", "-o", "two", "--device", "cpu"),
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert len(rows(here / "two")) == 1
+    one, two = (Checkpoint.load(here / f"{name}/last.pt") for name in ("one", "two"))
+    for name, weight in one.weights.items():
+        torch.testing.assert_close(two.weights[name], weight, atol=1e-4, rtol=0)
+    (alone,), (together,) = rows(here / "one"), rows(here / "two")
+    assert float(together["loss"]) == pytest.approx(float(alone["loss"]), abs=1e-4)
+    assert together["val_dice_WT"] == alone["val_dice_WT"]
+    assert ran.stdout.count("run ") == 1  # one of the two prints the result

@@ -1,15 +1,18 @@
 import csv
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from brats_cli.core.checkpoints import Checkpoint
 from brats_cli.core.config import TrainConfig, UNetConfig, load_config
 from brats_cli.core.errors import CheckpointError, OutputError, OutputExistsError
+from brats_cli.core.figures import Preview
 from brats_cli.core.labels import SCHEMES
-from brats_cli.core.runs import COLUMNS, Run, checkpoint_path
+from brats_cli.core.runs import COLUMNS, Board, Run, checkpoint_paths
 from brats_cli.core.splits import Fold, Split
 from brats_cli.core.training import Epoch
 
@@ -47,6 +50,7 @@ def epoch(number, dice=0.5, *, is_best=True):
         validation_seconds=2.5,
         data_wait_percent=1.26,
         patches_per_second=40.5,
+        peak_memory_mb=1234.4,
         stops=False,
         checkpoint=checkpoint,
     )
@@ -66,10 +70,12 @@ def test_an_epoch_is_a_row_of_the_log(tmp_path):
     header, row = run.log.read_text().splitlines()
     assert header == (
         "epoch,loss,val_dice_WT,val_dice_TC,val_dice_ET,val_dice_mean,is_best,learning_rate,"
-        "seconds,validation_seconds,data_wait_percent,patches_per_second"
+        "seconds,validation_seconds,data_wait_percent,patches_per_second,peak_memory_mb"
     )
     # The mean of 0.9, 0.75 and 0.6 is 0.75.
-    assert row == "1,0.250000,0.900000,0.750000,0.600000,0.750000,1,0.0003,12.50,2.50,1.3,40.50"
+    assert (
+        row == "1,0.250000,0.900000,0.750000,0.600000,0.750000,1,0.0003,12.50,2.50,1.3,40.50,1234"
+    )
 
 
 def test_an_epoch_that_was_not_validated_has_no_scores_in_its_row(tmp_path):
@@ -95,6 +101,34 @@ def test_rows_of_epochs_that_are_trained_again_are_replaced(tmp_path):
         ("1", "0.100000"),
         ("2", "0.400000"),
     ]
+
+
+def test_a_log_of_another_version_goes_on_with_the_columns_of_both(tmp_path):
+    run = Run(tmp_path)
+    old = [name for name in COLUMNS if name != "peak_memory_mb"] + ["mood"]
+    run.log.write_text(f"{','.join(old)}\n1,0.5,0.1,0.2,0.3,0.2,1,0.001,9,1,2,3,good\n")
+    first, second = recorded(run, epoch(2)).rows()
+    assert list(first) == [*COLUMNS, "mood"]
+    assert (first["loss"], first["peak_memory_mb"], first["mood"]) == ("0.5", "", "good")
+    assert (second["epoch"], second["peak_memory_mb"], second["mood"]) == ("2", "1234", "")
+
+
+def test_the_curves_are_drawn_again_with_every_epoch(tmp_path):
+    run = recorded(Run(tmp_path), epoch(1))
+    first = run.curves.read_bytes()
+    recorded(run, epoch(2, 0.7))
+    assert first[:4] == run.curves.read_bytes()[:4] == b"\x89PNG"
+    assert run.curves.read_bytes() != first
+
+
+def test_an_epoch_is_safe_before_its_curves_are_drawn(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("brats_cli.core.runs.draw_curves", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Run(tmp_path).record(epoch(1))
+    assert Checkpoint.load(tmp_path / "last.pt").epoch == 1
 
 
 def test_the_log_is_whole_if_writing_it_fails(tmp_path, monkeypatch):
@@ -139,10 +173,10 @@ def test_the_run_started_last_is_the_newest(split):
 
 def test_starting_again_clears_what_was_there(split):
     run = recorded(Run(Path("runs/a")), epoch(1))
+    with Board(run) as board:
+        board.add(epoch(1))
     run.start(CONFIG, split)
-    assert run.rows() == []
-    assert not run.last.exists()
-    assert not run.best.exists()
+    assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "splits.yaml"]
 
 
 def test_without_a_run_the_newest_names_the_folder_and_the_command(tmp_path):
@@ -185,6 +219,70 @@ def test_a_run_to_resume_must_be_there(tmp_path, split):
     run.require_present()
 
 
+# --- TensorBoard -------------------------------------------------------------------------------
+
+
+def shown_by_tensorboard(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tensorboard's own
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(folder), size_guidance={"images": 0})
+        return events.Reload()
+
+
+def scalars(folder, name):
+    return [(event.step, event.value) for event in shown_by_tensorboard(folder).Scalars(name)]
+
+
+def test_tensorboard_shows_an_epochs_numbers(tmp_path):
+    dice = {"WT": 0.75, "TC": 0.5, "ET": 0.25}
+    with Board(Run(tmp_path)) as board:
+        board.add(replace(epoch(1), dice=dice))
+        board.add(epoch(2, None))
+    assert scalars(tmp_path, "loss") == [(1, 0.25), (2, 0.25)]
+    for region, value in dice.items():
+        assert scalars(tmp_path, f"dice/{region}") == [(1, value)]
+    assert scalars(tmp_path, "dice/mean") == [(1, 0.5)]
+    assert scalars(tmp_path, "speed/patches_per_second") == [(1, 40.5), (2, 40.5)]
+    assert scalars(tmp_path, "learning_rate")[0] == pytest.approx((1, 3e-4))
+    assert scalars(tmp_path, "speed/data_wait_percent")[0] == pytest.approx((1, 1.26))
+    assert scalars(tmp_path, "memory/peak_mb")[0] == pytest.approx((1, 1234.4))
+
+
+def test_tensorboard_shows_the_preview_of_a_validated_epoch(tmp_path):
+    masks = np.zeros((3, 20, 20), dtype=bool)
+    preview = Preview("case", np.ones((20, 20), np.float32), masks, masks)
+    with Board(Run(tmp_path)) as board:
+        board.add(epoch(1, None))
+        board.add(replace(epoch(2), preview=preview))
+    (image,) = shown_by_tensorboard(tmp_path).Images("preview")
+    high, wide, _ = preview.draw().shape
+    assert (image.step, image.height, image.width) == (2, high, wide)
+
+
+def test_a_resumed_run_has_each_epoch_once_in_tensorboard(tmp_path):
+    with Board(Run(tmp_path)) as board:
+        for number in (1, 2, 3):
+            board.add(replace(epoch(number), loss=1.0))
+    with Board(Run(tmp_path)) as board:  # epoch 3 was not saved
+        for number in (3, 4):
+            board.add(replace(epoch(number), loss=0.5))
+    assert scalars(tmp_path, "loss") == [(1, 1), (2, 1), (3, 0.5), (4, 0.5)]
+
+
+def test_a_board_that_is_given_nothing_writes_nothing(tmp_path):
+    with Board(Run(tmp_path)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_events_that_cannot_be_written_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with Board(Run(tmp_path / "file")) as board, pytest.raises(OutputError, match="file"):
+        board.add(epoch(1))
+
+
 # --- the checkpoint meant ----------------------------------------------------------------------
 
 
@@ -192,15 +290,15 @@ def test_a_checkpoint_is_meant_by_a_file_a_run_or_nothing(split):
     run = Run(Path("runs/a"))
     run.start(CONFIG, split)
     recorded(run, epoch(1))
-    assert checkpoint_path(run.last) == run.last
-    assert checkpoint_path(run.folder) == run.best
-    assert checkpoint_path(None) == run.best
+    assert checkpoint_paths(run.last) == (run.last,)
+    assert checkpoint_paths(run.folder) == (run.best,)
+    assert checkpoint_paths(None) == (run.best,)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere/best.pt", "."])
 def test_a_run_without_a_best_checkpoint_is_named(name):
     with pytest.raises(CheckpointError) as caught:
-        checkpoint_path(Path(name))
+        checkpoint_paths(Path(name))
     assert str(caught.value) == f"there is no best.pt in {name}"
     assert "--model" in caught.value.hint
 
@@ -208,4 +306,4 @@ def test_a_run_without_a_best_checkpoint_is_named(name):
 def test_a_newest_run_that_was_removed_is_named(split):
     Run(Path("runs/a")).start(CONFIG, split)
     with pytest.raises(CheckpointError, match=r"no best\.pt in runs/a"):
-        checkpoint_path(None)
+        checkpoint_paths(None)

@@ -279,8 +279,18 @@ def test_validation_leaves_the_networks_statistics(cases):
 
 def test_an_epoch_tells_what_happened(cases):
     steps = []
-    first, second = train(TINY, cases, cases[:1], BRATS2023, CPU, on_step=steps.append)
-    assert steps == [1, 2, 1, 2]
+    first, second = train(
+        TINY,
+        cases,
+        cases[:1],
+        BRATS2023,
+        CPU,
+        on_step=lambda step, loss: steps.append((step, loss.item())),
+        on_case=lambda case, truth, found: steps.append(case.id),
+    )
+    assert [step if step == "case0" else step[0] for step in steps] == [1, 2, "case0"] * 2
+    # The loss of an epoch is the mean of its steps'.
+    assert second.loss == pytest.approx((steps[3][1] + steps[4][1]) / 2)
     assert (first.number, second.number) == (1, 2)
     assert 0 < second.loss < 1
     assert list(second.dice) == ["WT", "TC", "ET"]
@@ -290,6 +300,7 @@ def test_an_epoch_tells_what_happened(cases):
     assert second.learning_rate == TINY.learning_rate
     assert 0 <= second.data_wait_percent <= 100
     assert second.patches_per_second == pytest.approx(2 * 2 / second.seconds)
+    assert first.peak_memory_mb <= second.peak_memory_mb
     assert not second.stops
     assert second.checkpoint.epoch == 2
     assert second.checkpoint.scores == second.dice
@@ -297,10 +308,33 @@ def test_an_epoch_tells_what_happened(cases):
     assert second.checkpoint.scheme is BRATS2023
 
 
+def test_the_preview_is_of_the_first_case_in_flair_with_what_was_found(cases):
+    seen = []
+    (epoch,) = train(
+        tiny(epochs=1),
+        cases,
+        cases,
+        BRATS2023,
+        CPU,
+        on_case=lambda case, truth, found: seen.append((case.id, truth, found)),
+    )
+    assert [case_id for case_id, *_ in seen] == ["case0", "case1"]
+    _, truth, found = seen[0]
+    # The expert's boxes are equal from 3 to 11 along z; the first of the equal slices is shown.
+    assert epoch.preview.case_id == "case0"
+    for shown, volume in (
+        (epoch.preview.image, cases[0].images[1]),
+        (epoch.preview.truth[0], truth[0].numpy()),
+        (epoch.preview.found[0], found[0].numpy()),
+    ):
+        np.testing.assert_array_equal(shown, volume[:, :, 3].T[::-1, ::-1])
+
+
 def test_validation_every_third_epoch_and_after_the_last(cases):
     found = epochs_of(tiny(epochs=4, steps_per_epoch=1, validate_every=3), cases)
     assert [epoch.dice is not None for epoch in found] == [False, False, True, True]
     assert [epoch.mean_dice is not None for epoch in found] == [False, False, True, True]
+    assert [epoch.preview is not None for epoch in found] == [False, False, True, True]
     assert not found[0].is_best
 
 

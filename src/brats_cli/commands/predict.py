@@ -84,7 +84,7 @@ def predict(
     from ..core.devices import choose_devices
     from ..core.labels import scheme_named
     from ..core.prediction import PredictConfig
-    from ..core.runs import checkpoint_path
+    from ..core.runs import checkpoint_paths
 
     config = PredictConfig(
         labels=scheme_named(labels).name if labels else None,
@@ -103,8 +103,9 @@ def predict(
     # A case that lacks one of its outputs is done again, whatever it has.
     replacing = overwrite or skip_existing
     require_outputs_writable(todo, config, overwrite=replacing)
+    meant: list[Path | None] = [*model] if model else [None]
     batch = Batch(
-        models=tuple(map(checkpoint_path, model)) if model else (checkpoint_path(None),),
+        models=tuple(path for each in meant for path in checkpoint_paths(each)),
         config=config,
         manifest=folder / MANIFEST if folder else None,
         overwrite=replacing,

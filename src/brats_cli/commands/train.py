@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -16,13 +22,26 @@ if TYPE_CHECKING:
     import torch
 
     from ..core.config import TrainConfig
+    from ..core.group import Group
     from ..core.network import Network
     from ..core.runs import Run
     from ..core.splits import Split
     from ..core.store import Store, StoredCases
     from ..core.training import Epoch
 
-HEADER = " epoch     loss     WT     TC     ET   mean       lr  patches/s  wait"
+HEADER = "  epoch    loss    WT    TC    ET  mean       lr patches/s  wait    time"
+
+HEADER_EVERY = 20
+"""Rows after which a terminal shows the header again: the last one may be out of sight."""
+
+
+def _seconds(text: str) -> float:
+    """Seconds of a time like 2h, 90m or 1h30m."""
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", str(text))
+    if not parts or not any(parts.groups()):
+        raise typer.BadParameter(f"{text} is not a time: write 2h, 90m or 1h30m")
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return float(3600 * hours + 60 * minutes + seconds)
 
 
 def train(
@@ -31,7 +50,9 @@ def train(
         Path | None, typer.Option("--output", "-o", help="Folder of the run [runs/DATE_TIME].")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs to train [100].")] = None,
-    gpu: Annotated[int | None, typer.Option(help="Number of the CUDA GPU to use.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Number of the CUDA GPU to use; 0,1 trains on both.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="YAML file with settings.")
@@ -39,7 +60,13 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, as network.channels=16.")
     ] = None,
-    fold: Annotated[int, typer.Option(help="Fold of the split to train on.")] = 0,
+    fold: Annotated[
+        str, typer.Option(help="Fold of the split to train on, or all, one after another.")
+    ] = "0",
+    max_time: Annotated[
+        float | None,
+        typer.Option(parser=_seconds, metavar="TIME", help="Stop in time: 2h, 90m or 1h30m."),
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(help="Validations without a better score before stopping [30].")
     ] = None,
@@ -75,41 +102,108 @@ def train(
     Example: brats train --summary --set network=monai/SegResNet
     """
     from ..core.config import load_config, parse_setting
-    from ..core.devices import choose_device
+    from ..core.devices import choose_devices
+    from ..core.group import Group, launch
     from ..core.runs import Run
-    from ..core.splits import Split
 
     run = Run(output) if output else Run.newest() if resume else Run.named_by_time()
     overrides = dict(parse_setting(text) for text in settings or [])
     flags = {"epochs": epochs, "patience": patience, "workers": workers}
     overrides |= {key: value for key, value in flags.items() if value is not None}
     if summary:
-        resolved = load_config(config or (run.config if resume else None), **overrides)
-        _show_costs(resolved, choose_device(device, gpu))
+        settled = load_config(config or (run.config if resume else None), **overrides)
+        _show_costs(settled, choose_devices(device, gpu)[0])
         return
-    if resume:
-        run.require_present()
-        resolved = load_config(config or run.config, **overrides)
-        split, fold = Split.load(run.splits), 0  # the run's copy holds its own fold alone
-    else:
-        if not prepare_only and not profile:
-            run.require_absent(overwrite=overwrite)
-        resolved = load_config(config, **overrides)
-        split = Split.load(splits)
+    jobs = _jobs(run, splits, fold, config, overrides, resume=resume)
     folder = store or splits.parent / "brats-store"
     if prepare_only:
-        prepared = _prepare(split, fold, resolved, folder)
-        console.message(f"{len(prepared.training) + len(prepared.validation)} cases in {folder}")
+        for job in jobs:
+            prepared = _prepare(job, folder)
+            cases = len(prepared.training) + len(prepared.validation)
+            console.message(f"{cases} cases in {folder}")
         return
-    chosen = choose_device(device, gpu)
-    _network(resolved)  # what cannot be made is told now, not when the cases are prepared
-    prepared = _prepare(split, fold, resolved, folder)
-    split = replace(split, folds=(split.fold(fold),))
-    with prepared.store.in_use(), _told_how_to_resume(run):
-        if profile:
-            _profile(resolved, prepared, chosen)
+    devices, group = choose_devices(device, gpu), Group.from_environment()
+    if not profile and group.leads:
+        for job in jobs:
+            if not job.resume:
+                job.run.require_absent(overwrite=overwrite)
+    for job in jobs:
+        _network(job.config)  # what cannot be made is told now, not when the cases are prepared
+    if len(devices) > 1 and group.size == 1 and not profile:
+        status = launch([sys.executable, "-m", "brats_cli", *sys.argv[1:]], len(devices))
+        raise typer.Exit(status)
+    chosen = group.device(devices)
+    if not group.leads:
+        console.verbosity = -1
+    # Of what was typed, what the runs' own files do not say.
+    options = {"--store": store, "--gpu": gpu, "--device": None if device == "auto" else device}
+    if fold == "all":
+        options["--fold"] = fold
+        options["-o"] = jobs[0].run.folder.parent
+    deadline = time.monotonic() + (math.inf if max_time is None else max_time)
+    with group.joined(chosen):
+        for job in jobs:
+            with group.one_by_machine():
+                prepared = _prepare(job, folder)
+            with prepared.store.in_use():
+                if profile:
+                    _profile(job.config, prepared, chosen)
+                    return
+                with _told_how_to_resume(job.run, splits, options):
+                    stopped = _train(job, prepared, chosen, group, deadline - time.monotonic())
+            if stopped == "time":
+                return
+    if len(jobs) > 1 and group.leads:
+        _folds_summary([job.run for job in jobs])
+
+
+class _Job(NamedTuple):
+    """One run: its settings and its split, which holds its fold alone."""
+
+    run: Run
+    config: TrainConfig
+    split: Split
+    resume: bool
+
+
+def _jobs(
+    run: Run,
+    splits: Path,
+    fold: str,
+    config: Path | None,
+    overrides: Mapping[str, object],
+    *,
+    resume: bool,
+) -> list[_Job]:
+    """The run that is meant, or one of each fold in folders of its own."""
+    from ..core.config import load_config
+    from ..core.errors import ConfigError
+    from ..core.splits import Split
+
+    def job(run: Run, number: int, *, resume: bool) -> _Job:
+        if resume:
+            run.require_present()
+            # The run's copy of the split holds its own fold alone.
+            number, split = 0, Split.load(run.splits)
         else:
-            _train(run, resolved, split, prepared, chosen, resume=resume)
+            split = Split.load(splits)
+        settled = load_config(config or (run.config if resume else None), **overrides)
+        return _Job(run, settled, replace(split, folds=(split.fold(number),)), resume)
+
+    if fold.isdecimal():
+        return [job(run, int(fold), resume=resume)]
+    if fold != "all":
+        raise ConfigError(f"--fold {fold} is no fold", hint="write --fold 0, or --fold all")
+    if resume and run.folder.name.startswith("fold_"):  # the newest
+        run = replace(run, folder=run.folder.parent)
+    numbers = range(len(Split.load(splits).folds))
+    runs = [run.fold(number) for number in numbers]
+    if resume and not runs[0].config.is_file():
+        runs[0].require_present()
+    return [
+        job(each, number, resume=resume and each.config.is_file())
+        for number, each in zip(numbers, runs, strict=True)
+    ]
 
 
 def _network(config: TrainConfig) -> Network:
@@ -172,13 +266,25 @@ def _show_costs(config: TrainConfig, device: torch.device) -> None:
 
 
 @contextmanager
-def _told_how_to_resume(run: Run) -> Iterator[None]:
-    """On Ctrl-C, say what is kept and how to go on."""
+def _told_how_to_resume(run: Run, splits: Path, options: Mapping[str, object]) -> Iterator[None]:
+    """On Ctrl-C or SIGTERM, say what is kept and how to go on.
+
+    `last.pt` is that of the last whole epoch. Resuming trains the one in work again, on the same
+    patches: what comes out is the run that was never stopped.
+    """
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
+        words: list[object] = [] if str(splits) == "splits.yaml" else [splits]
+        for option, value in {"-o": run.folder, **options}.items():
+            words += [] if value is None else [option, value]
+        command = f"brats train {shlex.join(map(str, words))} --resume"
         if run.last.exists():
-            console.message(f"stopped; go on with: brats train -o {run.folder} --resume")
+            console.message(f"stopped; the epochs done are in last.pt\ngo on with: {command}")
+        elif run.config.exists():
+            console.message(
+                f"stopped in the first epoch, of which nothing is kept\nbegin anew with: {command}"
+            )
         raise
 
 
@@ -191,12 +297,13 @@ class _Prepared:
     validation: StoredCases
 
 
-def _prepare(split: Split, fold: int, config: TrainConfig, folder: Path) -> _Prepared:
-    """Prepare the cases of a fold where they are not."""
+def _prepare(job: _Job, folder: Path) -> _Prepared:
+    """Prepare the cases of a run where they are not."""
     from ..core.parallel import available_cpus
     from ..core.store import Store, size_text, training_scheme
 
-    names, cases = split.fold(fold), split.cases()
+    config, split = job.config, job.split
+    names, cases = split.fold(0), split.cases()
     training, validation = (
         [cases[case_id] for case_id in part] for part in (names.train, names.val)
     )
@@ -237,73 +344,200 @@ def _profile(config: TrainConfig, prepared: _Prepared, device: torch.device) -> 
 
 
 def _train(
-    run: Run,
-    config: TrainConfig,
-    split: Split,
-    prepared: _Prepared,
-    device: torch.device,
-    *,
-    resume: bool,
-) -> None:
-    """Run the epochs, showing and saving each."""
+    job: _Job, prepared: _Prepared, device: torch.device, group: Group, max_seconds: float
+) -> str | None:
+    """Run the epochs, showing and saving each; why it ended, where not by number."""
     from ..core.devices import arithmetic, describe
+    from ..core.runs import Board
     from ..core.training import train as epochs_of
 
-    checkpoint = run.resume() if resume else None
-    if not resume:
-        run.start(config, split)
+    run, config = job.run, job.config
+    checkpoint = run.resume() if job.resume else None
+    if not job.resume and group.leads:
+        run.start(config, job.split)
     arithmetic_name = str(arithmetic(device, config.precision)).removeprefix("torch.")
+    others = f" and {group.size - 1} more" if group.size > 1 else ""
     console.message(
-        f"training on {describe(device)} in {arithmetic_name}: {len(prepared.training)} cases, "
-        f"{len(prepared.validation)} to validate\nrun: {run.folder}\n{HEADER}"
+        f"training on {describe(device)}{others} in {arithmetic_name}: "
+        f"{len(prepared.training)} cases, {len(prepared.validation)} to validate\n"
+        f"run: {run.folder}"
     )
-    with console.progress() as bars:
-        task = bars.add_task("steps", total=config.steps_per_epoch)
-        for epoch in epochs_of(
-            config,
-            prepared.training,
-            prepared.validation,
-            prepared.store.scheme,
-            device,
-            resume=checkpoint,
-            on_step=lambda step: bars.update(task, completed=step),
+    stopped = None
+    with Board(run) as board, console.last_line() as show:
+        pace = _Pace(config, len(prepared.validation), checkpoint.epoch if checkpoint else 0, show)
+        for shown, epoch in enumerate(
+            epochs_of(
+                config,
+                prepared.training,
+                prepared.validation,
+                prepared.store.scheme,
+                device,
+                resume=checkpoint,
+                group=group,
+                max_seconds=max_seconds,
+                on_step=pace.step,
+                on_case=lambda *_: pace.case(),
+            )
         ):
-            if resume:
+            stopped = epoch.stops
+            if not group.leads:
+                continue
+            if job.resume:
                 run.note(config)  # not before: settings that do not fit the run are refused
+            board.add(epoch)
             run.record(epoch)
-            console.message(_row(epoch, config.epochs))
-            if epoch.stops:
-                console.message(f"stopped: no better score for {config.patience} validations")
-    _summary(run)
+            if shown == 0 or (shown % HEADER_EVERY == 0 and console.is_live()):
+                console.message(HEADER, style="bold")
+            console.message(_row(epoch, config.epochs), style="green" if epoch.is_best else "")
+            pace.next(epoch)
+    if stopped == "patience":
+        console.message(f"stopped: no better score for {config.patience} validations")
+    elif stopped == "time":
+        console.message("stopped: the time is up")
+    _finish(run, prepared, device, group)
+    if group.leads:
+        _summary(run)
+    return stopped
+
+
+def _finish(run: Run, prepared: _Prepared, device: torch.device, group: Group) -> None:
+    """Choose the best checkpoint's thresholds on the validation cases, where that is not done."""
+    from ..core.checkpoints import Checkpoint
+    from ..core.tuning import finish
+
+    best = group.as_the_first(Checkpoint.load(run.best) if group.leads else None)
+    if best is None or best.decision or not prepared.validation:
+        return
+    console.message("choosing thresholds on the validation cases")
+    finished, validated = finish(best, prepared.validation, device, group=group)
+    if group.leads:
+        run.conclude(finished, validated)
+
+
+class _Pace:
+    """The line below the rows: how far the epoch in work is, and how long it all may take."""
+
+    def __init__(self, config: TrainConfig, cases: int, done: int, show: console.ShowLine) -> None:
+        self.config, self.cases, self.show = config, cases, show
+        self.number = done + 1
+        self.validated = 0
+        self.validation_seconds = 0.0  # of the last validation
+        self.step_seconds: float | None = None  # the mean of this epoch, else of the last
+        self.first: float | None = None  # when this epoch's first step was done
+        self.told = 0.0
+        if done < config.epochs:
+            self._line(0, "", config.steps_per_epoch)
+
+    def step(self, step: int, loss: torch.Tensor) -> None:
+        """A step is done; seldom enough that asking for its loss costs nothing, show it."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now  # workers and kernels start with the first step: it is not typical
+        elif step > 1:
+            self.step_seconds = (now - self.first) / (step - 1)
+        steps = self.config.steps_per_epoch
+        if console.is_live() and (now - self.told > 0.5 or step in (1, steps)):
+            self.told = now
+            self._line(step / steps, f"{step}/{steps}  loss {loss.item():.4f}", steps - step)
+
+    def case(self) -> None:
+        """A case is validated."""
+        self.validated += 1
+        told = f"validated {self.validated}/{self.cases}"
+        self._line(self.validated / self.cases, told, 0)
+
+    def next(self, epoch: Epoch) -> None:
+        """An epoch is over."""
+        self.number, self.validated, self.first = epoch.number + 1, 0, None
+        self.validation_seconds = epoch.validation_seconds or self.validation_seconds
+        if not epoch.stops and epoch.number < self.config.epochs:
+            self._line(0, "", self.config.steps_per_epoch)
+
+    def _line(self, share: float, told: str, steps_left: int) -> None:
+        config = self.config
+        left = ""
+        if self.step_seconds is not None:
+            unseen = 1 - self.validated / self.cases
+            rest = steps_left * self.step_seconds + unseen * self.validation_seconds
+            epoch = config.steps_per_epoch * self.step_seconds + self.validation_seconds
+            run = rest + (config.epochs - self.number) * epoch
+            left = f"  {console.duration(rest)} left, run {console.duration(run)}"
+        number = f"{self.number}/{config.epochs}"
+        self.show(f"{number:>7}", share, told + left)
 
 
 def _row(epoch: Epoch, epochs: int) -> str:
-    dice = [
-        f"{epoch.dice[region]:6.3f}" if epoch.dice else "     -" for region in ("WT", "TC", "ET")
-    ]
+    dice = [*(epoch.dice.values() if epoch.dice else [None] * 3), epoch.mean_dice]
     number = f"{epoch.number}/{epochs}"
+    took = console.duration(epoch.seconds + epoch.validation_seconds)
     return (
-        f"{number:>7} {epoch.loss:8.4f} {' '.join(dice)} {console.number(epoch.mean_dice):>6} "
-        f"{epoch.learning_rate:8.1e} {epoch.patches_per_second:10.1f} "
-        f"{epoch.data_wait_percent:4.0f}%{' best' if epoch.is_best else ''}"
+        f"{number:>7} {epoch.loss:7.4f} {' '.join(f'{console.number(each):>5}' for each in dice)} "
+        f"{epoch.learning_rate:8.1e} {epoch.patches_per_second:9.1f} "
+        f"{epoch.data_wait_percent:4.0f}% {took:>7}{' best' if epoch.is_best else ''}"
     )
 
 
 def _summary(run: Run) -> None:
-    """Where the run is, its best epoch, and the command that comes next."""
-    scored = [row for row in run.rows() if row["val_dice_mean"]]
-    if not scored:
+    """The best epoch, what the run took, where it is, and the command that comes next."""
+    from ..core.checkpoints import Checkpoint
+
+    if not run.best.exists():
         console.message(f"{run.folder} has no validated epoch yet: --resume it with more --epochs")
         return
-    best = max(scored, key=lambda row: float(row["val_dice_mean"]))
+    rows, best = run.rows(), Checkpoint.load(run.best)
+    dice = [best.scores.get(name) for name in ("WT", "TC", "ET")]
+    seconds = sum(float(row["seconds"]) + float(row["validation_seconds"]) for row in rows)
+    memory = max(float(row.get("peak_memory_mb") or 0) for row in rows)
     console.table(
-        ["run", "best epoch", "WT", "TC", "ET", "mean Dice"],
+        ["run", "best", "WT", "TC", "ET", "mean", "time", "memory"],
         [
             [
                 str(run.folder),
-                f"{best['epoch']} of {run.rows()[-1]['epoch']}",
-                *(f"{float(best[f'val_dice_{name}']):.3f}" for name in ("WT", "TC", "ET", "mean")),
+                f"{best.epoch}/{rows[-1]['epoch']}",
+                *map(console.number, [*dice, _mean(dice)]),
+                console.duration(seconds),
+                f"{memory / 1000:.1f} GB" if memory else "-",
             ]
         ],
     )
-    console.message(f"next: brats predict CASE -o seg.nii.gz --model {run.folder}")
+    made = (run.best, run.log, run.curves, run.validation)
+    if best.decision:
+        chosen = best.decision["thresholds"].items()
+        console.message(
+            f"thresholds: {', '.join(f'{name} {limit:g}' for name, limit in chosen)}; "
+            f"ET of less than {best.decision['smallest_et_mm3']:g} mm3 is none"
+        )
+    console.message(
+        f"in {run.folder}: {', '.join(path.name for path in made if path.exists())}\n"
+        f"look: tensorboard --logdir {run.folder.parent}\n"
+        f"next: brats predict CASE -o seg.nii.gz --model {run.folder}"
+    )
+
+
+def _folds_summary(runs: list[Run]) -> None:
+    """A row for each fold, and their mean and standard deviation."""
+    from ..core.checkpoints import Checkpoint
+
+    found = [Checkpoint.load(run.best).scores for run in runs]
+    scores = [[each.get(name) for name in ("WT", "TC", "ET")] for each in found]
+    named = [[*dice, _mean(dice)] for dice in scores]
+    rows = [
+        [run.folder.name, *map(console.number, dice)] for run, dice in zip(runs, named, strict=True)
+    ]
+    known = [
+        [value for value in column if value is not None] for column in zip(*named, strict=True)
+    ]
+    rows.append(["mean", *(console.number(fmean(column) if column else None) for column in known)])
+    rows.append(
+        ["sd", *(console.number(stdev(column) if column[1:] else None) for column in known)]
+    )
+    console.table(["fold", "WT", "TC", "ET", "mean"], rows)
+    console.message(
+        f"next: brats predict CASE -o seg.nii.gz --model {runs[0].folder.parent}, "
+        "which takes the mean of all folds"
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -106,6 +106,22 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype)
 
 
+def peak_memory(device: torch.device) -> int:
+    """The most bytes this process has held: of a GPU's memory, else of the machine's.
+
+    Other processes, such as those that read patches, are not counted; what they share with this
+    one is. 0 where the system does not tell (Windows).
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # elsewhere, it counts in KiB
+
+
 def memory_for_network(device: torch.device, *, beside: int = 0) -> int:
     """Bytes that one pass of a network may take, `beside` others that come or came with it."""
     if device.type == "cuda":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,14 @@ class Group:
     def leads(self) -> bool:
         """Whether this process is the one that writes and talks."""
         return self.rank == 0
+
+    def device(self, devices: Sequence[torch.device]) -> torch.device:
+        """This process's own of some devices; one without a number means all of a machine."""
+        if len(devices) > 1:
+            return devices[self.local_rank % len(devices)]
+        if self.size > 1 and devices[0].type == "cuda":
+            return torch.device("cuda", self.local_rank)
+        return devices[0]
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
@@ -111,3 +120,32 @@ def summed(local: torch.Tensor) -> torch.Tensor:
 
     total: torch.Tensor = all_reduce(local)  # type: ignore[no-untyped-call]
     return total
+
+
+def launch(command: Sequence[str], processes: int) -> int:
+    """Run a command in several processes of this machine that train together, as `torchrun` does.
+
+    Returns:
+        The exit status of the first that failed, or 0.
+    """
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # each process tells its own mistakes
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(settings, command[0])(*command[1:])
+    except ChildFailedError as error:
+        return int(error.get_first_failure()[1].exitcode)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0

@@ -70,7 +70,7 @@ def in_processes(
     pool = ProcessPoolExecutor(processes, spawn, initializer=_end_with_parent)
     done = 0
     try:
-        with _interrupts_held_back():
+        with interrupts_held_back():
             outcomes = pool.map(task, items)
         for outcome in outcomes:
             yield outcome
@@ -107,7 +107,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
+def interrupts_held_back() -> Iterator[None]:
     """Processes started in here never see Ctrl-C, which the terminal sends to all of them.
 
     They inherit that it is blocked, so that they do not answer it while they import either. Here

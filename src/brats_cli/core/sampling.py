@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from .errors import BratsError
 from .labels import REGIONS
+from .parallel import interrupts_held_back
 from .store import StoredCase
 
 _PREFETCH = 2
@@ -222,7 +223,8 @@ def _start(reader: _Reader, batch_size: int, workers: int) -> tio.Queue:
         # As many as a DataLoader needs: one that fails half-way prints a traceback as well.
         tried: list[object] = [multiprocessing.Queue() for _ in range(workers + 3) if workers]
         del tried
-        return _in_a_thread(start)
+        with interrupts_held_back():
+            return _in_a_thread(start)
     except OSError as error:
         raise WorkerError(
             f"cannot start {workers} processes that read patches: {error.strerror or error}",

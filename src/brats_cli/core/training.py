@@ -16,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from .augment import augment
 from .checkpoints import Checkpoint
 from .config import TrainConfig, network_config
-from .devices import arithmetic, autocast
+from .devices import arithmetic, autocast, peak_memory
 from .errors import BratsError, CheckpointError
+from .figures import Preview
 from .group import ALONE, Group
 from .inference import THRESHOLD, probabilities
 from .labels import REGIONS, LabelScheme
@@ -34,7 +35,13 @@ MOST_WORKERS = 8
 WAIT_IS_LONG = 10.0
 """Percent of the time spent waiting for patches from which the data hold training up."""
 
-OnStep = Callable[[int], None]
+OnStep = Callable[[int, torch.Tensor], None]
+"""Hears the number of each finished step of an epoch and its loss, which is on the device still:
+to ask for its value waits for the GPU."""
+
+OnCase = Callable[[StoredCase, torch.Tensor, torch.Tensor], None]
+"""Hears each validated case, with the regions' masks of the expert and of the network, both
+(3, X, Y, Z)."""
 
 
 class TrainingError(BratsError):
@@ -110,8 +117,10 @@ class Epoch:
         validation_seconds: Of validation.
         data_wait_percent: Share of `seconds` spent waiting for patches.
         patches_per_second: Patches trained on in a second.
+        peak_memory_mb: The most memory this process has held so far, in 10^6 bytes.
         stops: Why this is the last epoch, where it is not by number.
         checkpoint: All that `last.pt` needs; shares the network's tensors, so save it at once.
+        preview: A slice of the first validation case; None if not validated.
     """
 
     number: int
@@ -123,8 +132,10 @@ class Epoch:
     validation_seconds: float
     data_wait_percent: float
     patches_per_second: float
+    peak_memory_mb: float
     stops: Stop | None
     checkpoint: Checkpoint
+    preview: Preview | None = None
 
     @property
     def mean_dice(self) -> float | None:
@@ -142,7 +153,8 @@ def train(
     resume: Checkpoint | None = None,
     group: Group = ALONE,
     max_seconds: float = math.inf,
-    on_step: OnStep = lambda step: None,
+    on_step: OnStep = lambda step, loss: None,
+    on_case: OnCase = lambda case, truth, found: None,
 ) -> Iterator[Epoch]:
     """Train a network, yielding after every epoch.
 
@@ -160,7 +172,8 @@ def train(
         group: The processes that train together: each reads `batch_size` patches a step.
         max_seconds: Stop after the epoch with which this time is up, or before one that would
             likely not end in it.
-        on_step: Called with the number of each finished step of an epoch, for a progress bar.
+        on_step: Called after each step, for a progress bar.
+        on_case: Called after each validated case.
 
     Raises:
         TrainingError: If the loss is no longer a number.
@@ -171,7 +184,7 @@ def train(
     feed = _feed(config, training, learner.progress.epoch, group)
     while learner.progress.epoch < config.epochs and not learner.progress.stops(config):
         before = time.monotonic()
-        epoch = learner.epoch(feed, validation, on_step)
+        epoch = learner.epoch(feed, validation, on_step, on_case)
         now = time.monotonic()
         late = group.as_the_first(now - started + (now - before) > max_seconds)
         if late and epoch.stops is None and epoch.number < config.epochs:
@@ -249,13 +262,17 @@ class _Learner:
         return self.network if self.average is None else self.average
 
     def epoch(
-        self, feed: Iterator[Batch], validation: Sequence[StoredCase], on_step: OnStep
+        self,
+        feed: Iterator[Batch],
+        validation: Sequence[StoredCase],
+        on_step: OnStep,
+        on_case: OnCase,
     ) -> Epoch:
         """Train for an epoch, and validate if that is due."""
         started = time.perf_counter()
         loss, waited = self.steps(feed, on_step)
         seconds = time.perf_counter() - started
-        dice = self._validate(validation)
+        dice, preview = self._validate(validation, on_case)
         score = None if dice is None else float(np.mean(list(dice.values())))
         self.progress = self.progress.after(score, self.config)
         patches = self._batches_an_epoch * self.config.batch_size * self.group.size
@@ -269,12 +286,14 @@ class _Learner:
             validation_seconds=time.perf_counter() - started - seconds,
             data_wait_percent=100 * waited / seconds,
             patches_per_second=patches / seconds,
+            peak_memory_mb=peak_memory(self.device) / 1e6,
             stops="patience" if self.progress.stops(self.config) else None,
             checkpoint=self._checkpoint(dice or {}),
+            preview=preview,
         )
 
     def steps(
-        self, feed: Iterator[Batch], on_step: OnStep = lambda step: None
+        self, feed: Iterator[Batch], on_step: OnStep = lambda step, loss: None
     ) -> tuple[float, float]:
         """Mean loss of an epoch's steps, and the seconds waited for patches.
 
@@ -292,7 +311,7 @@ class _Learner:
             cases.append(batch.case_ids)
             step, rest = divmod(number + 1, self.config.accumulate)
             if not rest:
-                on_step(step)
+                on_step(step, losses[-1])
         together = torch.stack(losses).cpu()  # once: .item() at every step would wait for the GPU
         if not together.isfinite().all():
             first = int((~together.isfinite()).nonzero()[0])
@@ -355,15 +374,28 @@ class _Learner:
         seed = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
         return int(seed >> 1)
 
-    def _validate(self, validation: Sequence[StoredCase]) -> dict[str, float] | None:
+    def _validate(
+        self, validation: Sequence[StoredCase], on_case: OnCase
+    ) -> tuple[dict[str, float] | None, Preview | None]:
         number = self.progress.epoch + 1
         due = number % self.config.validate_every == 0 or number == self.config.epochs
         if not validation or not due:
-            return None
+            return None, None
+        preview = None
+
+        def look(case: StoredCase, truth: torch.Tensor, found: torch.Tensor) -> None:
+            nonlocal preview
+            if preview is None:
+                shown = case.images[_shown_modality(self.config)]
+                preview = Preview.of(case.id, shown, truth.numpy(), found.numpy())
+            on_case(case, truth, found)
+
         mine = self.group.share(validation)
-        scores = validate(self.kept, mine, self.scheme, self.config, self.device, self.dtype)
+        scores = validate(
+            *(self.kept, mine, self.scheme, self.config, self.device, self.dtype), on_case=look
+        )
         means = np.mean(self.group.gathered(scores), axis=0).tolist()
-        return dict(zip(REGIONS, means, strict=True))
+        return dict(zip(REGIONS, means, strict=True)), preview
 
     def _checkpoint(self, dice: Mapping[str, float]) -> Checkpoint:
         state: dict[str, Any] = {
@@ -416,6 +448,8 @@ def validate(
     config: TrainConfig,
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    on_case: OnCase = lambda case, truth, found: None,
 ) -> list[list[float]]:
     """Dice of WT, TC and ET of each of some whole cases.
 
@@ -433,7 +467,13 @@ def validate(
         )
         truth = region_targets(torch.from_numpy(np.array(case.labels))[None], scheme)[0]
         scores.append(_dice(found >= THRESHOLD, truth))
+        on_case(case, truth, found >= THRESHOLD)
     return scores
+
+
+def _shown_modality(config: TrainConfig) -> int:
+    """The channel of a preview: FLAIR, in which the whole tumour is bright, else the first."""
+    return config.modalities.index("flair") if "flair" in config.modalities else 0
 
 
 def region_targets(labels: torch.Tensor, scheme: LabelScheme) -> torch.Tensor:
