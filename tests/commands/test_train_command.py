@@ -131,7 +131,11 @@ def test_with_its_defaults_it_trains_on_splits_yaml_into_a_new_run(here):
     # The result is a table of the best epoch; all else is told on stderr.
     header, line = result.stdout.splitlines()
     assert header.split() == ["run", "best", "WT", "TC", "ET", "mean", "time", "memory"]
-    dice = [f"{float(row[f'val_dice_{name}']):.3f}" for name in ("WT", "TC", "ET", "mean")]
+    # Of the one validation case, by the thresholds chosen on it.
+    scores = [line.split(",") for line in (run / "validation.csv").read_text().splitlines()[1:]]
+    assert [case for case, *_ in scores] == IDS[1:2] * 3
+    dice = [float(value) for _, _, value, _ in scores]
+    dice = [f"{value:.3f}" for value in [*dice, fmean(dice)]]
     took = round(float(row["seconds"]) + float(row["validation_seconds"]))
     memory = f"{float(row['peak_memory_mb']) / 1000:.1f}"
     assert line.split() == [f"runs/{latest}", "1/1", *dice, f"0:{took:02}", memory, "GB"]
@@ -141,7 +145,7 @@ def test_with_its_defaults_it_trains_on_splits_yaml_into_a_new_run(here):
     assert told[1] == f"run: runs/{latest}"
     assert told[3].split()[:2] == ["1/1", f"{float(row['loss']):.4f}"]
     assert told[3].endswith(f"% {f'0:{took:02}':>7} best")
-    assert told[-3] == f"in runs/{latest}: best.pt, log.csv, curves.png"
+    assert told[-3] == f"in runs/{latest}: best.pt, log.csv, curves.png, validation.csv"
     assert told[-2] == "look: tensorboard --logdir runs"
     assert told[-1] == f"next: brats predict CASE -o seg.nii.gz --model runs/{latest}"
 
@@ -739,9 +743,10 @@ def test_the_end_of_a_run_chooses_thresholds_and_scores_each_case(here):
 
 
 def test_all_folds_are_trained_and_told_together_and_predict_as_one(here):
+    folds = [{"train": IDS[:1], "val": IDS[1:2]}, {"train": IDS[1:2], "val": IDS[:1]}]
+    write_split(here / "splits.yaml", folds=folds)
     result = done("-c", "tiny.yaml", "-o", "runs/all", "--epochs", 1, "--fold", "all")
-    count = len(yaml.safe_load((here / "splits.yaml").read_text())["folds"])
-    assert count > 1
+    count = len(folds)
     names = [f"fold_{number}" for number in range(count)]
     assert written(here / "runs/all") == names
     table = result.stdout.splitlines()[-count - 3 :]
@@ -749,9 +754,9 @@ def test_all_folds_are_trained_and_told_together_and_predict_as_one(here):
     whole = [Checkpoint.load(here / f"runs/all/{name}/best.pt").scores["WT"] for name in names]
     assert float(table[-2].split()[1]) == pytest.approx(fmean(whole), abs=6e-4)
     assert float(table[-1].split()[1]) == pytest.approx(stdev(whole), abs=6e-4)
-    assert checkpoint_paths(here / "runs/all") == tuple(
-        here / f"runs/all/{name}/best.pt" for name in names
-    )
+    every = tuple(here / f"runs/all/{name}/best.pt" for name in names)
+    assert checkpoint_paths(here / "runs/all") == every
+    assert (here / "runs/latest").read_text() == "all/fold_1\n"
     # What is finished is left, what is missing is made.
     shutil.rmtree(here / "runs/all/fold_1")
     before = (here / "runs/all/fold_0/best.pt").stat().st_mtime_ns

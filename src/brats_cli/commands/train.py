@@ -405,7 +405,8 @@ def _finish(run: Run, prepared: _Prepared, device: torch.device, group: Group) -
     from ..core.checkpoints import Checkpoint
     from ..core.tuning import finish
 
-    best = group.as_the_first(Checkpoint.load(run.best) if group.leads else None)
+    found = Checkpoint.load(run.best) if group.leads and run.best.exists() else None
+    best = group.as_the_first(found)
     if best is None or best.decision or not prepared.validation:
         return
     console.message("choosing thresholds on the validation cases")
