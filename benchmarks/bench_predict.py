@@ -28,6 +28,7 @@ import torch
 from brats_cli.core.batches import Batch, Job
 from brats_cli.core.cases import Case, case_at, find_cases
 from brats_cli.core.checkpoints import Checkpoint
+from brats_cli.core.devices import arithmetic
 from brats_cli.core.labels import REGIONS, scheme_named
 from brats_cli.core.network import UNet3D
 from brats_cli.core.prediction import PredictConfig, Predictor
@@ -78,7 +79,9 @@ def nnunet(network: UNet3D, image: Image) -> torch.Tensor:
 
 
 PEERS: dict[str, Segmenter] = {"MONAI": monai, "TorchIO": torchio, "nnU-Net": nnunet}
-ARITHMETIC = ("float32", "bfloat16")
+NATIVE = str(arithmetic(CPU, "auto")).removeprefix("torch.")
+ARITHMETIC = ("float32",) if NATIVE == "float32" else ("float32", NATIVE)
+"""Where the processor has no bfloat16, that takes many times as long: nobody would ask for it."""
 
 
 # --- one measurement, in a process of its own --------------------------------------------------
@@ -177,7 +180,7 @@ def main() -> None:
     if arguments.measure:
         _measure(arguments)
         return
-    model = checkpoint_paths(arguments.model)
+    model = checkpoint_paths(arguments.model)[0]
     cases = arguments.cases or _test_cases(model, arguments.data)
     _machine(model)
     if not arguments.only or "peers" in arguments.only:
@@ -205,7 +208,7 @@ def _compare(arguments: argparse.Namespace, model: Path, cases: list[Path]) -> N
         "| | seconds | runs | brats is | CPU seconds | brats is | peak, GiB | Dice WT | TC | ET |"
     )
     print("|---|---:|---|---:|---:|---:|---:|---:|---:|---:|")
-    ours = {clock: _median(runs["brats bfloat16"], clock) for clock in ("seconds", "cpu")}
+    ours = {clock: _median(runs[f"brats {NATIVE}"], clock) for clock in ("seconds", "cpu")}
     for method, measured in runs.items():
         seconds = [run["seconds"] for run in measured]
         ratios = [f"{_median(measured, clock) / ours[clock]:.1f} x" for clock in ours]

@@ -1,0 +1,8 @@
+#!/bin/sh
+# Train on several machines with several GPUs each: run this on every one of them.
+#   HEAD=node1 NODES=2 GPUS=4 sh examples/torchrun.sh splits.yaml -o runs/large
+# The data, the splits file and the runs lie on a disk that all machines see. The first process
+# writes; a step takes batch_size patches on every GPU. On one machine, --gpu 0,1,2,3 does the same.
+exec torchrun --nnodes "${NODES:-1}" --nproc-per-node "${GPUS:-1}" \
+    --rdzv-backend c10d --rdzv-endpoint "${HEAD:-localhost}:29400" --rdzv-id brats \
+    -m brats_cli train "$@"
