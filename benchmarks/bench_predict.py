@@ -218,7 +218,8 @@ def _compare(arguments: argparse.Namespace, model: Path, cases: list[Path]) -> N
         cells += [f"{_median(measured, 'cpu'):.2f}", ratios[1]]
         cells += [f"{max(run['peak'] for run in measured):.2f}"]
         print(f"| {' | '.join([*cells, *(f'{score:.4f}' for score in scores)])} |")
-    rest = [run["rest"] for method in methods[:2] for run in runs[method]]
+    brats = [method for method in methods if method.startswith("brats")]
+    rest = [run["rest"] for method in brats for run in runs[method]]
     loads = [run["load"] for measured in runs.values() for run in measured]
     print(
         f"\nReading, preparing and writing take brats {statistics.median(rest):.2f} s more "
