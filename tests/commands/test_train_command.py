@@ -649,6 +649,42 @@ def test_a_training_that_is_told_to_stop_ends_within_seconds(here, stop, epoch):
         assert len(rows(here / "run")) - 1 <= saved <= len(rows(here / "run"))
 
 
+@pytest.mark.parametrize(
+    ("stop", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_stop_while_an_epoch_is_written_waits_for_its_files(here, monkeypatch, stop, status):
+    record = Run.record
+
+    def stopped_and_record(run, epoch):
+        signal.raise_signal(stop)
+        record(run, epoch)
+
+    monkeypatch.setattr(Run, "record", stopped_and_record)
+    before = signal.getsignal(stop)
+    assert train("-c", "tiny.yaml", "-o", "run").exit_code == status
+    assert torch.load("run/last.pt", weights_only=True)["epoch"] == 1
+    assert Path("run/curves.png").is_file()
+    assert signal.getsignal(stop) is before
+
+
+class Cleared:
+    """Something at whose end a stop is asked for; Python drops what is raised there."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_that_python_dropped_is_not_lost(here, monkeypatch):
+    def augment_and_stop(images, labels, *_):
+        Cleared()
+        return images.float(), labels
+
+    monkeypatch.setattr("brats_cli.core.training.augment", augment_and_stop)
+    assert train("-c", "tiny.yaml", "-o", "run").exit_code == 143
+    assert written(here / "run") == ["config.yaml", "splits.yaml"]
+
+
 # --- on a terminal -----------------------------------------------------------------------------
 
 

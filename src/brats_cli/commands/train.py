@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -363,8 +364,18 @@ def _train(
         f"run: {run.folder}"
     )
     stopped = None
-    with Board(run) as board, console.last_line() as show:
-        pace = _Pace(config, len(prepared.validation), checkpoint.epoch if checkpoint else 0, show)
+    with _Stops() as stops, Board(run) as board, console.last_line() as show:
+        done = checkpoint.epoch if checkpoint else 0
+        pace = _Pace(config, len(prepared.validation), done, show)
+
+        def step_done(step: int, loss: torch.Tensor) -> None:
+            stops.ask()
+            pace.step(step, loss)
+
+        def case_done(*_: object) -> None:
+            stops.ask()
+            pace.case()
+
         for shown, epoch in enumerate(
             epochs_of(
                 config,
@@ -375,8 +386,8 @@ def _train(
                 resume=checkpoint,
                 group=group,
                 max_seconds=max_seconds,
-                on_step=pace.step,
-                on_case=lambda *_: pace.case(),
+                on_step=step_done,
+                on_case=case_done,
             )
         ):
             stopped = epoch.stops
@@ -384,8 +395,9 @@ def _train(
                 continue
             if job.resume:
                 run.note(config)  # not before: settings that do not fit the run are refused
-            board.add(epoch)
-            run.record(epoch)
+            with stops.later():
+                board.add(epoch)
+                run.record(epoch)
             if shown == 0 or (shown % HEADER_EVERY == 0 and console.is_live()):
                 console.message(HEADER, style="bold")
             console.message(_row(epoch, config.epochs), style="green" if epoch.is_best else "")
@@ -413,6 +425,50 @@ def _finish(run: Run, prepared: _Prepared, device: torch.device, group: Group) -
     finished, validated = finish(best, prepared.validation, device, group=group)
     if group.leads:
         run.conclude(finished, validated)
+
+
+class _Stops:
+    """Ctrl-C and SIGTERM: heard at once while the network learns, after it while files are written.
+
+    Python drops an exception that is raised while it clears up an object, and matplotlib has many
+    that are cleared up: a stop may be missed anywhere, so each step and case asks again.
+    """
+
+    def __init__(self) -> None:
+        self.heard: int | None = None
+        self.held_back = False
+
+    def __enter__(self) -> _Stops:
+        self.before = {
+            number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, _: object) -> None:
+        self.heard = number
+        if not self.held_back:
+            self.ask()
+
+    def ask(self) -> None:
+        """End the training here, if that was asked for."""
+        if self.heard == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.heard is not None:
+            sys.exit(128 + self.heard)
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Hold a stop back until the block ends."""
+        self.held_back = True
+        try:
+            yield
+        finally:
+            self.held_back = False
+        self.ask()
 
 
 class _Pace:
