@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -171,6 +173,51 @@ def test_memory_of_a_control_group_is_what_it_may_still_take(monkeypatch, tmp_pa
     (tmp_path / "memory.stat").write_text("anon 900000\ninactive_file 100000\n")
     monkeypatch.setattr(devices, "Path", lambda path: tmp_path)
     assert devices._left_by_control_group() == expected
+
+
+_ALLOCATE = """
+import resource
+import torch
+from brats_cli.core.devices import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+{before}
+for _ in range(10):  # until the heap has found its shape
+    torch.ones(25 * 2**20)  # 100 MiB, freed at once
+seen = faults()
+for _ in range(4):
+    torch.ones(25 * 2**20)
+print(faults() - seen)
+"""
+
+
+@pytest.mark.skipif(not hasattr(devices._C_LIBRARY, "mallinfo2"), reason="needs glibc 2.33")
+@pytest.mark.parametrize(
+    ("before", "least", "most"),
+    [
+        # 100 MiB are 25,600 pages of 4 KiB, and are asked for four times.
+        ("", 100_000, 110_000),
+        ("keep_freed_memory()", 0, 1_000),
+    ],
+    ids=["as it is", "kept"],
+)
+def test_kept_memory_is_not_asked_for_again(before, least, most):
+    code = _ALLOCATE.format(before=before)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert least <= int(done.stdout) <= most
+
+
+@pytest.mark.skipif(not hasattr(devices._C_LIBRARY, "mallinfo2"), reason="needs glibc 2.33")
+def test_kept_memory_counts_as_free():
+    code = (
+        "import torch; from brats_cli.core.devices import _kept_memory, keep_freed_memory\n"
+        "keep_freed_memory()\nones = torch.ones(25 * 2**20)\nbefore = _kept_memory()\n"
+        "del ones\nprint(_kept_memory() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == pytest.approx(100 * 2**20, rel=0.05)
 
 
 # --- with a GPU --------------------------------------------------------------------------------

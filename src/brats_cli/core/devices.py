@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +14,9 @@ from .errors import ConfigError, DeviceError
 
 # One pass over a brain may take this much on a CPU, however much there is: the machine is shared.
 CPU_BYTES = 3 * 2**30
+
+# What it offers depends on the system, and is asked of it.
+_C_LIBRARY: Any = None if sys.platform == "win32" else ctypes.CDLL(None)
 
 
 def choose_device(device: str = "auto", gpu: int | None = None) -> torch.device:
@@ -122,6 +127,19 @@ def peak_memory(device: torch.device) -> int:
     return most if sys.platform == "darwin" else most * 1024  # elsewhere, it counts in KiB
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep memory that it frees, to use it again.
+
+    glibc gives blocks of more than 32 MB back to the system at once, whose next owner pays a page
+    fault for every 4 KiB: on a CPU, a training step of two patches of 128^3 then took 9.8 s instead
+    of 5.5. Where there is no glibc nothing happens. For the settings see `man mallopt`.
+    """
+    if hasattr(_C_LIBRARY, "mallopt"):
+        trim_threshold, mmap_max = -1, -4
+        _C_LIBRARY.mallopt(trim_threshold, -1)  # never
+        _C_LIBRARY.mallopt(mmap_max, 0)
+
+
 def memory_for_network(device: torch.device, *, beside: int = 0) -> int:
     """Bytes that one pass of a network may take, `beside` others that come or came with it."""
     if device.type == "cuda":
@@ -140,7 +158,29 @@ def free_memory() -> int:
     if not information.is_file():
         return 2 * CPU_BYTES
     lines = dict(line.split(":") for line in information.read_text().splitlines())
-    return min(int(lines["MemAvailable"].split()[0]) * 1024, _left_by_control_group())
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    return min(available, _left_by_control_group()) + _kept_memory()
+
+
+class _Mallinfo(ctypes.Structure):
+    """What glibc tells of the memory that it manages; see `man mallinfo2`."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def _kept_memory() -> int:
+    """Bytes that this process has freed and kept: the system counts them as in use."""
+    if not hasattr(_C_LIBRARY, "mallinfo2"):
+        return 0
+    mallinfo = _C_LIBRARY.mallinfo2
+    mallinfo.restype = _Mallinfo
+    return int(mallinfo().fordblks)
 
 
 def _left_by_control_group() -> int:

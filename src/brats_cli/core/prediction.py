@@ -13,7 +13,7 @@ import torch
 
 from .cases import Case, read_images
 from .checkpoints import Checkpoint
-from .devices import arithmetic, free_memory
+from .devices import arithmetic, free_memory, keep_freed_memory
 from .errors import BratsError, ConfigError, MissingModalityError
 from .inference import MIRRORS, OVERLAP, fused, probabilities
 from .labels import LabelScheme, scheme_named
@@ -191,6 +191,7 @@ class Predictor:
         device: torch.device,
         config: PredictConfig | None = None,
     ) -> None:
+        keep_freed_memory()
         self.checkpoints = tuple(checkpoints)
         self.device = device
         self.config = config or PredictConfig()

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .augment import augment
 from .checkpoints import Checkpoint
 from .config import TrainConfig, network_config
-from .devices import arithmetic, autocast, peak_memory
+from .devices import arithmetic, autocast, keep_freed_memory, peak_memory
 from .errors import BratsError, CheckpointError
 from .figures import Preview
 from .group import ALONE, Group
@@ -237,6 +237,7 @@ class _Learner:
         resume: Checkpoint | None,
         group: Group,
     ) -> None:
+        keep_freed_memory()
         torch.manual_seed(config.seed)
         self.config, self.scheme, self.device, self.group = config, scheme, device, group
         self.dtype = arithmetic(device, config.precision)
