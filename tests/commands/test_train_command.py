@@ -259,6 +259,73 @@ def test_a_resumed_run_is_the_unbroken_one(here):
     assert yaml.safe_load((broken / "config.yaml").read_text())["epochs"] == 3
 
 
+# Each kills the process, as a lack of memory or of electricity would, in its third epoch.
+KILLS = {
+    "at a step": """
+def learn(learner, batch, number, learn=training._Learner._learn):
+    if learner.progress.epoch == 2 and number == 2:
+        kill()
+    return learn(learner, batch, number)
+training._Learner._learn = learn
+""",
+    "before last.pt": """
+def save(checkpoint, path, save=Checkpoint.save):
+    if checkpoint.epoch == 3 and path.name == "last.pt":
+        kill()
+    save(checkpoint, path)
+Checkpoint.save = save
+""",
+    "within last.pt": """
+def save(content, path, save=torch.save):
+    save(content, path)
+    if content["epoch"] == 3 and "last" in path.name:
+        os.truncate(path, path.stat().st_size // 2)
+        kill()
+torch.save = save
+""",
+}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no such signal")
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(here, moment):
+    settings = SETTINGS | {
+        "epochs": 4,
+        "steps_per_epoch": 3,
+        "workers": 1,
+        "schedule": "poly",
+        "ema_decay": 0.5,
+        "augmentation": {"modality_dropout": 0.3},
+    }
+    Path("four.yaml").write_text(yaml.safe_dump(settings))
+    done("-c", "four.yaml", "-o", "straight")
+    code = (
+        "import os, signal, sys, torch\nfrom brats_cli.app import main\n"
+        "from brats_cli.core import training\nfrom brats_cli.core.checkpoints import Checkpoint\n"
+        f"def kill(): os.kill(os.getpid(), signal.SIGKILL)\n{KILLS[moment]}\nmain()\n"
+    )
+    command = [sys.executable, "-c", code, "train", "-c", "four.yaml", "-o", "killed"]
+    ended = subprocess.run([*command, "--device", "cpu"], capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert Checkpoint.load(here / "killed/last.pt").epoch == 2
+    done("-o", "killed", "--resume")
+    for name in ("best.pt", "last.pt"):
+        straight, killed = (Checkpoint.load(here / run / name) for run in ("straight", "killed"))
+        assert killed.epoch == straight.epoch
+        assert killed.scores == straight.scores
+        assert killed.decision == straight.decision
+        for key, weight in straight.weights.items():
+            assert torch.equal(killed.weights[key], weight), key
+    assert [row["loss"] for row in rows(here / "killed")] == [
+        row["loss"] for row in rows(here / "straight")
+    ]
+    files = written(here / "killed")
+    assert [name for name in files if "tfevents" not in name] == [
+        *("best.pt", "config.yaml", "curves.png", "last.pt", "log.csv"),
+        *("splits.yaml", "validation.csv"),
+    ]
+
+
 def test_a_finished_run_resumes_to_its_result(here):
     first = done("-c", "tiny.yaml", "-o", "runs/a", "--epochs", 1)
     before = Path("runs/a/last.pt").read_bytes()
@@ -422,7 +489,8 @@ def test_a_value_out_of_range(here):
 def test_a_patch_that_does_not_fit(here):
     assert_refused(
         train("-c", "tiny.yaml", "--set", "patch_size=17"),
-        "a patch of 17 voxels does not fit a network of 2 levels with padding: same",
+        "a patch of 17 voxels does not fit a network of 2 levels with padding: same and "
+        "norm: batch",
         "try a patch_size of 18",
     )
 

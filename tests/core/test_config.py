@@ -273,7 +273,8 @@ def test_a_patch_that_the_poolings_cannot_halve_names_one_that_fits():
     with pytest.raises(ConfigError) as caught:
         load_config(patch_size=100)
     assert str(caught.value) == (
-        "a patch of 100 voxels does not fit a network of 5 levels with padding: same"
+        "a patch of 100 voxels does not fit a network of 5 levels with padding: same and "
+        "norm: batch"
     )
     assert caught.value.hint == "try a patch_size of 112"
 
@@ -284,6 +285,23 @@ def test_a_patch_too_small_for_a_valid_network_names_the_smallest():
     with pytest.raises(ConfigError) as caught:
         load_config(patch_size=16, **{"network.levels": 2, "network.padding": "valid"})
     assert caught.value.hint == "try a patch_size of 18"
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_a_single_voxel_has_no_spread_to_divide_by(norm):
+    # Five levels take 16 voxels to one, 32 to two.
+    with pytest.raises(ConfigError, match=f"a patch of 16 voxels .* norm: {norm}") as caught:
+        load_config(patch_size=16, **{"network.norm": norm})
+    assert caught.value.hint == "try a patch_size of 32"
+    assert load_config(patch_size=32, **{"network.norm": norm}).network.norm == norm
+
+
+def test_batch_norm_needs_two_values_of_each_channel():
+    with pytest.raises(ConfigError, match="of one patch of 16 voxels has a single value") as caught:
+        load_config(patch_size=16, batch_size=1)
+    assert caught.value.hint == "use a batch_size of 2, or a patch_size of 32"
+    assert load_config(patch_size=16, batch_size=2).patch_size == 16
+    assert load_config(patch_size=32, batch_size=1).patch_size == 32
 
 
 # --- files that are no settings ----------------------------------------------------------------

@@ -213,6 +213,15 @@ def test_a_constant_comes_out_of_windows_of_the_training_patch():
     torch.testing.assert_close(found, torch.full((3, 17, 11, 9), 0.3))
 
 
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_norms_of_a_window_take_the_smallest_volume(norm):
+    # One voxel on the lowest level would have no spread, and end in an error of PyTorch.
+    config = UNetConfig(channels=2, levels=3, norm=norm)
+    assert around(config, 1) == (3, 4)  # twice four in all
+    net = UNet3D(config, in_channels=1, out_channels=3).eval()
+    assert run(net, torch.randn(1, 1, 2, 3), patch_size=16).shape == (3, 1, 2, 3)
+
+
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_in_windows_and_in_one_pass_each_voxel_gets_its_own(memory, padding):
     net = Pointwise(UNetConfig(channels=2, levels=2, padding=padding)).eval()

@@ -97,21 +97,26 @@ class UNetConfig(_Settings):
         """Edge of the output for an input of `edge` voxels.
 
         Raises:
-            ConfigError: If the poolings cannot halve it, or nothing is left.
+            ConfigError: If the poolings cannot halve it, or leave too little.
         """
         size = edge - 2 * self.margin
-        if size < 1 or self._remainder(edge):
+        if size < 1 or edge < self._least or self._remainder(edge):
             raise ConfigError(
                 f"a patch of {edge} voxels does not fit a network of {self.levels} levels "
-                f"with padding: {self.padding}",
+                f"with padding: {self.padding} and norm: {self.norm}",
                 hint=f"try a patch_size of {self.input_size(size)}",
             )
         return size
 
     def input_size(self, output: int) -> int:
         """Smallest edge of an input that gives at least `output` voxels (and at least one)."""
-        edge = max(output, 1) + 2 * self.margin
+        edge = max(output + 2 * self.margin, 1 + 2 * self.margin, self._least)
         return edge + (-self._remainder(edge)) % self.multiple
+
+    @property
+    def _least(self) -> int:
+        """Smallest edge whose lowest level has a spread, by which these norms divide."""
+        return 2 * self.multiple if self.depends_on_window else 1
 
     @property
     def _lost_down(self) -> int:
@@ -312,8 +317,16 @@ class TrainConfig(_Settings):
 
     @model_validator(mode="after")
     def _patch_must_fit(self) -> TrainConfig:
-        if isinstance(self.network, UNetConfig):  # MONAI's are asked when they are made
-            self.network.output_size(self.patch_size)
+        network = self.network
+        if not isinstance(network, UNetConfig):  # MONAI's are asked when they are made
+            return self
+        network.output_size(self.patch_size)
+        if (network.norm, self.batch_size) == ("batch", 1) and self.patch_size == network.multiple:
+            raise ConfigError(
+                f"batch norm of one patch of {self.patch_size} voxels has a single value on the "
+                f"lowest of {network.levels} levels, and no spread",
+                hint=f"use a batch_size of 2, or a patch_size of {2 * network.multiple}",
+            )
         return self
 
     def save(self, path: Path) -> None:
