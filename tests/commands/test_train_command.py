@@ -875,6 +875,35 @@ def test_a_fold_that_is_no_number(here):
     assert "error: --fold some is no fold" in result.stderr
 
 
+def with_two_devices(*args):
+    """`brats train` on a machine of two devices that both are its CPU."""
+    code = (
+        "import sys, torch\nfrom brats_cli.app import main\nfrom brats_cli.core import devices\n"
+        "devices.choose_devices = lambda *_: [torch.device('cpu')] * 2\nmain()\n"
+    )
+    command = [sys.executable, "-c", code, "train", *args, "--device", "cpu"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_several_gpus_are_several_processes(here):
+    ran = with_two_devices("-c", "tiny.yaml", "-o", "run")
+    assert ran.returncode == 0, ran.stderr
+    assert [row["epoch"] for row in rows(here / "run")] == ["1", "2"]
+    assert len(ran.stdout.splitlines()) == 2  # one of the two prints the result
+    assert " and 1 more in float32: 1 cases, 1 to validate" in ran.stderr
+
+
+def test_what_several_processes_meet_is_told_once(own_data):
+    broken = own_data / IDS[1] / f"{IDS[1]}-t1n.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    ran = with_two_devices("-c", "tiny.yaml", "--store", "store")
+    assert ran.returncode == 3
+    told, error, hint = ran.stderr.splitlines()
+    assert told.startswith("preparing 2 cases in store")
+    assert error == f"error: cannot read {broken}: the image data are cut short or damaged"
+    assert "copy or download it again" in hint
+
+
 def test_two_processes_learn_what_one_learns_with_twice_the_batch(here):
     settings = SETTINGS | {
         "loss": "dice_ce",

@@ -142,7 +142,7 @@ def train(
         options["--fold"] = fold
         options["-o"] = jobs[0].run.folder.parent
     deadline = time.monotonic() + (math.inf if max_time is None else max_time)
-    with group.joined(chosen):
+    with _quiet_about_peers(), group.joined(chosen):
         for job in jobs:
             with group.one_by_machine():
                 prepared = _prepare(job, folder)
@@ -264,6 +264,17 @@ def _show_costs(config: TrainConfig, device: torch.device) -> None:
         f"about {fixed + config.batch_size * total.kept_bytes / 1e9:.1f} GB, besides what the "
         "convolutions work in."
     )
+
+
+@contextmanager
+def _quiet_about_peers() -> Iterator[None]:
+    """End without a word where another process of the training has told what is wrong."""
+    from ..core.group import PeerError
+
+    try:
+        yield
+    except PeerError as error:
+        raise typer.Exit(3) from error
 
 
 @contextmanager

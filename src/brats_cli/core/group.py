@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from .errors import BratsError
 
 Item = TypeVar("Item")
 
 # The first process of a machine prepares the cases of a run while the others wait.
 _PATIENCE = timedelta(hours=12)
+
+# Seconds in which a process that has failed may tell why, and end, before those that miss it do:
+# the status of the first that ends is that of all.
+_GRACE = 5
+
+
+class PeerError(BratsError):
+    """Another process of the training has ended, and has told why itself."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,11 @@ class Group:
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
-        """Be connected to the others."""
+        """Be connected to the others.
+
+        Raises:
+            PeerError: If one of them ends before the block does.
+        """
         if self.size == 1:
             yield
             return
@@ -67,6 +84,13 @@ class Group:
         dist.init_process_group(backend, timeout=_PATIENCE)
         try:
             yield
+        except RuntimeError as error:
+            if not _tells_of_a_peer(error):
+                raise
+            time.sleep(_GRACE)
+            raise PeerError(
+                "another process of this training has ended", hint="see what it told"
+            ) from error
         finally:
             dist.destroy_process_group()
 
@@ -109,6 +133,13 @@ class Group:
         return shared[0]
 
 
+def _tells_of_a_peer(error: RuntimeError) -> bool:
+    """Whether an error is that of a connection whose other end is gone."""
+    # gloo has no class for it.
+    words = ("closed by peer", "reset by peer", "Broken pipe")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+
+
 ALONE = Group()
 
 
@@ -116,10 +147,24 @@ def summed(local: torch.Tensor) -> torch.Tensor:
     """The sum of a tensor over all processes that train together, which gradients pass through."""
     if not (dist.is_available() and dist.is_initialized()):
         return local
-    from torch.distributed.nn.functional import all_reduce
-
-    total: torch.Tensor = all_reduce(local)  # type: ignore[no-untyped-call]
+    total: torch.Tensor = _Sum.apply(local)  # type: ignore[no-untyped-call]
     return total
+
+
+class _Sum(torch.autograd.Function):
+    """Each process's loss has the sum in it, so that its share gets the gradients of all."""
+
+    @staticmethod
+    def forward(_: Any, local: torch.Tensor) -> torch.Tensor:
+        total = local.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
 def launch(command: Sequence[str], processes: int) -> int:
@@ -127,8 +172,13 @@ def launch(command: Sequence[str], processes: int) -> int:
 
     Returns:
         The exit status of the first that failed, or 0.
+
+    Raises:
+        BratsError: If that was killed.
     """
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # each process tells its own mistakes
+    # Each process tells its own mistakes.
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -145,7 +195,14 @@ def launch(command: Sequence[str], processes: int) -> int:
     try:
         elastic_launch(settings, command[0])(*command[1:])
     except ChildFailedError as error:
-        return int(error.get_first_failure()[1].exitcode)
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            raise BratsError(
+                f"process {rank + 1} of {processes} was ended by "
+                f"{signal.Signals(-failure.exitcode).name}, most likely for lack of memory",
+                hint="end other programs or lower batch_size, and go on with --resume",
+            ) from error
+        return int(failure.exitcode)
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
