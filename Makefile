@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test lint completions bench-feed bench-predict clean
+.PHONY: demo test lint completions bench-feed bench-train bench-predict clean
 
 demo: $(READY)
 	$(BIN)/brats demo --overwrite
@@ -32,6 +32,9 @@ $(READY): pyproject.toml constraints.txt
 # BENCH=--help tells what it can do besides; the peers' versions are pinned.
 bench-feed: .venv/peers
 	$(BIN)/python benchmarks/bench_feed.py $(BENCH)
+
+bench-train: .venv/peers
+	$(BIN)/python benchmarks/bench_train.py $(BENCH)
 
 # With the newest run's best network, or with BENCH="--model RUN".
 bench-predict: .venv/peers

@@ -192,13 +192,18 @@ def run_apart(name: str, arguments: argparse.Namespace) -> Run:
         found = memory(child.pid)
         peak, without_files = max(peak, found[0]), max(without_files, found[1])
         results = [line for line in said.read_text().splitlines() if line.startswith('{"rate"')]
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
+    end(child.pid)
     child.wait()
     if not results:
         sys.exit(f"{name} failed:\n{said.read_text()[-3000:]}")
     found_rates = json.loads(results[0])
     return Run(found_rates["rate"], found_rates["cost"], peak, without_files, load)
+
+
+def end(session: int) -> None:
+    """Kill all processes of a session: some loaders' workers outlive who started them."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(session, signal.SIGKILL)
 
 
 def memory(root: int) -> tuple[float, float]:
