@@ -99,7 +99,11 @@ def test_finishing_a_run(stored_case):
         workers=0,
     )
     (epoch,) = train(config, cases, cases, SCHEMES["brats2023"], torch.device("cpu"))
-    found, scored = finish(epoch.checkpoint, cases, torch.device("cpu"))
+    passes = []
+    found, scored = finish(
+        epoch.checkpoint, cases, torch.device("cpu"), on_pass=lambda: passes.append(1)
+    )
+    assert len(passes) == 4  # two over each case
     assert [each.case_id for each in scored] == ["case0", "case1"]
     assert set(found.decision["thresholds"]) == {"WT", "TC", "ET"}
     assert found.thresholds == tuple(found.decision["thresholds"].values())

@@ -433,7 +433,11 @@ def _finish(run: Run, prepared: _Prepared, device: torch.device, group: Group) -
     if best is None or best.decision or not prepared.validation:
         return
     console.message("choosing thresholds on the validation cases")
-    finished, validated = finish(best, prepared.validation, device, group=group)
+    with console.progress() as bars:
+        task = bars.add_task("passes", total=2 * len(group.share(prepared.validation)))
+        finished, validated = finish(
+            best, prepared.validation, device, group=group, on_pass=lambda: bars.advance(task)
+        )
     if group.leads:
         run.conclude(finished, validated)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,7 +47,8 @@ class Counts:
     def of(cls, probability: torch.Tensor, truth: torch.Tensor) -> Counts:
         """Counts of probabilities (R, X, Y, Z) and the masks (R, X, Y, Z) they should be."""
         # Thresholds that a voxel reaches, from 0 to all of them.
-        reached = torch.bucketize(probability, torch.tensor(THRESHOLDS), right=True)
+        limits = torch.tensor(THRESHOLDS)
+        reached = torch.bucketize(probability.contiguous(), limits, right=True)
         found: list[npt.NDArray[np.int64]] = []
         common: list[npt.NDArray[np.int64]] = []
         for levels, mask in zip(reached, truth, strict=True):
@@ -119,6 +120,7 @@ def finish(
     device: torch.device,
     *,
     group: Group = ALONE,
+    on_pass: Callable[[], None] = lambda: None,
 ) -> tuple[Checkpoint, list[CaseValidation]]:
     """Choose a run's thresholds and its ET rule on validation cases, and score these with them.
 
@@ -127,14 +129,21 @@ def finish(
         validation: Cases as they were stored for the run.
         device: Where to compute.
         group: The processes that share the cases.
+        on_pass: Called after each pass over one of this process's cases, of which there are two.
 
     Returns:
         The checkpoint with its decision and the Dice it has then, and the scores of each case.
     """
     mine = group.share(validation)
-    counts = group.gathered([Counts.of(*_answer(best, case, device)) for case in mine])
-    decision = Decision.best_for(counts)
-    scored = group.gathered([_scored(best, case, decision, device) for case in mine])
+    counts, scored = [], []
+    for case in mine:
+        counts.append(Counts.of(*_answer(best, case, device)))
+        on_pass()
+    decision = Decision.best_for(group.gathered(counts))
+    for case in mine:
+        scored.append(_scored(best, case, decision, device))
+        on_pass()
+    scored = group.gathered(scored)
     dice = {name: float(np.mean([case.scores[name].dice for case in scored])) for name in REGIONS}
     content = {"thresholds": decision.thresholds, "smallest_et_mm3": decision.smallest_et_mm3}
     return replace(best, scores=dice, decision=content), scored
