@@ -529,7 +529,7 @@ class _Pace:
         config = self.config
         left = ""
         if self.step_seconds is not None:
-            unseen = 1 - self.validated / self.cases
+            unseen = 1 - self.validated / self.cases if self.cases else 0
             rest = steps_left * self.step_seconds + unseen * self.validation_seconds
             epoch = config.steps_per_epoch * self.step_seconds + self.validation_seconds
             run = rest + (config.epochs - self.number) * epoch
