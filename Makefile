@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test lint completions bench-feed bench-train bench-predict clean
+.PHONY: demo test lint completions bench-feed bench-train bench-quality bench-predict clean
 
 demo: $(READY)
 	$(BIN)/brats demo --overwrite
@@ -35,6 +35,9 @@ bench-feed: .venv/peers
 
 bench-train: .venv/peers
 	$(BIN)/python benchmarks/bench_train.py $(BENCH)
+
+bench-quality: .venv/peers
+	$(BIN)/python benchmarks/bench_quality.py $(BENCH)
 
 # With the newest run's best network, or with BENCH="--model RUN".
 bench-predict: .venv/peers
