@@ -1,7 +1,9 @@
 """How fast a brain is segmented: brats beside MONAI, TorchIO and nnU-Net, with the same weights.
 
 `make bench-predict BENCH="--model RUN"` prints the tables of RESULTS.md for the test cases of a
-run. Every measurement runs in a process of its own; those that are compared take turns.
+run. Every measurement runs in a process of its own; those that are compared take turns. With
+`BENCH="--device cuda"` it times brats alone, from disk to disk, on a GPU; without `--model` with
+random weights of the default network.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from brats_cli.core.batches import Batch, Job
+from brats_cli.core.batches import Batch, Job, Prediction
 from brats_cli.core.cases import Case, case_at, find_cases
 from brats_cli.core.checkpoints import Checkpoint
-from brats_cli.core.devices import arithmetic
+from brats_cli.core.config import TrainConfig
+from brats_cli.core.devices import arithmetic, choose_device, describe
 from brats_cli.core.labels import REGIONS, scheme_named
-from brats_cli.core.network import UNet3D
+from brats_cli.core.network import UNet3D, make_network
 from brats_cli.core.prediction import PredictConfig, Predictor
 from brats_cli.core.preparation import from_grid
 from brats_cli.core.runs import checkpoint_paths
@@ -172,6 +175,60 @@ def measure_batch(model: Path, cases: list[Case]) -> dict[str, Any]:
         return {"seconds": time.perf_counter() - started}
 
 
+def report(arguments: argparse.Namespace, device: torch.device) -> None:
+    """Print the seconds that a case takes on a device, among others and from disk to disk."""
+    cases = arguments.cases or [case.folder for case in find_cases(arguments.data)]
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "random.pt"
+        if arguments.model:
+            model = checkpoint_paths(arguments.model)[0]
+        else:
+            untrained(TrainConfig()).save(model)
+        print(f"{describe(device)}, torch {torch.__version__}; {len(cases)} cases one by one\n")
+        print("| | seconds a case | runs | of the network | in one call | target |")
+        print("|---|---:|---|---:|---:|---|")
+        for tta, most in ((False, 1.0), (True, 3.0)):
+            batch = Batch((model,), PredictConfig(tta=tta))
+            jobs = [
+                Job(case_at(case), Path(folder) / f"{tta} {case.name}.nii.gz") for case in cases
+            ]
+            list(batch.run(jobs[:1], [device]))  # to warm up
+            jobs[0].file.unlink()
+            alone = [_timed(batch, [job], device) for job in jobs]
+            for job in jobs:
+                job.file.unlink()
+            _, together = _timed(batch, jobs, device)
+            seconds = [passed for _, passed in alone]
+            network = [found.network_seconds for (found,), _ in alone]
+            median = statistics.median(seconds)
+            cells = ["eight flips" if tta else "no flips", f"{median:.2f}"]
+            cells += [f"{min(seconds):.2f} to {max(seconds):.2f}"]
+            cells += [f"{statistics.median(network):.2f}", f"{together / len(jobs):.2f}"]
+            cells += [f"<= {most:.0f} s: {'reached' if median <= most else 'MISSED'}"]
+            print(f"| {' | '.join(cells)} |")
+    if device.type == "cuda":
+        print(f"\nGPU memory: {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
+
+
+def _timed(batch: Batch, jobs: list[Job], device: torch.device) -> tuple[list[Prediction], float]:
+    """What was made of some cases, and the seconds from disk to disk, the model's reading apart."""
+    outcomes = batch.run(jobs, [device])
+    started = time.perf_counter()
+    done = [outcome for outcome in outcomes if isinstance(outcome, Prediction)]
+    passed = time.perf_counter() - started
+    assert len(done) == len(jobs)
+    return done, passed
+
+
+def untrained(config: TrainConfig) -> Checkpoint:
+    """A checkpoint of random weights."""
+    torch.manual_seed(0)
+    network = make_network(
+        config.network, in_channels=4, out_channels=len(REGIONS), patch_size=config.patch_size
+    )
+    return Checkpoint(network.state_dict(), config.model_dump(mode="json"), "brats2020", 0, {})
+
+
 # --- all of them, in turn ----------------------------------------------------------------------
 
 
@@ -179,6 +236,9 @@ def main() -> None:
     arguments = _arguments()
     if arguments.measure:
         _measure(arguments)
+        return
+    if arguments.device != "cpu":
+        report(arguments, choose_device(arguments.device))
         return
     model = checkpoint_paths(arguments.model)[0]
     cases = arguments.cases or _test_cases(model, arguments.data)
@@ -316,6 +376,7 @@ def _arguments() -> argparse.Namespace:
     add("--only", nargs="*", choices=["peers", "batch"])
     add("--load", type=float, default=1.5, help="wait until the load average is below this")
     add("--patience", type=float, default=0, help="wait no longer than this, in seconds")
+    add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--measure", help=argparse.SUPPRESS)
     return parser.parse_args()
 
