@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -378,8 +379,32 @@ def test_one_seed_gives_the_same_weights_and_another_does_not(cases):
     assert not torch.equal(other["output.weight"], first["output.weight"])
 
 
-def test_workers_do_not_change_what_is_learnt(cases):
-    assert_same_weights(weights_after(tiny(workers=1), cases), weights_after(TINY, cases))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_what_is_learnt(cases, workers):
+    assert_same_weights(weights_after(tiny(workers=workers), cases), weights_after(TINY, cases))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # those of the compiler are not ours
+def test_a_compiled_network_learns_the_same(cases):
+    settings = {"epochs": 1, "steps_per_epoch": 2, "optimizer": "sgd", "learning_rate": 0.01}
+    plain, compiled = (
+        weights_after(tiny(compile=compiling, **settings), cases) for compiling in (False, True)
+    )
+    assert compiled.keys() == plain.keys()
+    for name, weight in plain.items():
+        torch.testing.assert_close(compiled[name], weight, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_without_a_compiler_the_way_out_is_told(cases, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/compiler"))
+    # Of another shape than that of the other test, which torch still has.
+    config = tiny(compile=True, network=UNetConfig(channels=3, levels=2))
+    with pytest.raises(TrainingError, match="the network cannot be compiled: ") as caught:
+        epochs_of(config, cases)
+    assert caught.value.hint == "install a C++ compiler, as g++, or set compile: false"
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,8 @@ class _Learner:
         self.learning_rate = config.learning_rate
         if resume is not None:
             self._resume(resume)
-        self.replica = DistributedDataParallel(self.network) if group.size > 1 else self.network
+        replica = _Compiled(self.network) if config.compile else self.network
+        self.replica = DistributedDataParallel(replica) if group.size > 1 else replica
 
     @property
     def kept(self) -> Network:
@@ -506,6 +507,26 @@ def _feed(
     first = range(epoch * an_epoch, config.epochs * an_epoch, together)
     numbers = [start + group.rank * each + place for start in first for place in range(each)]
     return batches(patches, numbers, batch_size=each, workers=worker_count(config))
+
+
+class _Compiled(torch.nn.Module):
+    """A network that `torch.compile` makes faster when it is first called."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = torch.compile(network)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        from torch._dynamo.exc import TorchDynamoException  # which takes a second to import
+
+        try:
+            logits: torch.Tensor | list[torch.Tensor] = self.network(images)
+        except TorchDynamoException as error:
+            raise TrainingError(
+                f"the network cannot be compiled: {str(error).splitlines()[0]}",
+                hint="install a C++ compiler, as g++, or set compile: false",
+            ) from error
+        return logits
 
 
 def _optimizer(config: TrainConfig, network: torch.nn.Module) -> torch.optim.Optimizer:
