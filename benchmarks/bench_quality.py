@@ -133,10 +133,7 @@ def _nnunet(arguments: argparse.Namespace, split: Split) -> None:
 
     fold = {"train": list(split.folds[0].train), "val": list(split.test)}
     (prepared / "splits_final.json").write_text(json.dumps([fold]))
-    plans = json.loads((prepared / "nnUNetPlans.json").read_text()) | {"continue_training": False}
-    dataset = json.loads((prepared / "dataset.json").read_text())
-    dataset["labels"] = {"background": 0, "WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}
-    dataset["regions_class_order"] = [2, 1, 3]
+    plans, dataset = feeds.nnunet_plans(folders.nnunet)
     trainer = nnUNetTrainer(plans, "3d_fullres", 0, dataset, torch.device(arguments.device))
     trainer.initialize()
     feed, _ = trainer.get_dataloaders()

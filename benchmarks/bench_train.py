@@ -66,16 +66,11 @@ def nnunet(arguments: argparse.Namespace, folders: feeds.Folders, dtype: torch.d
         def build_network_architecture(plans_manager: Any, *_: Any) -> UNet3D:
             return network(arguments)
 
-    prepared = feeds.prepared_by_nnunet(folders.nnunet).parent
-    plans = json.loads((prepared / "nnUNetPlans.json").read_text())
-    plans["continue_training"] = False
+    plans, dataset = feeds.nnunet_plans(folders.nnunet)
     plans["configurations"]["3d_fullres"] |= {
         "patch_size": [arguments.patch] * 3,
         "batch_size": BATCH,
     }
-    dataset = json.loads((prepared / "dataset.json").read_text())
-    dataset["labels"] = {"background": 0, "WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}
-    dataset["regions_class_order"] = [2, 1, 3]
     trainer = Trainer(plans, "3d_fullres", 0, dataset, torch.device(arguments.device))
     trainer.enable_deep_supervision = False
     trainer.initialize()

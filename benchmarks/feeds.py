@@ -235,6 +235,16 @@ def prepared_by_nnunet(folder: Path) -> Path:
     return folder / "preprocessed" / "Dataset500_BraTS" / "nnUNetPlans_3d_fullres"
 
 
+def nnunet_plans(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The plans and the description of the data set that nnU-Net's trainer wants, by regions."""
+    prepared = prepared_by_nnunet(folder).parent
+    plans = json.loads((prepared / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+    dataset = json.loads((prepared / "dataset.json").read_text())
+    dataset["labels"] = {"background": 0, "WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}
+    dataset["regions_class_order"] = [2, 1, 3]
+    return plans, dataset
+
+
 def prepare_nnunet(folders: Folders, workers: int) -> float:
     """Let nnU-Net convert, plan and preprocess the cases; seconds of its preprocessing alone."""
     nnunet_paths(folders.nnunet)
