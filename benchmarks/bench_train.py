@@ -186,7 +186,6 @@ def measure_brats(
         patch_size=arguments.patch,
         batch_size=BATCH,
         network=settings(arguments),
-        loss="dice_ce",
         precision=precision,
         workers=arguments.workers,
     )

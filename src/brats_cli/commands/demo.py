@@ -21,7 +21,6 @@ SETTINGS: dict[str, Any] = {
     "patch_size": 48,
     "learning_rate": 3e-3,
     "schedule": "poly",
-    "loss": "dice_ce",
     "network": {"channels": 8, "levels": 3},
 }
 
