@@ -277,8 +277,8 @@ class TrainConfig(_Settings):
     augmentation: AugmentConfig = AugmentConfig()
     """How much patches are varied."""
     loss: Literal["dice", "dice_ce", "dice_focal", "jaccard"] = "dice_ce"
-    """Dice loss, its sum with binary cross-entropy or focal loss, or Jaccard loss. With the sum,
-    small regions are learnt sooner: see benchmarks/RESULTS.md."""
+    """Dice loss, its sum with binary cross-entropy or focal loss, or Jaccard loss. The sum with
+    cross-entropy scored best in the trials of benchmarks/RESULTS.md."""
     loss_per_sample: bool = False
     """Overlap of each patch on its own, not of all patches of a step together."""
     loss_squared: bool = False
