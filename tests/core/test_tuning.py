@@ -63,7 +63,7 @@ def test_a_threshold_is_changed_where_that_pays():
     # Dice of WT 0.90 at 0.6 and 0.80 else; TC 0.803 at 0.6, which is no gain worth having.
     whole = (100, 100, better_at(SIX, 90, 80))
     core = (1000, 1000, better_at(SIX, 803, 800))
-    decision = Decision.best_for([case(whole, core, RIGHT)])
+    decision = Decision.best_for([case(whole, core, RIGHT)] * 2)
     assert decision.thresholds == {"WT": 0.6, "TC": 0.5, "ET": 0.5}
     assert decision.smallest_et_mm3 == 0
 
@@ -75,12 +75,38 @@ def test_a_threshold_is_chosen_over_all_cases():
     assert Decision.best_for([gains, loses]).thresholds["WT"] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("gains", "threshold"),
+    [
+        # Mean 0.1, standard error 0.018 of five: t 5.4, and Student's quantile is 2.13.
+        ([0.05, 0.07, 0.1, 0.13, 0.15], 0.6),
+        # Of three, mean 0.1 and standard error 0.029: t 3.5 and 2.92.
+        ([0.05, 0.1, 0.15], 0.6),
+        # Of two, mean 0.1 and standard error 0.05: t 2 and 6.31.
+        ([0.05, 0.15], 0.5),
+        # Mean 0.04, standard error 0.024 of five: t 1.7, and 2.13.
+        ([0, 0.01, 0.04, 0.02, 0.13], 0.5),
+        # One case has no spread.
+        ([0.15], 0.5),
+    ],
+)
+def test_a_threshold_is_changed_where_that_is_no_chance(gains, threshold):
+    # 100 voxels, as many found: Dice is the hundredth of those in common.
+    cases = [
+        case((100, 100, better_at(SIX, round(80 + 100 * gain), 80)), RIGHT, RIGHT) for gain in gains
+    ]
+    assert Decision.best_for(cases).thresholds["WT"] == threshold
+
+
 def test_little_enhancing_tumour_is_none_where_that_pays():
     # 40 voxels found where there are none, 0 for Dice; 60 true ones elsewhere. Under 50, the first
-    # becomes 1 and the second stays; from 100 on, the second would be lost.
+    # becomes 1 and the second stays; from 100 on, the second would be lost. Of four such gains
+    # and one 0 the mean is 0.8 and the standard error 0.2: t 4, and Student's quantile 2.13.
     false, true = case(RIGHT, RIGHT, (0, 40, 0)), case(RIGHT, RIGHT, (60, 60, 60))
-    assert Decision.best_for([false, true]).smallest_et_mm3 == 50
-    assert Decision.best_for([true]).smallest_et_mm3 == 0
+    assert Decision.best_for([*[false] * 4, true]).smallest_et_mm3 == 50
+    # Of a single gain the mean is 0.2, and so is the standard error.
+    assert Decision.best_for([false, *[true] * 4]).smallest_et_mm3 == 0
+    assert Decision.best_for([true] * 5).smallest_et_mm3 == 0
 
 
 def test_finishing_a_run(stored_case):
