@@ -78,13 +78,13 @@ def test_a_threshold_is_chosen_over_all_cases():
 @pytest.mark.parametrize(
     ("gains", "threshold"),
     [
-        # Mean 0.1, standard error 0.018 of five: t 5.4, and Student's quantile is 2.13.
+        # Mean 0.1, standard error 0.018 of five: t 5.4, and Student's quantile is 3.75.
         ([0.05, 0.07, 0.1, 0.13, 0.15], 0.6),
-        # Of three, mean 0.1 and standard error 0.029: t 3.5 and 2.92.
-        ([0.05, 0.1, 0.15], 0.6),
-        # Of two, mean 0.1 and standard error 0.05: t 2 and 6.31.
+        # Of three, mean 0.1 and standard error 0.029: t 3.5 and 6.96.
+        ([0.05, 0.1, 0.15], 0.5),
+        # Of two, mean 0.1 and standard error 0.05: t 2 and 31.8.
         ([0.05, 0.15], 0.5),
-        # Mean 0.04, standard error 0.024 of five: t 1.7, and 2.13.
+        # Mean 0.04, standard error 0.024 of five: t 1.7, and 3.75.
         ([0, 0.01, 0.04, 0.02, 0.13], 0.5),
         # One case has no spread.
         ([0.15], 0.5),
@@ -101,7 +101,7 @@ def test_a_threshold_is_changed_where_that_is_no_chance(gains, threshold):
 def test_little_enhancing_tumour_is_none_where_that_pays():
     # 40 voxels found where there are none, 0 for Dice; 60 true ones elsewhere. Under 50, the first
     # becomes 1 and the second stays; from 100 on, the second would be lost. Of four such gains
-    # and one 0 the mean is 0.8 and the standard error 0.2: t 4, and Student's quantile 2.13.
+    # and one 0 the mean is 0.8 and the standard error 0.2: t 4, and Student's quantile 3.75.
     false, true = case(RIGHT, RIGHT, (0, 40, 0)), case(RIGHT, RIGHT, (60, 60, 60))
     assert Decision.best_for([*[false] * 4, true]).smallest_et_mm3 == 50
     # Of a single gain the mean is 0.2, and so is the standard error.
