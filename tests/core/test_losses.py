@@ -191,10 +191,13 @@ def test_a_mask_that_is_true_everywhere_changes_nothing():
 # --- of what a network returns -----------------------------------------------------------------
 
 
+DICE = TrainConfig(loss="dice")
+
+
 def test_the_config_names_loss_and_variant():
     logits = torch.tensor([THREE_QUARTERS, QUARTER]).reshape(2, 1, 1, 1, 1)
     targets = torch.tensor([1.0, 0]).reshape(2, 1, 1, 1, 1)
-    found = training_loss(TrainConfig(), logits, targets)
+    found = training_loss(DICE, logits, targets)
     assert found.item() == pytest.approx(1 - 5 / 6)
     # Each patch on its own, squared: 2.5 / (0.5625 + 1 + 1) and 1 / (0.0625 + 1), and no
     # intersection for a union of 1.5625 - 0.75 and 0.0625.
@@ -207,14 +210,14 @@ def test_the_targets_of_a_network_with_a_margin_are_those_of_its_middle():
     logits = regions([THREE_QUARTERS, QUARTER])[..., :1, :1]
     targets = torch.ones(1, 1, 4, 3, 3)
     targets[0, 0, :, 1, 1] = torch.tensor([0.0, 1, 0, 1])
-    assert training_loss(TrainConfig(), logits, targets).item() == pytest.approx(1 - 5 / 6)
+    assert training_loss(DICE, logits, targets).item() == pytest.approx(1 - 5 / 6)
 
 
 def test_lower_resolutions_weigh_half_as_much_each_and_all_together_1():
     # Logits of 0 everywhere: p = 1/2 of n voxels, t = 1: Dice (n + 1) / (1.5 n + 1), with n = 64,
     # 8 and 1 for edges of 4, 2 and 1 voxels; weights 4/7, 2/7 and 1/7.
     outputs = [torch.zeros(1, 1, edge, edge, edge) for edge in (4, 2, 1)]
-    found = training_loss(TrainConfig(), outputs, torch.ones(1, 1, 4, 4, 4, dtype=torch.bool))
+    found = training_loss(DICE, outputs, torch.ones(1, 1, 4, 4, 4, dtype=torch.bool))
     losses = [1 - (n + 1) / (1.5 * n + 1) for n in (64, 8, 1)]
     assert found.item() == pytest.approx((4 * losses[0] + 2 * losses[1] + losses[2]) / 7)
 
@@ -227,7 +230,7 @@ def test_a_single_voxel_is_in_the_targets_of_every_resolution():
         logits = torch.full((1, 1, edge, edge, edge), -100.0)
         logits[(0, 0, *block)] = 100
         outputs.append(logits)
-    assert training_loss(TrainConfig(), outputs, targets).item() == pytest.approx(0, abs=1e-6)
+    assert training_loss(DICE, outputs, targets).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_a_block_is_known_where_all_of_it_is():
@@ -237,17 +240,17 @@ def test_a_block_is_known_where_all_of_it_is():
     targets = torch.zeros(1, 1, 8, 2, 2)
     coarse = torch.tensor([-100.0, 100, -100, -100]).reshape(1, 1, 4, 1, 1)
     outputs = [torch.full((1, 1, 8, 2, 2), -100.0), coarse]
-    assert training_loss(TrainConfig(), outputs, targets, valid).item() == pytest.approx(0)
+    assert training_loss(DICE, outputs, targets, valid).item() == pytest.approx(0)
     # (1) / (1 + 1) of the invented voxel, weighted with 1/3.
-    assert training_loss(TrainConfig(), outputs, targets).item() == pytest.approx(0.5 / 3)
+    assert training_loss(DICE, outputs, targets).item() == pytest.approx(0.5 / 3)
 
 
 def test_a_region_without_labels_is_without_them_in_every_resolution():
     valid = torch.tensor([True, False]).reshape(1, 2, 1, 1, 1)
     outputs = [torch.zeros(1, 2, edge, edge, edge) for edge in (4, 2)]
     targets = torch.ones(1, 2, 4, 4, 4)
-    found = training_loss(TrainConfig(), outputs, targets, valid)
-    alone = training_loss(TrainConfig(), [output[:, :1] for output in outputs], targets[:, :1])
+    found = training_loss(DICE, outputs, targets, valid)
+    alone = training_loss(DICE, [output[:, :1] for output in outputs], targets[:, :1])
     assert found.item() == pytest.approx(alone.item())
 
 
@@ -280,7 +283,7 @@ def test_targets_lie_where_the_outputs_of_each_resolution_do(padding, upsampling
         outputs = net(images)
         assert len(outputs) == 2
         assert 0 < (outputs[1] > 0).float().mean() < 1
-        assert training_loss(TrainConfig(), outputs, images).item() == pytest.approx(0, abs=1e-6)
+        assert training_loss(DICE, outputs, images).item() == pytest.approx(0, abs=1e-6)
 
 
 # --- MONAI's -----------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ TINY = TrainConfig(
     patch_size=16,
     modalities=("t1", "flair"),
     network=UNetConfig(channels=2, levels=2),
+    loss="dice",
     precision="float32",
     workers=0,
 )
