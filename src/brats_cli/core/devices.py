@@ -14,7 +14,7 @@ from .errors import ConfigError, DeviceError
 
 # One pass over a brain may take this much on a CPU, however much there is: the machine is shared.
 # By the estimate, the largest brains take 3.5 GiB in float32 with 16 channels; predicting took
-# 3.2 GiB in all. In windows it would take twice as long.
+# 3.3 GiB in all. In windows it would take twice as long.
 CPU_BYTES = 7 * 2**29
 
 # What it offers depends on the system, and is asked of it.
