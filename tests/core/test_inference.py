@@ -145,17 +145,17 @@ def test_the_weights_of_all_windows_add_up_to_1_at_every_voxel(overlap):
 
 def test_an_image_that_fits_is_one_window():
     net = network()
-    assert largest_window(net, (30, 20, 10), budget(net, 46, 36, 26), torch.float32) == (30, 20, 10)
+    assert largest_window(net, (30, 20, 10), budget(net, 34, 24, 14), torch.float32) == (30, 20, 10)
 
 
 def test_the_longest_edge_is_halved_until_it_fits():
-    # The network reads 8 voxels on each side too. 30 does not fit where 15 (read as 32) does; then
-    # 20, read as 36, and then 15 again.
+    # The network reads 2 voxels on each side too. 30 does not fit where 15 (read as 20) does; then
+    # 20, read as 24, and then 15 again.
     net = network()
     for edges, expected in [
-        ((32, 36, 26), (15, 20, 10)),
-        ((32, 26, 26), (15, 10, 10)),
-        ((24, 26, 26), (8, 10, 10)),
+        ((20, 24, 14), (15, 20, 10)),
+        ((20, 14, 14), (15, 10, 10)),
+        ((12, 14, 14), (8, 10, 10)),
     ]:
         found = largest_window(net, (30, 20, 10), budget(net, *edges), torch.float32)
         assert found == expected
@@ -165,9 +165,9 @@ def test_the_longest_edge_is_halved_until_it_fits():
 
 def test_half_as_many_bytes_a_value_take_a_larger_window():
     net = network()
-    enough = budget(net, 48, 36, 26, bytes_a_value=2)
+    enough = budget(net, 36, 24, 14, bytes_a_value=2)
     assert largest_window(net, (32, 20, 10), enough, torch.bfloat16) == (32, 20, 10)
-    # In float32 half of 48 x 36 x 26: 32 x 36 x 26 is too much, 32 x 26 x 26 is not.
+    # In float32 half of 36 x 24 x 14: 20 x 24 x 14 is too much, 20 x 14 x 14 is not.
     assert largest_window(net, (32, 20, 10), enough, torch.float32) == (16, 10, 10)
 
 
@@ -187,16 +187,16 @@ def test_a_window_does_not_shrink_below_twice_what_the_poolings_need():
 # --- probabilities -----------------------------------------------------------------------------
 
 
-# What a window of half the first axis reads, 8 voxels on each side more: context under `same`, the
-# margin that it needs under `valid`.
-HALF = (26, 28, 26)
+# What a window of half the first axis reads, of 9 x 11 x 9 voxels: 2 more on each side under
+# `same`, the margin of 8 that it needs under `valid`, and what makes it even.
+HALF = {"same": (14, 16, 14), "valid": (26, 28, 26)}
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("size", [(17, 11, 9), (19, 11, 10), (1, 1, 1)])
 def test_a_constant_comes_out_to_the_last_voxel_in_windows(memory, size, padding):
     net = constant(0.3, padding=padding)
-    memory(net, *HALF)
+    memory(net, *HALF[padding])
     found = run(net, torch.randn(1, *size))
     assert found.shape == (3, *size)
     torch.testing.assert_close(found, torch.full((3, *size), 0.3))
@@ -227,42 +227,44 @@ def test_in_windows_and_in_one_pass_each_voxel_gets_its_own(memory, padding):
     net = Pointwise(UNetConfig(channels=2, levels=2, padding=padding)).eval()
     images = torch.randn(1, 17, 11, 9)
     expected = torch.sigmoid(torch.stack([images[0], 1 - 2 * images[0], images[0] / 2 - 1]))
-    for edges in [(99, 99, 99), HALF]:
+    for edges in [(99, 99, 99), HALF[padding]]:
         memory(net, *edges)
         torch.testing.assert_close(run(net, images), expected)
 
 
 def test_one_pass_is_the_network_on_the_image_with_background_around_it():
-    # 9 x 8 x 7 with 8 voxels on each side are 25 x 24 x 23, to be halved once: a voxel more behind
+    # 9 x 8 x 7 with 2 voxels on each side are 13 x 12 x 11, to be halved once: a voxel more behind
     # the first and the last axis.
     net = network()
     images = torch.randn(1, 9, 8, 7)
-    padded = torch.zeros(1, 1, 26, 24, 24)
-    padded[0, :, 8:17, 8:16, 8:15] = images
+    padded = torch.zeros(1, 1, 14, 12, 12)
+    padded[0, :, 2:11, 2:10, 2:9] = images
     with torch.no_grad():
-        expected = torch.sigmoid(net(padded))[0, :, 8:17, 8:16, 8:15]
+        expected = torch.sigmoid(net(padded))[0, :, 2:11, 2:10, 2:9]
     torch.testing.assert_close(run(net, images), expected)
 
 
 def test_what_makes_the_size_divisible_lies_evenly_around():
-    # Four levels halve three times: 9 + 16 = 25 becomes 32, of which 11 go before and 12 behind.
+    # Four levels halve three times: 13 + 4 = 17 becomes 24, of which 5 go before and 6 behind.
     config = UNetConfig(levels=4)
-    assert [around(config, side) for side in (9, 16, 15)] == [(11, 12), (8, 8), (8, 9)]
+    assert [around(config, side) for side in (13, 12, 11)] == [(5, 6), (2, 2), (2, 3)]
     # The statistics of instance norm belong to the window: only what makes it divisible.
     assert around(UNetConfig(levels=4, norm="instance"), 13) == (1, 2)
 
 
 def test_a_window_reads_the_image_around_it(memory):
-    # Convolutions of two levels see no more than 8 voxels far, so that windows that read so much
-    # around them compute what one pass does; they start where its poolings do.
+    # Half of 24 and 2 voxels on each side: from -2 to 14 and from 10 to 26, background beyond.
     net = network()
     images = torch.randn(1, 24, 6, 6)
-    whole = run(net, images)
-    memory(net, 28, 22, 22)
+    memory(net, 16, 10, 10)
     shapes = watch(net)
     found = run(net, images, overlap=0)
-    assert shapes == [(1, 1, 28, 22, 22)] * 2
-    torch.testing.assert_close(found, whole)
+    assert shapes == [(1, 1, 16, 10, 10)] * 2
+    padded = nn.functional.pad(images[None], [2] * 6)
+    with torch.no_grad():
+        halves = [net(padded[:, :, first : first + 16]) for first in (0, 12)]
+    expected = torch.cat([half[0, :, 2:14, 2:8, 2:8] for half in halves], dim=1)
+    torch.testing.assert_close(found, torch.sigmoid(expected))
 
 
 def test_a_network_without_padding_sees_background_beyond_the_image():
@@ -310,12 +312,12 @@ def test_images_of_the_store_in_half_precision_are_computed_in_float32():
 
 def test_more_overlap_takes_more_windows(memory):
     net = network()
-    memory(net, 26, 20, 20)
+    memory(net, 14, 8, 8)
     counts = []
     for overlap in (0, 0.5, 0.8):
         shapes = watch(net)
         run(net, torch.randn(1, 20, 4, 4), overlap=overlap)
-        assert set(shapes) == {(1, 1, 26, 20, 20)}
+        assert set(shapes) == {(1, 1, 14, 8, 8)}
         counts.append(len(shapes))
     # 20 in steps of 10, 5 and 2.
     assert counts == [2, 3, 6]
@@ -325,9 +327,9 @@ def test_more_overlap_takes_more_windows(memory):
 def test_windows_at_once_compute_what_each_would(memory, padding):
     net = network(padding=padding)
     images = torch.randn(1, 40, 11, 9)
-    memory(net, *HALF)
+    memory(net, *HALF[padding])
     alone = run(net, images)
-    memory(net, *(edge * 2 ** (axis == 0) for axis, edge in enumerate(HALF)))
+    memory(net, *(edge * 2 ** (axis == 0) for axis, edge in enumerate(HALF[padding])))
     shapes = watch(net)
     found = run(net, images, batch_windows=2)
     assert shapes[0][0] == 2
@@ -335,15 +337,15 @@ def test_windows_at_once_compute_what_each_would(memory, padding):
 
 
 def test_windows_at_once_share_the_memory(memory):
-    # Where 52 x 20 x 20 fit, two windows of 10 (read as 26) do, but not two of 20 (read as 36).
+    # Where 28 x 8 x 8 fit, two windows of 10 (read as 14) do, but not two of 20 (read as 24).
     net = network()
-    memory(net, 52, 20, 20)
+    memory(net, 28, 8, 8)
     shapes = watch(net)
     run(net, torch.randn(1, 20, 4, 4), batch_windows=2)
-    assert shapes == [(2, 1, 26, 20, 20), (1, 1, 26, 20, 20)]
+    assert shapes == [(2, 1, 14, 8, 8), (1, 1, 14, 8, 8)]
 
 
-@pytest.mark.parametrize(("edges", "parts"), [((99, 99, 99), [1]), ((26, 20, 20), [1 / 3] * 3)])
+@pytest.mark.parametrize(("edges", "parts"), [((99, 99, 99), [1]), ((14, 8, 8), [1 / 3] * 3)])
 def test_progress_is_told_in_shares_of_the_work(memory, edges, parts):
     net = network()
     memory(net, *edges)
@@ -368,16 +370,16 @@ def lets_in(net, voxels):
 
 def test_out_of_memory_goes_on_in_smaller_windows():
     net = constant(0.3)
-    found = run(lets_in(net, 26 * 24 * 24), torch.randn(1, 20, 8, 8))
+    found = run(lets_in(net, 14 * 12 * 12), torch.randn(1, 20, 8, 8))
     torch.testing.assert_close(found, torch.full((3, 20, 8, 8), 0.3))
 
 
 def test_out_of_memory_first_gives_up_computing_windows_at_once(memory):
     net = constant(0.3)
-    memory(net, 52, 20, 20)
+    memory(net, 28, 8, 8)
     shapes = watch(net)
-    found = run(lets_in(net, 26 * 20 * 20), torch.randn(1, 20, 4, 4), batch_windows=2)
-    assert shapes == [(2, 1, 26, 20, 20), *[(1, 1, 26, 20, 20)] * 3]
+    found = run(lets_in(net, 14 * 8 * 8), torch.randn(1, 20, 4, 4), batch_windows=2)
+    assert shapes == [(2, 1, 14, 8, 8), *[(1, 1, 14, 8, 8)] * 3]
     torch.testing.assert_close(found, torch.full((3, 20, 4, 4), 0.3))
 
 

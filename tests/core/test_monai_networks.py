@@ -88,9 +88,9 @@ def test_edges_by_hand():
     with pytest.raises(ConfigError, match="a patch of 30 voxels does not fit monai/X") as caught:
         shape.output_size(30)
     assert caught.value.hint == "try a patch_size of 32"
-    # As of brats' own: 8 voxels of the image on each side, and what makes it divisible.
-    assert around(shape, 9) == (11, 12)
-    assert around(MonaiShape("monai/X", 8, 4, depends_on_window=True), 9) == (3, 4)
+    # As of brats' own: 2 voxels of the image on each side, and what makes it divisible.
+    assert around(shape, 13) == (5, 6)
+    assert around(MonaiShape("monai/X", 8, 4, depends_on_window=True), 13) == (1, 2)
 
 
 def test_the_widest_map_of_the_full_resolution_is_what_memory_is_estimated_by():
@@ -235,12 +235,12 @@ def test_one_pass_where_the_window_decides_nothing():
     shapes = watch(net)
     images = torch.randn(2, 41, 20, 19)
     found = probabilities(net, images, patch_size=32, device=CPU)
-    # 8 voxels around, to the next multiple of 4: 57 to 60, 36, 35 to 36.
-    assert shapes == [(1, 2, 60, 36, 36)]
-    padded = torch.zeros(1, 2, 60, 36, 36)
-    padded[0, :, 9:50, 8:28, 8:27] = images
+    # 2 voxels around, to the next multiple of 4: 45 to 48, 24, 23 to 24.
+    assert shapes == [(1, 2, 48, 24, 24)]
+    padded = torch.zeros(1, 2, 48, 24, 24)
+    padded[0, :, 3:44, 2:22, 2:21] = images
     with torch.no_grad():
-        expected = torch.sigmoid(net(padded))[0, :, 9:50, 8:28, 8:27]
+        expected = torch.sigmoid(net(padded))[0, :, 3:44, 2:22, 2:21]
     torch.testing.assert_close(found, expected)
 
 
@@ -264,11 +264,11 @@ def test_windows_in_little_memory_of_a_network_whose_widest_map_is_known(monkeyp
     net = make("UNet", **LEVELS_3, norm="batch").eval()
     images = torch.randn(2, 40, 8, 8)
     whole = probabilities(net, images, patch_size=32, device=CPU)
-    room = net.config.channels * 10 * 4 * (36 * 24 * 24)
+    room = net.config.channels * 10 * 4 * (24 * 12 * 12)
     monkeypatch.setattr(inference, "memory_for_network", lambda device, beside=0: room)
     shapes = watch(net)
     found = probabilities(net, images, patch_size=32, device=CPU)
-    assert set(shapes) == {(1, 2, 36, 24, 24)}
+    assert set(shapes) == {(1, 2, 24, 12, 12)}
     assert (found - whole).abs().mean() < 0.01
 
 

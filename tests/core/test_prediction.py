@@ -249,9 +249,9 @@ def test_flips_are_undone_before_they_are_averaged(case):
     expected = []
     for signs in itertools.product((1, -1), repeat=3):
         turn = (slice(None), *(slice(None, None, sign) for sign in signs))
-        # With 8 voxels of background on each side, and one more behind an odd axis.
-        padded = torch.zeros(4, *(side + 16 + side % 2 for side in images.shape[1:]))
-        inside = (slice(None), *(slice(8, 8 + side) for side in images.shape[1:]))
+        # With 2 voxels of background on each side, and one more behind an odd axis.
+        padded = torch.zeros(4, *(side + 4 + side % 2 for side in images.shape[1:]))
+        inside = (slice(None), *(slice(2, 2 + side) for side in images.shape[1:]))
         padded[inside] = torch.tensor(images[turn].copy())
         with torch.no_grad():
             found = torch.sigmoid(net(padded[None]))[0].numpy()

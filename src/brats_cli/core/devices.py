@@ -13,9 +13,9 @@ import torch
 from .errors import ConfigError, DeviceError
 
 # One pass over a brain may take this much on a CPU, however much there is: the machine is shared.
-# By the estimate, the largest brains take 3.5 GiB in float32 with 16 channels; predicting took
-# 3.3 GiB in all. In windows it would take twice as long.
-CPU_BYTES = 7 * 2**29
+# By the estimate, the largest of twelve brains takes 2.8 GiB in float32 with 16 channels; in
+# windows it would take twice as long.
+CPU_BYTES = 3 * 2**30
 
 # What it offers depends on the system, and is asked of it.
 _C_LIBRARY: Any = None if sys.platform == "win32" else ctypes.CDLL(None)

@@ -23,10 +23,10 @@ from .network import Network, UNet3D
 OVERLAP = 0.5
 """Share of a window that its neighbour covers too."""
 
-CONTEXT = 8
+CONTEXT = 2
 """Voxels that the network reads around a window with `padding: same`, beyond the image background.
-A network that pads its feature maps with zeros errs beside the edge: without this the whole
-tumour's mean Dice over five real cases was 0.002 lower, with 12 no higher."""
+More only takes time: over nine real cases, each by two networks, mean Dice with 0, 2, 4 and 8
+differed by 0.0008 at most, and with 2 was the nearest to that of overlapping windows."""
 
 MIRRORS = ((), (1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3))
 """Axes of (C, X, Y, Z) that test-time flips turn round; the first turns none."""
