@@ -44,7 +44,7 @@ class UNetConfig(_Settings):
     """Resolutions, the full one included: `levels - 1` max poolings."""
     norm: Literal["batch", "instance", "group", "none"] = "batch"
     """Between convolution and activation. Batch norm's statistics do not depend on the window at
-    inference, so that one pass over a whole brain computes the same as many windows."""
+    inference, so that one pass over a whole brain computes nearly the same as many windows."""
     activation: Literal["relu", "leaky_relu", "elu", "silu"] = "relu"
     """After the norm; the slope of `leaky_relu` is 0.01."""
     dropout: float = Field(default=0, ge=0, lt=1)
