@@ -79,7 +79,8 @@ def test_epochs_without_validation_have_no_dice_and_no_best(tmp_path):
 
 
 def test_a_log_of_older_columns_is_drawn_as_far_as_it_goes(tmp_path):
-    picture([{"epoch": "1", "loss": "0.5", "learning_rate": "0"}], tmp_path)
+    older = picture([{"epoch": "1", "loss": "0.5", "learning_rate": "0"}], tmp_path)
+    assert (older == picture([row(1, loss=0.5, rate=0)], tmp_path)).all()
 
 
 def test_curves_that_cannot_be_written_are_named(tmp_path):
