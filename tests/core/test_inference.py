@@ -9,8 +9,10 @@ from brats_cli.core import inference
 from brats_cli.core.config import UNetConfig
 from brats_cli.core.errors import DeviceError
 from brats_cli.core.inference import (
+    OVERLAP,
     around,
     blending,
+    even_window,
     fused,
     largest_window,
     probabilities,
@@ -69,7 +71,7 @@ def budget(net, *edges, bytes_a_value=4):
     return net.config.channels * 10 * bytes_a_value * math.prod(edges)
 
 
-def run(net, images, *, patch_size=16, **options):
+def run(net, images, *, patch_size=128, **options):
     return probabilities(net, images, patch_size=patch_size, device=CPU, **options)
 
 
@@ -141,6 +143,28 @@ def test_the_weights_of_all_windows_add_up_to_1_at_every_voxel(overlap):
 
 
 # --- how large a window ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("length", "edge", "side"),
+    [
+        (180, 128, 180),  # nearer to one window than to two
+        (137, 64, 74),  # two, of which 137 is 15/8: 73.1
+        (181, 64, 66),  # three, of which 181 is 22/8: 65.8
+        (181, 96, 97),  # two: 96.5
+        (5, 64, 5),
+        (1, 8, 1),
+    ],
+)
+def test_windows_near_the_patch_divide_a_length_evenly(length, edge, side):
+    assert even_window(length, edge) == side
+
+
+def test_windows_near_the_patch_come_out_as_many_as_were_counted():
+    for edge in (48, 64, 96, 128):
+        for length in range(1, 300):
+            starts = window_starts(length, even_window(length, edge), overlap=OVERLAP)
+            assert len(starts) == max(1, round(length / edge))
 
 
 def test_an_image_that_fits_is_one_window():
@@ -232,6 +256,46 @@ def test_in_windows_and_in_one_pass_each_voxel_gets_its_own(memory, padding):
         torch.testing.assert_close(run(net, images), expected)
 
 
+def test_a_network_of_small_patches_goes_in_windows_near_them():
+    # 32 is near to two patches of 16: windows of 18 (17.07), a tenth of which is common. 12 is near
+    # to one, and 20 too. Each is read with 2 voxels more on each side.
+    net = network()
+    images = torch.randn(1, 32, 12, 20)
+    shapes = watch(net)
+    found = run(net, images, patch_size=16)
+    assert shapes == [(1, 1, 22, 16, 24)] * 2
+    padded = nn.functional.pad(images[None], [2] * 6)
+    with torch.no_grad():
+        halves = [net(padded[:, :, first : first + 22]) for first in (0, 14)]
+    first, second = (torch.sigmoid(half[0, :, 2:20, 2:14, 2:22]) for half in halves)
+    # What only one of the windows, from 0 to 17 and from 14 to 31, has seen is its own.
+    torch.testing.assert_close(found[:, :14], first[:, :14])
+    torch.testing.assert_close(found[:, 18:], second[:, 4:])
+    # Where both have seen, the result lies between them.
+    both = torch.stack([first[:, 14:], second[:, :4]])
+    assert (found[:, 14:18] >= both.amin(0) - 1e-6).all()
+    assert (found[:, 14:18] <= both.amax(0) + 1e-6).all()
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_windows_near_the_patch_shrink_where_memory_ends(memory, padding):
+    net = Pointwise(UNetConfig(channels=2, levels=2, padding=padding)).eval()
+    memory(net, *HALF[padding])
+    images = torch.randn(1, 17, 11, 9)
+    shapes = watch(net)
+    found = run(net, images, patch_size=20)
+    assert set(shapes) == {(1, 1, *HALF[padding])}
+    torch.testing.assert_close(found[0], torch.sigmoid(images[0]))
+
+
+def test_a_network_without_padding_needs_no_small_windows():
+    # They would read its margin again and again, and compute the same.
+    net = network(padding="valid")
+    shapes = watch(net)
+    run(net, torch.randn(1, 32, 12, 20), patch_size=20)
+    assert shapes == [(1, 1, 48, 28, 36)]
+
+
 def test_one_pass_is_the_network_on_the_image_with_background_around_it():
     # 9 x 8 x 7 with 2 voxels on each side are 13 x 12 x 11, to be halved once: a voxel more behind
     # the first and the last axis.
@@ -299,8 +363,8 @@ def test_instance_norm_has_windows_of_the_training_patch():
     net = network(norm="instance")
     shapes = watch(net)
     run(net, torch.randn(1, 20, 8, 6), patch_size=8)
-    # 20 in steps of 4 at most: 0, 4, 8, 12; the other axes fit (6 is even).
-    assert shapes == [(1, 1, 8, 8, 6)] * 4
+    # 20 in steps of 7 at most: 0, 6, 12; the other axes fit (6 is even).
+    assert shapes == [(1, 1, 8, 8, 6)] * 3
 
 
 def test_images_of_the_store_in_half_precision_are_computed_in_float32():
@@ -392,7 +456,7 @@ def test_a_device_without_memory_for_a_window_is_named(norm, size):
     # 20 is halved to 4 or less: 10, 5, 3. With instance norm a smaller window computes otherwise.
     net = lets_in(network(norm=norm), 0)
     with pytest.raises(DeviceError) as caught:
-        run(net, torch.randn(1, 20, 8, 8))
+        run(net, torch.randn(1, 20, 8, 8), patch_size=16)
     assert str(caught.value) == f"cpu has no memory for {size} voxels of a network of 2 channels"
     assert caught.value.hint == "free memory there (see nvidia-smi), or use --device cpu"
 

@@ -41,7 +41,7 @@ BRATS2023 = SCHEMES["brats2023"]
 def checkpoint(*, answer=None, seed=0, dropout=0.0, decision=None, **changes):
     """A checkpoint of random weights; one with an `answer` finds WT, TC and ET so anywhere."""
     config = TrainConfig(
-        patch_size=16,
+        patch_size=64,  # phantoms are smaller: one pass
         precision="float32",
         network=UNetConfig(channels=2, levels=2),
         augmentation={"modality_dropout": dropout},
