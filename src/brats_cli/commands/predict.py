@@ -44,8 +44,13 @@ def predict(
         bool, typer.Option("--tta", help="Mean over the eight flips, in eight times the time.")
     ] = False,
     overlap: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of a window that its neighbour covers.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.9,
+            help="Share of a window that its neighbour covers [0.125; half with instance norm].",
+        ),
+    ] = None,
     batch_windows: Annotated[int, typer.Option(min=1, help="Windows computed at once.")] = 1,
     allow_missing: Annotated[
         bool,

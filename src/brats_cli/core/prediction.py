@@ -15,7 +15,7 @@ from .cases import Case, read_images
 from .checkpoints import Checkpoint
 from .devices import arithmetic, free_memory, keep_freed_memory
 from .errors import BratsError, ConfigError, MissingModalityError
-from .inference import MIRRORS, OVERLAP, fused, probabilities
+from .inference import MIRRORS, fused, probabilities
 from .labels import LabelScheme, scheme_named
 from .naming import BESIDE
 from .network import Network
@@ -45,7 +45,7 @@ class PredictConfig:
     Attributes:
         labels: Name of the label scheme to write; by default the one trained in.
         tta: Whether to average over the eight flips of a case.
-        overlap: Share of a window that its neighbour covers, where windows are needed.
+        overlap: Share of a window that its neighbour covers; by default what suits the network.
         batch_windows: Windows computed at once.
         allow_missing: Whether to blank missing modalities for a network that never saw that.
         probabilities: Whether to give the probability of each region.
@@ -54,7 +54,7 @@ class PredictConfig:
 
     labels: str | None = None
     tta: bool = False
-    overlap: float = OVERLAP
+    overlap: float | None = None
     batch_windows: int = 1
     allow_missing: bool = False
     probabilities: bool = False
