@@ -149,9 +149,9 @@ def test_the_weights_of_all_windows_add_up_to_1_at_every_voxel(overlap):
     ("length", "edge", "side"),
     [
         (180, 128, 180),  # nearer to one window than to two
-        (137, 64, 74),  # two, of which 137 is 15/8: 73.1
-        (181, 64, 66),  # three, of which 181 is 22/8: 65.8
-        (181, 96, 97),  # two: 96.5
+        (137, 64, 79),  # two, of which 137 is 7/4: 78.3
+        (181, 64, 73),  # three, of which 181 is 10/4: 72.4
+        (181, 96, 104),  # two: 103.4
         (5, 64, 5),
         (1, 8, 1),
     ],
@@ -257,24 +257,24 @@ def test_in_windows_and_in_one_pass_each_voxel_gets_its_own(memory, padding):
 
 
 def test_a_network_of_small_patches_goes_in_windows_near_them():
-    # 32 is near to two patches of 16: windows of 18 (17.07), a tenth of which is common. 12 is near
-    # to one, and 20 too. Each is read with 2 voxels more on each side.
+    # 31 is near to two patches of 16: windows of 18 (17.7), of which 5 are common. 12 is near to
+    # one, and 20 too. Each is read with 2 voxels more on each side.
     net = network()
-    images = torch.randn(1, 32, 12, 20)
+    images = torch.randn(1, 31, 12, 20)
     shapes = watch(net)
     found = run(net, images, patch_size=16)
     assert shapes == [(1, 1, 22, 16, 24)] * 2
     padded = nn.functional.pad(images[None], [2] * 6)
     with torch.no_grad():
-        halves = [net(padded[:, :, first : first + 22]) for first in (0, 14)]
+        halves = [net(padded[:, :, first : first + 22]) for first in (0, 13)]
     first, second = (torch.sigmoid(half[0, :, 2:20, 2:14, 2:22]) for half in halves)
-    # What only one of the windows, from 0 to 17 and from 14 to 31, has seen is its own.
-    torch.testing.assert_close(found[:, :14], first[:, :14])
-    torch.testing.assert_close(found[:, 18:], second[:, 4:])
+    # What only one of the windows, from 0 to 17 and from 13 to 30, has seen is its own.
+    torch.testing.assert_close(found[:, :13], first[:, :13])
+    torch.testing.assert_close(found[:, 18:], second[:, 5:])
     # Where both have seen, the result lies between them.
-    both = torch.stack([first[:, 14:], second[:, :4]])
-    assert (found[:, 14:18] >= both.amin(0) - 1e-6).all()
-    assert (found[:, 14:18] <= both.amax(0) + 1e-6).all()
+    both = torch.stack([first[:, 13:], second[:, :5]])
+    assert (found[:, 13:18] >= both.amin(0) - 1e-6).all()
+    assert (found[:, 13:18] <= both.amax(0) + 1e-6).all()
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

@@ -48,7 +48,7 @@ def predict(
         typer.Option(
             min=0,
             max=0.9,
-            help="Share of a window that its neighbour covers [0.125; half with instance norm].",
+            help="Share of a window that its neighbour covers [0.25; half with instance norm].",
         ),
     ] = None,
     batch_windows: Annotated[int, typer.Option(min=1, help="Windows computed at once.")] = 1,

@@ -12,9 +12,8 @@ import torch
 
 from .errors import ConfigError, DeviceError
 
-# One pass over a brain may take this much on a CPU, however much there is: the machine is shared.
-# By the estimate, the largest of twelve brains takes 2.8 GiB in float32 with 16 channels; in
-# windows it would take twice as long.
+# A window may take this much on a CPU, however much memory there is: the machine is shared. By the
+# estimate, the largest of twelve brains as a whole takes 2.8 GiB in float32 with 16 channels.
 CPU_BYTES = 3 * 2**30
 
 # What it offers depends on the system, and is asked of it.
