@@ -11,8 +11,10 @@ import torch
 from typer.testing import CliRunner
 
 from brats_cli.app import app
+from brats_cli.core import prediction
 from brats_cli.core.checkpoints import Checkpoint
 from brats_cli.core.config import TrainConfig, UNetConfig
+from brats_cli.core.inference import probabilities
 from brats_cli.core.labels import SCHEMES
 from brats_cli.core.network import UNet3D
 from brats_cli.core.phantom import write_phantoms
@@ -349,6 +351,20 @@ def test_flips_of_a_pointwise_network_change_nothing(here):
     done(f"data/{IDS[0]}", "-o", "plain.nii.gz", "--model", "runs/bright")
     done(f"data/{IDS[0]}", "-o", "flips.nii.gz", "--model", "runs/bright", "--tta")
     np.testing.assert_array_equal(labels_of("flips.nii.gz"), labels_of("plain.nii.gz"))
+
+
+def test_how_far_windows_overlap_is_the_networks_choice_unless_it_is_asked_for(here, monkeypatch):
+    overlaps = []
+
+    def watched(*arguments, overlap, **options):
+        overlaps.append(overlap)
+        return probabilities(*arguments, overlap=overlap, **options)
+
+    monkeypatch.setattr(prediction, "probabilities", watched)
+    words = (f"data/{IDS[0]}", "-o", "seg.nii.gz", "--model", "runs/bright", "--overwrite")
+    done(*words)
+    done(*words, "--overlap", "0.5")
+    assert overlaps == [None, 0.5]
 
 
 # --- missing sequences -------------------------------------------------------------------------
