@@ -265,6 +265,11 @@ def test_crop_takes_the_middle(length, wanted, first):
     ]
 
 
+def test_what_is_cropped_by_nothing_is_no_copy():
+    numbers = torch.rand(1, 1, 3, 4, 5)
+    assert crop(numbers, torch.Size((3, 4, 5))) is numbers
+
+
 def straight_through(path):
     """A network without padding whose output is its input by one path: `skip` or `up`.
 

@@ -90,7 +90,9 @@ def make_network(
 def crop(tensor: torch.Tensor, size: torch.Size) -> torch.Tensor:
     """The middle of a tensor's last three axes."""
     for axis, wanted in zip((-3, -2, -1), size, strict=True):
-        tensor = tensor.narrow(axis, (tensor.shape[axis] - wanted) // 2, wanted)
+        surplus = tensor.shape[axis] - wanted
+        if surplus:  # to narrow by nothing still copies the gradient on its way back
+            tensor = tensor.narrow(axis, surplus // 2, wanted)
     return tensor
 
 
