@@ -64,6 +64,18 @@ def test_everything_comes_back(path):
     assert (loaded.version, loaded.preparation) == (__version__, PREPARATION)
 
 
+def test_a_network_of_version_0_1_has_no_residual_blocks(path):
+    config = CONFIG.model_dump(mode="json")
+    del config["network"]["residual"]  # there was no such setting
+    plain = UNet3D(
+        CONFIG.network.model_copy(update={"residual": False}), in_channels=2, out_channels=3
+    )
+    make(config=config, weights=plain.state_dict()).save(path)
+    images = torch.rand(1, 2, 8, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(Checkpoint.load(path).network()(images), plain.eval()(images))
+
+
 def test_a_checkpoint_is_enough_to_make_the_network(path):
     saved = make()
     saved.save(path)

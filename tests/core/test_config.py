@@ -8,8 +8,8 @@ from brats_cli.core.config import (
     TrainConfig,
     UNetConfig,
     load_config,
-    network_config,
     parse_setting,
+    stored_network_config,
 )
 from brats_cli.core.errors import ConfigError, OutputError
 
@@ -182,7 +182,15 @@ def test_a_setting_of_brats_networks_is_none_of_monais(yaml_file):
 
 def test_the_network_of_an_older_checkpoint_has_todays_defaults():
     older = {"channels": 16, "levels": 4, "norm": "batch", "padding": "same"}
-    assert network_config(older) == UNetConfig(channels=16, levels=4)
+    # But for residual blocks: there were none.
+    assert stored_network_config(older) == UNetConfig(channels=16, levels=4, residual=False)
+
+
+@pytest.mark.parametrize(
+    "network", [UNetConfig(), UNetConfig(residual=False), CLASSIC, MonaiConfig(name="monai/UNet")]
+)
+def test_the_network_of_a_checkpoint_is_read_as_it_was_written(network):
+    assert stored_network_config(network.model_dump(mode="json")) == network
 
 
 def test_deep_supervision_needs_a_resolution_to_supervise():

@@ -8,7 +8,7 @@ from brats_cli.core.network import UNet3D
 
 # One channel, two levels, in and out of one channel, on a patch of 4 voxels an edge: 64 voxels
 # on the first level, 8 on the second.
-SMALL = UNetConfig(channels=1, levels=2, norm="none")
+SMALL = UNetConfig(channels=1, levels=2, norm="none", residual=False)
 
 
 def network(config=SMALL, *, in_channels=1, out_channels=1):
@@ -49,7 +49,7 @@ def test_half_precision_keeps_half_as_much_but_for_the_places_of_the_largest():
 
 @pytest.mark.parametrize(
     "variant",
-    [{}, {"norm": "batch", "residual": True}, {"padding": "valid", "upsampling": "trilinear"}],
+    [{"residual": False}, {"norm": "batch"}, {"padding": "valid", "upsampling": "trilinear"}],
     ids=str,
 )
 def test_the_sums_are_those_of_torch_on_a_real_run(variant):

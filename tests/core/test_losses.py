@@ -264,6 +264,7 @@ def test_targets_lie_where_the_outputs_of_each_resolution_do(padding, upsampling
         most_channels=1,
         levels=4,
         norm="none",
+        residual=False,
         padding=padding,
         upsampling=upsampling,
         deep_supervision=True,

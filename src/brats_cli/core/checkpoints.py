@@ -12,7 +12,7 @@ from zipfile import is_zipfile
 import torch
 
 from .. import __version__
-from .config import UNetConfig, network_config
+from .config import UNetConfig, stored_network_config
 from .errors import CheckpointError, UnreadableFileError
 from .files import whole_file
 from .labels import REGIONS, LabelScheme, scheme_named
@@ -103,7 +103,7 @@ class Checkpoint:
         Raises:
             ConfigError: If it is one of MONAI's, and MONAI is not installed or has it no more.
         """
-        config = network_config(self.config["network"])
+        config = stored_network_config(self.config["network"])
         # No random weights, which take longer than these; MONAI reads some while it makes them.
         with torch.device("meta" if isinstance(config, UNetConfig) else "cpu"):
             network = make_network(

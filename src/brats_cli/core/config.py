@@ -49,8 +49,9 @@ class UNetConfig(_Settings):
     """After the norm; the slope of `leaky_relu` is 0.01."""
     dropout: float = Field(default=0, ge=0, lt=1)
     """Share of the channels that training blanks after each activation."""
-    residual: bool = False
-    """Add the input of each pair of convolutions to its output."""
+    residual: bool = True
+    """Add the input of each pair of convolutions to its output. In the trials of
+    benchmarks/RESULTS.md that learns most from as many steps."""
     deep_supervision: bool = False
     """Train the lower resolutions of the way up on the regions too, but for the lowest."""
     upsampling: Literal["transposed", "trilinear"] = "transposed"
@@ -206,6 +207,13 @@ def network_config(value: object) -> NetworkConfig:
         )
     others = {key: setting for key, setting in settings.items() if key != "name"}
     return UNetConfig.model_validate({**PRESETS[name].model_dump(), **others})
+
+
+def stored_network_config(value: object) -> NetworkConfig:
+    """A network's config as a checkpoint has it; brats 0.1.0 knew of no residual blocks."""
+    if isinstance(value, Mapping) and "name" not in value:
+        value = {"residual": False, **value}
+    return network_config(value)
 
 
 class AugmentConfig(_Settings):

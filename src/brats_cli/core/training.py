@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .augment import augment
 from .checkpoints import Checkpoint
-from .config import TrainConfig, network_config
+from .config import TrainConfig, stored_network_config
 from .devices import arithmetic, autocast, keep_freed_memory, peak_memory
 from .errors import BratsError, CheckpointError
 from .figures import Preview
@@ -440,7 +440,9 @@ class _Learner:
 
 def _resolved(name: str, setting: Any) -> Any:
     """A setting of an older checkpoint, with the defaults of what was not there yet."""
-    return network_config(setting).model_dump(mode="json") if name == "network" else setting
+    if name == "network":
+        return stored_network_config(setting).model_dump(mode="json")
+    return setting
 
 
 def validate(
