@@ -58,7 +58,7 @@ def checkpoint(change, **augmentation):
     config = TrainConfig(
         patch_size=16,
         precision="float32",
-        network=UNetConfig(channels=1, levels=2, norm="none"),
+        network=UNetConfig(channels=1, levels=2, norm="none", residual=False),
         augmentation=augmentation,
     )
     net = UNet3D(config.network, in_channels=4, out_channels=3)

@@ -598,8 +598,9 @@ def test_a_summary_needs_no_data_and_writes_nothing(tmp_path, monkeypatch):
     parts = [line.split()[0] for line in lines]
     assert parts == ["down.0", "down.1", "up.0", "merge.0", "output", "total"]
     # Of 4 modalities 1, 1: 27*(4+1), and 2*2 numbers of batch norm; from 1 to 2, 2: 27*(2+4) and
-    # 2*4; up-convolution 8*2 and 1; 2, 1, 1: 27*(2+1) and 2*2; three regions: 3 and 3.
-    parameters = [27 * 5 + 4, 27 * 6 + 8, 17, 27 * 3 + 4, 6]
+    # 2*4; up-convolution 8*2 and 1; 2, 1, 1: 27*(2+1) and 2*2; three regions: 3 and 3. Around each
+    # pair of convolutions one of 1x1x1 and batch norm: 4 * 1 + 2, 1 * 2 + 4 and 2 * 1 + 2.
+    parameters = [27 * 5 + 4 + 6, 27 * 6 + 8 + 6, 17, 27 * 3 + 4 + 4, 6]
     counts = [int(line.split()[-3].replace(",", "")) for line in lines]
     assert counts == [*parameters, sum(parameters)]
     assert lines[0].split()[1:8] == ["1", "x", "16", "x", "16", "x", "16"]
@@ -647,12 +648,13 @@ def test_deep_supervision_trains(here):
 
 
 def test_a_run_of_before_there_were_these_settings_resumes(here):
-    done("-c", "tiny.yaml", "-o", "run", "--epochs", 1)
+    plain = ("--set", "network.residual=false")  # there were no residual blocks
+    done("-c", "tiny.yaml", "-o", "run", "--epochs", 1, *plain)
     content = torch.load(here / "run/last.pt", weights_only=True)
     older = ("channels", "levels", "norm", "padding")
     content["config"]["network"] = {name: content["config"]["network"][name] for name in older}
     torch.save(content, here / "run/last.pt")
-    done("-o", "run", "--resume", "--epochs", 2)
+    done("-o", "run", "--resume", "--epochs", 2, *plain)
     assert [row["epoch"] for row in rows(here / "run")] == ["1", "2"]
 
 

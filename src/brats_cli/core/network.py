@@ -117,7 +117,7 @@ class _Residual(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         found = self.layers(features)
-        found = found + self.shortcut(crop(features, found.shape[2:]))
+        found += self.shortcut(crop(features, found.shape[2:]))
         changed: torch.Tensor = self.dropout(self.activation(found))
         return changed
 
