@@ -71,7 +71,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
         "import os, sys, time\n"
         "from brats_cli.core.parallel import in_processes\n"
         "def sleep(number):\n"
-        "    print(os.getpid(), flush=True)\n"
+        "    os.write(1, b'%d\\n' % os.getpid())\n"  # at once: lines of two may mix
         "    time.sleep(60)\n"
         "if __name__ == '__main__':\n"
         "    list(in_processes(sleep, range(2), workers=2))\n"
