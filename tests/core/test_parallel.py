@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -84,6 +85,70 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     while any(map(alive, children)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, children))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)
+def test_a_stop_waits_until_a_process_is_started_whichever_thread_takes_it(stop):
+    # A thread that does not block the signal takes it, and Python answers in the main thread.
+    script = (
+        "import os, signal, sys, threading, time\n"
+        "from brats_cli.core.parallel import interrupts_held_back\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped'))\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "try:\n"
+        "    with interrupts_held_back():\n"
+        f"        os.kill(os.getpid(), {int(stop)})\n"
+        "        time.sleep(0.2)\n"
+        "        print('started')\n"
+        "    print('went on')\n"
+        "except (KeyboardInterrupt, SystemExit):\n"
+        "    print('ended', signal.getsignal(signal.SIGINT) is signal.default_int_handler,\n"
+        "          signal.pthread_sigmask(signal.SIG_BLOCK, []))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.stdout == "started\nended True set()\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_ctrl_c_while_a_process_starts_leaves_none_that_is_waited_for_without_end():
+    script = (
+        "import os, signal, threading, time\n"
+        "from multiprocessing.process import BaseProcess\n"
+        "from brats_cli.core.parallel import in_processes\n"
+        "start = BaseProcess.start\n"
+        "def interrupted(process):\n"
+        "    start(process)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(0.2)\n"
+        "BaseProcess.start = interrupted\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "list(in_processes(abs, range(20), workers=2))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert ended.stderr.endswith("\nKeyboardInterrupt\n")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_processes_never_see_ctrl_c_from_their_first_moment():
+    # Even the first spawned process of all, which makes Python start a process of its own before.
+    script = (
+        "import multiprocessing\n"
+        "from brats_cli.core.parallel import interrupts_held_back\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=print)\n"
+        "    with interrupts_held_back():\n"
+        "        process.start()\n"
+        "        with open(f'/proc/{process.pid}/status') as status:\n"
+        "            print([line for line in status if line.startswith('SigBlk')])\n"
+        "    process.join()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.stdout == "['SigBlk:\\t0000000000000002\\n']\n\n"
 
 
 def test_processors_are_counted_where_the_system_cannot_say(monkeypatch):

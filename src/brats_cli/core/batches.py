@@ -27,6 +27,7 @@ from .devices import describe
 from .errors import BratsError, CaseError, OutputError
 from .files import require_writable
 from .inference import CPU
+from .parallel import interrupts_held_back
 from .prediction import Loaded, PredictConfig, Predictor, Samples, companion
 
 Item = TypeVar("Item")
@@ -326,9 +327,12 @@ def _in_processes(
         for device, jobs in work:
             here, there = context.Pipe(duplex=False)
             process = context.Process(target=_tell, args=(task, device, jobs, there), daemon=True)
-            process.start()
+            # Ctrl-C goes to every process of a terminal; this one then ends the others, which thus
+            # leave no file half written.
+            with interrupts_held_back():
+                process.start()
+                processes.append(process)
             there.close()  # so that the end of the process can be read here
-            processes.append(process)
             ends.append(here)
         yield from _told(ends, on_share)
         for process, (device, jobs) in zip(processes, work, strict=True):
@@ -364,9 +368,6 @@ def _tell(
     task: Task, device: torch.device, jobs: Sequence[Job], end: connection.Connection
 ) -> None:
     """Send what `task` yields, and floats for progress, from a process of its own."""
-    # Ctrl-C goes to every process of a terminal; the first one then ends the others, which thus
-    # leave no file half written.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     turn = threading.Lock()  # progress is told from several threads
 

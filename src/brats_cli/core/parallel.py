@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import TypeVar
 
@@ -108,16 +108,33 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def interrupts_held_back() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C, which the terminal sends to all of them.
+    """Start processes in here: a stop waits until the block ends, and Ctrl-C never reaches them.
 
-    They inherit that it is blocked, so that they do not answer it while they import either. Here
-    it arrives when the block ends. (Windows has no such thing: its processes print tracebacks.)
+    An interrupt between the steps of a start leaves a process that nobody ends, and that Python
+    waits for when it exits. The terminal sends Ctrl-C to all processes; those of here inherit that
+    it is blocked, so that they do not answer it while they import either. (Windows has no such
+    thing: its processes print tracebacks.)
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    heard: list[int] = []
+    # Blocking is not enough for this process: another of its threads then takes the signal, and
+    # Python answers in the main thread all the same.
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if (
+                signal.getsignal(number) is not None
+            ):  # else it is not Python's, and cannot be put back
+                handlers[number] = signal.signal(number, lambda stop, _: heard.append(stop))
+    blocks = hasattr(signal, "pthread_sigmask")
+    if blocks:
+        resource_tracker.ensure_running()  # the first spawned process starts it; that unblocks
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if blocks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for stop in heard:
+            signal.raise_signal(stop)
