@@ -654,8 +654,13 @@ def test_a_run_of_before_there_were_these_settings_resumes(here):
     older = ("channels", "levels", "norm", "padding")
     content["config"]["network"] = {name: content["config"]["network"][name] for name in older}
     torch.save(content, here / "run/last.pt")
-    done("-o", "run", "--resume", "--epochs", 2, *plain)
+    (here / "run/config.yaml").write_text(yaml.safe_dump(content["config"]))
+    done("-o", "run", "--resume", "--epochs", 2)
     assert [row["epoch"] for row in rows(here / "run")] == ["1", "2"]
+    # It is plain still, and no new file of settings makes it another.
+    assert not Run(here / "run").resume().config["network"]["residual"]
+    with pytest.raises(AssertionError, match="the run's network is"):
+        done("-c", "tiny.yaml", "-o", "run", "--resume", "--epochs", 3)
 
 
 def test_the_command_to_go_on_has_what_the_runs_files_do_not_say(here, monkeypatch):

@@ -220,6 +220,27 @@ def test_kept_memory_counts_as_free():
     assert int(done.stdout) == pytest.approx(100 * 2**20, rel=0.05)
 
 
+@pytest.mark.skipif(not hasattr(devices._C_LIBRARY, "mallinfo2"), reason="needs glibc 2.33")
+@pytest.mark.parametrize(("limit_mib", "left_mib"), [(250, 0), (2000, 500)], ids=["much", "little"])
+def test_only_much_kept_memory_is_given_back_and_is_then_kept_no_more(limit_mib, left_mib):
+    # 500 MiB are freed. The system's own count of what the process holds tells what becomes of it.
+    code = (
+        "import torch\nfrom pathlib import Path\nfrom brats_cli.core import devices\n"
+        f"devices._KEPT_BYTES = {limit_mib} * 2**20\n"
+        "def counts():\n"
+        "    held = int(Path('/proc/self/statm').read_text().split()[1]) * 4096\n"
+        "    return held / 2**20, devices._kept_memory() / 2**20\n"
+        "devices.keep_freed_memory()\ntorch.ones(2**20)\nheld, kept = counts()\n"
+        "ones = torch.ones(125 * 2**20)\ndel ones\n"
+        "devices.release_freed_memory()\nnow_held, now_kept = counts()\n"
+        "print(now_held - held, now_kept - kept)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    held, kept = map(float, done.stdout.split())
+    assert held == pytest.approx(left_mib, abs=10)
+    assert kept == pytest.approx(left_mib, abs=60)  # as Python's own heap may be counted
+
+
 # --- with a GPU --------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -102,7 +102,7 @@ def train(
 
     Example: brats train --summary --set network=monai/SegResNet
     """
-    from ..core.config import load_config, parse_setting
+    from ..core.config import parse_setting
     from ..core.devices import choose_devices
     from ..core.group import Group, launch
     from ..core.runs import Run
@@ -112,7 +112,7 @@ def train(
     flags = {"epochs": epochs, "patience": patience, "workers": workers}
     overrides |= {key: value for key, value in flags.items() if value is not None}
     if summary:
-        settled = load_config(config or (run.config if resume else None), **overrides)
+        settled = _settled(run, config, overrides, resume=resume)
         _show_costs(settled, choose_devices(device, gpu)[0])
         return
     jobs = _jobs(run, splits, fold, config, overrides, resume=resume)
@@ -177,7 +177,6 @@ def _jobs(
     resume: bool,
 ) -> list[_Job]:
     """The run that is meant, or one of each fold in folders of its own."""
-    from ..core.config import load_config
     from ..core.errors import ConfigError
     from ..core.splits import Split
 
@@ -188,7 +187,7 @@ def _jobs(
             number, split = 0, Split.load(run.splits)
         else:
             split = Split.load(splits)
-        settled = load_config(config or (run.config if resume else None), **overrides)
+        settled = _settled(run, config, overrides, resume=resume)
         return _Job(run, settled, replace(split, folds=(split.fold(number),)), resume)
 
     if fold.isdecimal():
@@ -205,6 +204,17 @@ def _jobs(
         job(each, number, resume=resume and each.config.is_file())
         for number, each in zip(numbers, runs, strict=True)
     ]
+
+
+def _settled(
+    run: Run, config: Path | None, overrides: Mapping[str, Any], *, resume: bool
+) -> TrainConfig:
+    """The settings of a run, which a resumed one has in its own file."""
+    from ..core.config import load_config
+
+    if resume and config is None:
+        return load_config(run.config, of_a_run=True, **overrides)
+    return load_config(config, **overrides)
 
 
 def _network(config: TrainConfig) -> Network:

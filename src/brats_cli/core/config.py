@@ -210,10 +210,15 @@ def network_config(value: object) -> NetworkConfig:
 
 
 def stored_network_config(value: object) -> NetworkConfig:
-    """A network's config as a checkpoint has it; brats 0.1.0 knew of no residual blocks."""
-    if isinstance(value, Mapping) and "name" not in value:
-        value = {"residual": False, **value}
-    return network_config(value)
+    """A network's config as a checkpoint or a run has it."""
+    return network_config(_as_of_its_version(value))
+
+
+def _as_of_its_version(network: object) -> object:
+    """Stored settings of a network, with what went without saying when they were."""
+    if isinstance(network, Mapping) and "name" not in network:
+        return {"residual": False, **network}  # brats 0.1.0 had no such blocks
+    return network
 
 
 class AugmentConfig(_Settings):
@@ -347,11 +352,14 @@ class TrainConfig(_Settings):
             partial.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
-def load_config(path: Path | None = None, **overrides: object) -> TrainConfig:
+def load_config(
+    path: Path | None = None, *, of_a_run: bool = False, **overrides: object
+) -> TrainConfig:
     """Defaults, then the YAML file, then `overrides`.
 
     Args:
         path: YAML file with any of the settings.
+        of_a_run: The file has all that there were when the run began, perhaps under an older brats.
         overrides: Settings by name; `{"network.channels": 16}` reaches into a section, after
             `{"network": "classic"}` has replaced it.
 
@@ -359,6 +367,8 @@ def load_config(path: Path | None = None, **overrides: object) -> TrainConfig:
         ConfigError: If a setting is unknown (the hint suggests the nearest) or cannot be so.
     """
     settings = _read_yaml(path) if path else {}
+    if of_a_run:
+        settings["network"] = _as_of_its_version(settings.get("network", {}))
     for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
         _put(settings, key.split("."), value)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,6 +16,9 @@ from .errors import ConfigError, DeviceError
 # A window may take this much on a CPU, however much memory there is: the machine is shared. By the
 # estimate, the largest of twelve brains as a whole takes 2.8 GiB in float32 with 16 channels.
 CPU_BYTES = 3 * 2**30
+
+# What a process may keep for its next step of what it has freed.
+_KEPT_BYTES = 4 * 2**30
 
 # What it offers depends on the system, and is asked of it.
 _C_LIBRARY: Any = None if sys.platform == "win32" else ctypes.CDLL(None)
@@ -141,6 +145,18 @@ def keep_freed_memory() -> None:
         _C_LIBRARY.mallopt(mmap_max, 0)
 
 
+def release_freed_memory() -> None:
+    """Give back what `keep_freed_memory` kept, where it has become much.
+
+    glibc cannot put a tensor where one of the same size lay, as both are aligned, so that every
+    step leaves more holes: two patches of 96^3 in float32 took 7.8 GiB, of which 4.5 were ever in
+    use at once. Given back after each step it is 5.9, and a step a fifth longer; where a step has
+    less, its time counts for more.
+    """
+    if _kept_memory() > _KEPT_BYTES:
+        _C_LIBRARY.malloc_trim(0)
+
+
 def memory_for_network(device: torch.device, *, beside: int = 0) -> int:
     """Bytes that one pass of a network may take, `beside` others that come or came with it."""
     if device.type == "cuda":
@@ -181,7 +197,11 @@ def _kept_memory() -> int:
         return 0
     mallinfo = _C_LIBRARY.mallinfo2
     mallinfo.restype = _Mallinfo
-    return int(mallinfo().fordblks)
+    told = mallinfo()
+    # Some of what is free may have been given back, which glibc does not tell.
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    unused = (resident - shared) * mmap.PAGESIZE - told.uordblks - told.hblkhd
+    return int(max(0, min(told.fordblks, unused)))
 
 
 def _left_by_control_group() -> int:

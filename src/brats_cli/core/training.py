@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .augment import augment
 from .checkpoints import Checkpoint
 from .config import TrainConfig, stored_network_config
-from .devices import arithmetic, autocast, keep_freed_memory, peak_memory
+from .devices import arithmetic, autocast, keep_freed_memory, peak_memory, release_freed_memory
 from .errors import BratsError, CheckpointError
 from .figures import Preview
 from .group import ALONE, Group
@@ -310,6 +310,7 @@ class _Learner:
             batch = next(feed)
             waited += time.perf_counter() - asked
             losses.append(self._learn(batch, number))
+            release_freed_memory()
             cases.append(batch.case_ids)
             step, rest = divmod(number + 1, self.config.accumulate)
             if not rest:
@@ -396,6 +397,7 @@ class _Learner:
         scores = validate(
             *(self.kept, mine, self.scheme, self.config, self.device, self.dtype), on_case=look
         )
+        release_freed_memory()
         means = np.mean(self.group.gathered(scores), axis=0).tolist()
         return dict(zip(REGIONS, means, strict=True)), preview
 
