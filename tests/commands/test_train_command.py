@@ -663,6 +663,19 @@ def test_a_run_of_before_there_were_these_settings_resumes(here):
         done("-c", "tiny.yaml", "-o", "run", "--resume", "--epochs", 3)
 
 
+def test_more_epochs_are_noted_as_soon_as_the_run_goes_on(here, monkeypatch):
+    done("-c", "tiny.yaml", "-o", "run", "--epochs", 1)
+
+    def interrupt(pace, step, loss):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Pace, "step", interrupt)
+        assert train("-o", "run", "--resume", "--epochs", 2).exit_code == 130
+    done("-o", "run", "--resume")  # as the interrupted command said
+    assert [row["epoch"] for row in rows(here / "run")] == ["1", "2"]
+
+
 def test_the_command_to_go_on_has_what_the_runs_files_do_not_say(here, monkeypatch):
     def interrupt(run, epoch):
         raise KeyboardInterrupt

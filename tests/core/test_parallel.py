@@ -135,12 +135,13 @@ def test_ctrl_c_while_a_process_starts_leaves_none_that_is_waited_for_without_en
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
 def test_processes_never_see_ctrl_c_from_their_first_moment():
-    # Even the first spawned process of all, which makes Python start a process of its own before.
     script = (
         "import multiprocessing\n"
+        "from multiprocessing import resource_tracker\n"
         "from brats_cli.core.parallel import interrupts_held_back\n"
         "if __name__ == '__main__':\n"
         "    process = multiprocessing.get_context('spawn').Process(target=print)\n"
+        "    resource_tracker.ensure_running()  # as a pool does\n"
         "    with interrupts_held_back():\n"
         "        process.start()\n"
         "        with open(f'/proc/{process.pid}/status') as status:\n"

@@ -389,7 +389,13 @@ def _train(
         done = checkpoint.epoch if checkpoint else 0
         pace = _Pace(config, len(prepared.validation), done, show)
 
+        to_note = job.resume and group.leads
+
         def step_done(step: int, loss: torch.Tensor) -> None:
+            nonlocal to_note
+            if to_note:  # not before: settings that do not fit the run are refused
+                run.note(config)
+                to_note = False
             stops.ask()
             pace.step(step, loss)
 
@@ -414,8 +420,6 @@ def _train(
             stopped = epoch.stops
             if not group.leads:
                 continue
-            if job.resume:
-                run.note(config)  # not before: settings that do not fit the run are refused
             with stops.later():
                 board.add(epoch)
                 run.record(epoch)

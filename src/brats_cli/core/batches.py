@@ -327,8 +327,6 @@ def _in_processes(
         for device, jobs in work:
             here, there = context.Pipe(duplex=False)
             process = context.Process(target=_tell, args=(task, device, jobs, there), daemon=True)
-            # Ctrl-C goes to every process of a terminal; this one then ends the others, which thus
-            # leave no file half written.
             with interrupts_held_back():
                 process.start()
                 processes.append(process)
@@ -368,6 +366,9 @@ def _tell(
     task: Task, device: torch.device, jobs: Sequence[Job], end: connection.Connection
 ) -> None:
     """Send what `task` yields, and floats for progress, from a process of its own."""
+    # Ctrl-C goes to every process of a terminal; the first one then ends the others, which thus
+    # leave no file half written.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     turn = threading.Lock()  # progress is told from several threads
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from pathlib import Path
 from typing import TypeVar
 
@@ -127,7 +127,6 @@ def interrupts_held_back() -> Iterator[None]:
                 handlers[number] = signal.signal(number, lambda stop, _: heard.append(stop))
     blocks = hasattr(signal, "pthread_sigmask")
     if blocks:
-        resource_tracker.ensure_running()  # the first spawned process starts it; that unblocks
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
