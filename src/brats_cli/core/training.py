@@ -31,6 +31,8 @@ from .store import StoredCase
 MOST_WORKERS = 8
 """Reading patches from a store needs few processes."""
 
+# Between two times that freed memory is given back, which costs the next step 2 to 3.
+_RELEASE_SECONDS = 8
 
 WAIT_IS_LONG = 10.0
 """Percent of the time spent waiting for patches from which the data hold training up."""
@@ -253,6 +255,7 @@ class _Learner:
         self.average = copy.deepcopy(self.network) if config.ema_decay else None
         self.progress = Progress()
         self.learning_rate = config.learning_rate
+        self.released = -math.inf  # when freed memory was last given back
         if resume is not None:
             self._resume(resume)
         replica = _Compiled(self.network) if config.compile else self.network
@@ -310,7 +313,7 @@ class _Learner:
             batch = next(feed)
             waited += time.perf_counter() - asked
             losses.append(self._learn(batch, number))
-            release_freed_memory()
+            self._release()
             cases.append(batch.case_ids)
             step, rest = divmod(number + 1, self.config.accumulate)
             if not rest:
@@ -361,6 +364,12 @@ class _Learner:
             decay = min(self.config.ema_decay, done / (done + 9))
             _draw_near(self.average, self.network, 1 - decay)
 
+    def _release(self) -> None:
+        """Give freed memory back, but not so often that a step of a few seconds waits for it."""
+        if time.perf_counter() - self.released > _RELEASE_SECONDS:
+            release_freed_memory()
+            self.released = time.perf_counter()
+
     def _diverged(self, number: int, loss: float, case_ids: Sequence[str]) -> TrainingError:
         step = number // self.config.accumulate + 1
         lower = f"{self.config.learning_rate / 3:.1g}"
@@ -392,12 +401,13 @@ class _Learner:
                 shown = case.images[_shown_modality(self.config)]
                 preview = Preview.of(case.id, shown, truth.numpy(), found.numpy())
             on_case(case, truth, found)
+            release_freed_memory()  # each has blocks of other sizes
 
         mine = self.group.share(validation)
+        release_freed_memory()
         scores = validate(
             *(self.kept, mine, self.scheme, self.config, self.device, self.dtype), on_case=look
         )
-        release_freed_memory()
         means = np.mean(self.group.gathered(scores), axis=0).tolist()
         return dict(zip(REGIONS, means, strict=True)), preview
 
