@@ -388,7 +388,6 @@ def _train(
     with _Stops() as stops, Board(run) as board, console.last_line() as show:
         done = checkpoint.epoch if checkpoint else 0
         pace = _Pace(config, len(prepared.validation), done, show)
-
         to_note = job.resume and group.leads
 
         def step_done(step: int, loss: torch.Tensor) -> None:

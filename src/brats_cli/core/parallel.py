@@ -121,9 +121,7 @@ def interrupts_held_back() -> Iterator[None]:
     handlers = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            if (
-                signal.getsignal(number) is not None
-            ):  # else it is not Python's, and cannot be put back
+            if signal.getsignal(number) is not None:  # else Python cannot put it back
                 handlers[number] = signal.signal(number, lambda stop, _: heard.append(stop))
     blocks = hasattr(signal, "pthread_sigmask")
     if blocks:
