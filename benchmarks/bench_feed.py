@@ -115,7 +115,7 @@ def main() -> None:
     if arguments.device == "cuda":
         import gpu
 
-        from brats_cli.core.devices import choose_device
+        from brats_cli.core.compute.devices import choose_device
 
         device = choose_device("cuda")
         feeds.prepare(folders, len(os.sched_getaffinity(0)))

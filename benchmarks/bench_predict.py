@@ -27,18 +27,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from brats_cli.core.batches import Batch, Job, Prediction
-from brats_cli.core.cases import Case, case_at, find_cases
-from brats_cli.core.checkpoints import Checkpoint
-from brats_cli.core.config import TrainConfig
-from brats_cli.core.devices import arithmetic, choose_device, describe
-from brats_cli.core.labels import REGIONS, scheme_named
-from brats_cli.core.network import UNet3D, make_network
-from brats_cli.core.prediction import PredictConfig, Predictor
-from brats_cli.core.preparation import from_grid
-from brats_cli.core.runs import checkpoint_paths
-from brats_cli.core.splits import Split
-from brats_cli.core.volumes import read_label_map
+from brats_cli.core.compute.devices import arithmetic, choose_device, describe
+from brats_cli.core.data.cases import Case, case_at, find_cases
+from brats_cli.core.data.labels import REGIONS, scheme_named
+from brats_cli.core.data.splits import Split
+from brats_cli.core.images.nifti import read_label_map
+from brats_cli.core.model.checkpoint import Checkpoint
+from brats_cli.core.model.network import UNet3D, make_network
+from brats_cli.core.predict.many import Batch, Job, Prediction
+from brats_cli.core.predict.predictor import PredictConfig, Predictor
+from brats_cli.core.prepared.preparation import from_grid
+from brats_cli.core.train.config import TrainConfig
+from brats_cli.core.train.run_record import checkpoint_paths
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EDGE = 128

@@ -16,9 +16,9 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from brats_cli.core.cases import find_cases
-from brats_cli.core.labels import SCHEMES
-from brats_cli.core.store import Store
+from brats_cli.core.data.cases import find_cases
+from brats_cli.core.data.labels import SCHEMES
+from brats_cli.core.prepared.store import Store
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cases"
 EDGES, ROUNDS, PATCHES = (128, 64), 12, 36

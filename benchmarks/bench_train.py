@@ -26,12 +26,12 @@ import bench_feed
 import feeds
 import torch
 
-from brats_cli.core.cases import find_cases
-from brats_cli.core.config import TrainConfig, UNetConfig
-from brats_cli.core.devices import arithmetic, choose_device, describe
-from brats_cli.core.labels import REGIONS
-from brats_cli.core.network import UNet3D
-from brats_cli.core.training import train
+from brats_cli.core.compute.devices import arithmetic, choose_device, describe
+from brats_cli.core.data.cases import find_cases
+from brats_cli.core.data.labels import REGIONS
+from brats_cli.core.model.network import UNet3D
+from brats_cli.core.train.config import TrainConfig, UNetConfig
+from brats_cli.core.train.training import train
 
 BATCH = 2
 WORKERS = 1

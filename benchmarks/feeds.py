@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from brats_cli.core.cases import find_cases, schemes_of
-from brats_cli.core.config import AugmentConfig, TrainConfig
-from brats_cli.core.labels import LabelScheme, scheme_named
-from brats_cli.core.store import Store, StoredCases, training_scheme
-from brats_cli.core.volumes import count_labels, read_label_map
+from brats_cli.core.data.cases import find_cases, schemes_of
+from brats_cli.core.data.labels import LabelScheme, scheme_named
+from brats_cli.core.images.nifti import count_labels, read_label_map
+from brats_cli.core.prepared.store import Store, StoredCases, training_scheme
+from brats_cli.core.train.config import AugmentConfig, TrainConfig
 
 EDGE = 128
 BATCH = 2
@@ -109,9 +109,9 @@ def _note(folders: Folders) -> Path:
 
 def brats(folders: Folders, *, augmented: bool) -> Iterator[torch.Tensor]:
     """Our store, queue and augmentation, as `core/training.py` uses them."""
-    from brats_cli.core.augment import augment
-    from brats_cli.core.sampling import Patches, batches
-    from brats_cli.core.training import worker_count
+    from brats_cli.core.train.augment import augment
+    from brats_cli.core.train.sampling import Patches, batches
+    from brats_cli.core.train.training import worker_count
 
     config = TrainConfig()
     patches = Patches(stored_cases(folders), edge=EDGE, tumour_share=config.tumour_share, seed=0)

@@ -7,11 +7,11 @@ import time
 import feeds
 import torch
 
-from brats_cli.core.augment import augment
-from brats_cli.core.config import TrainConfig
-from brats_cli.core.devices import describe
-from brats_cli.core.sampling import Patches, batches
-from brats_cli.core.training import Epoch, train
+from brats_cli.core.compute.devices import describe
+from brats_cli.core.train.augment import augment
+from brats_cli.core.train.config import TrainConfig
+from brats_cli.core.train.sampling import Patches, batches
+from brats_cli.core.train.training import Epoch, train
 
 MOST_WAIT_PERCENT = 5.0
 MOST_AUGMENTATION_PERCENT = 10.0

@@ -13,11 +13,11 @@ import matplotlib as mpl
 import torch
 import torchio as tio
 
-from brats_cli.core.augment import augment
-from brats_cli.core.config import load_config
-from brats_cli.core.sampling import Patches
-from brats_cli.core.splits import Split
-from brats_cli.core.store import Store, training_scheme
+from brats_cli.core.data.splits import Split
+from brats_cli.core.prepared.store import Store, training_scheme
+from brats_cli.core.train.augment import augment
+from brats_cli.core.train.config import load_config
+from brats_cli.core.train.sampling import Patches
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

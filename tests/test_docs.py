@@ -13,8 +13,8 @@ from typer.completion import get_completion_script
 
 from brats_cli import __version__
 from brats_cli.app import app
-from brats_cli.core.config import TrainConfig, load_config
-from brats_cli.core.labels import SCHEMES
+from brats_cli.core.data.labels import SCHEMES
+from brats_cli.core.train.config import TrainConfig, load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from stl import mesh as stl
 from typer.testing import CliRunner
 
 from brats_cli.app import app
-from brats_cli.core.phantom import write_phantoms
+from brats_cli.core.data.phantom import write_phantoms
 
 REAL = Path(__file__).parents[2] / "shared/data/cases"
 

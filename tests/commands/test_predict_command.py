@@ -11,14 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 from brats_cli.app import app
-from brats_cli.core import prediction
-from brats_cli.core.checkpoints import Checkpoint
-from brats_cli.core.config import TrainConfig, UNetConfig
-from brats_cli.core.inference import probabilities
-from brats_cli.core.labels import SCHEMES
-from brats_cli.core.network import UNet3D
-from brats_cli.core.phantom import write_phantoms
-from brats_cli.core.volumes import read_label_map
+from brats_cli.core.data.labels import SCHEMES
+from brats_cli.core.data.phantom import write_phantoms
+from brats_cli.core.images.nifti import read_label_map
+from brats_cli.core.model.checkpoint import Checkpoint
+from brats_cli.core.model.network import UNet3D
+from brats_cli.core.model.windows import probabilities
+from brats_cli.core.predict import predictor as prediction
+from brats_cli.core.train.config import TrainConfig, UNetConfig
 
 IDS = [f"BraTS-GLI-{visit}" for visit in ("00000-000", "00000-001", "00001-000", "00002-000")]
 

@@ -22,11 +22,11 @@ from typer.testing import CliRunner
 from brats_cli import console
 from brats_cli.app import app
 from brats_cli.commands.train import _Pace, _seconds
-from brats_cli.core.checkpoints import Checkpoint
-from brats_cli.core.config import TrainConfig
-from brats_cli.core.phantom import write_phantoms
-from brats_cli.core.runs import Run, checkpoint_paths
-from brats_cli.core.training import Profile
+from brats_cli.core.data.phantom import write_phantoms
+from brats_cli.core.model.checkpoint import Checkpoint
+from brats_cli.core.train.config import TrainConfig
+from brats_cli.core.train.run_record import Run, checkpoint_paths
+from brats_cli.core.train.training import Profile
 
 IDS = [f"BraTS-GLI-0000{patient}-000" for patient in range(3)]
 
@@ -301,7 +301,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(here, moment):
     done("-c", "four.yaml", "-o", "straight")
     code = (
         "import os, signal, sys, torch\nfrom brats_cli.app import main\n"
-        "from brats_cli.core import training\nfrom brats_cli.core.checkpoints import Checkpoint\n"
+        "from brats_cli.core.train import training\nfrom brats_cli.core.model.checkpoint import Checkpoint\n"
         f"def kill(): os.kill(os.getpid(), signal.SIGKILL)\n{KILLS[moment]}\nmain()\n"
     )
     command = [sys.executable, "-c", code, "train", "-c", "four.yaml", "-o", "killed"]
@@ -562,7 +562,7 @@ def test_a_profile_is_one_line_and_leaves_no_run(here):
 )
 def test_waiting_for_a_tenth_of_the_time_is_too_much(here, monkeypatch, wait, said):
     monkeypatch.setattr(
-        "brats_cli.core.training.profile", lambda *_: Profile(wait, patches_per_second=7.5)
+        "brats_cli.core.train.training.profile", lambda *_: Profile(wait, patches_per_second=7.5)
     )
     result = train("-c", "tiny.yaml", "--profile")
     assert result.stdout.startswith(said)
@@ -768,7 +768,7 @@ def test_a_stop_that_python_dropped_is_not_lost(here, monkeypatch):
         Cleared()
         return images.float(), labels
 
-    monkeypatch.setattr("brats_cli.core.training.augment", augment_and_stop)
+    monkeypatch.setattr("brats_cli.core.train.training.augment", augment_and_stop)
     assert train("-c", "tiny.yaml", "-o", "run").exit_code == 143
     assert written(here / "run") == ["config.yaml", "splits.yaml"]
 
@@ -899,7 +899,7 @@ def test_a_fold_that_is_no_number(here):
 def with_two_devices(*args):
     """`brats train` on a machine of two devices that both are its CPU."""
     code = (
-        "import sys, torch\nfrom brats_cli.app import main\nfrom brats_cli.core import devices\n"
+        "import sys, torch\nfrom brats_cli.app import main\nfrom brats_cli.core.compute import devices\n"
         "devices.choose_devices = lambda *_: [torch.device('cpu')] * 2\nmain()\n"
     )
     command = [sys.executable, "-c", code, "train", *args, "--device", "cpu"]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from brats_cli.core.labels import REGIONS, SCHEMES
-from brats_cli.core.phantom import write_phantoms
-from brats_cli.core.store import StoredCase
+from brats_cli.core.data.labels import REGIONS, SCHEMES
+from brats_cli.core.data.phantom import write_phantoms
+from brats_cli.core.prepared.store import StoredCase
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import typer
 from .. import console
 
 if TYPE_CHECKING:
-    from ..core.check import CaseReport, DataReport
+    from ..core.check.report import CaseReport, DataReport
 
 
 def check(
@@ -35,9 +35,9 @@ def check(
 
     Example: brats check data/ --fix repaired/
     """
-    from ..core.check import check_data_set, summarize
+    from ..core.check.repair import repair_data_set
+    from ..core.check.report import check_data_set, summarize
     from ..core.errors import CaseError
-    from ..core.repair import repair_data_set
 
     with console.progress() as bars:
         task = bars.add_task("checking", total=None)

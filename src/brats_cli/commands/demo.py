@@ -42,8 +42,8 @@ def demo(
 
     Example: brats demo
     """
-    from ..core.files import whole_file
-    from ..core.phantom import write_phantoms
+    from ..core.data.phantom import write_phantoms
+    from ..core.writing import whole_file
 
     written = write_phantoms(folder / "data", cases=CASES, seed=seed, overwrite=overwrite)
     with whole_file(folder / "config.yaml", overwrite=overwrite) as partial:

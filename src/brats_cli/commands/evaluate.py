@@ -9,12 +9,12 @@ import typer
 
 from .. import console
 from ..core.errors import BratsError
-from ..core.files import require_writable
+from ..core.writing import require_writable
 from .batch import raise_failures
 
 if TYPE_CHECKING:
-    from ..core.evaluation import Matching, Report, Summary, Threshold
-    from ..core.metrics import MaskScore
+    from ..core.score.evaluation import Matching, Report, Summary, Threshold
+    from ..core.score.metrics import MaskScore
 
 SHOWN_CASES = 20
 """Up to so many cases, the table has a row for each."""
@@ -77,7 +77,7 @@ def evaluate(
 
     Example: brats evaluate out/ data/ -o scores.csv --fail-under WT.dice=0.8
     """
-    from ..core.evaluation import Report, Threshold, match, score_pairs
+    from ..core.score.evaluation import Report, Threshold, match, score_pairs
 
     thresholds = [Threshold.parse(text) for text in fail_under or ()]
     if output is not None:

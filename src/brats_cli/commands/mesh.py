@@ -13,7 +13,7 @@ from ..core.errors import BratsError, MeshError
 from .batch import paths_of, raise_failures
 
 if TYPE_CHECKING:
-    from ..core.surfaces import RegionSurface
+    from ..core.surface.regions import RegionSurface
 
 FORMAT = "brats-meshes/1"
 
@@ -53,10 +53,10 @@ def mesh(
 
     Example: brats mesh seg.nii.gz --region WT
     """
-    from ..core.labels import scheme_named
-    from ..core.meshfiles import write_stl
-    from ..core.surfaces import region_surfaces, wanted_region
-    from ..core.volumes import read_label_map
+    from ..core.data.labels import scheme_named
+    from ..core.images.nifti import read_label_map
+    from ..core.surface.files import write_stl
+    from ..core.surface.regions import region_surfaces, wanted_region
 
     wanted = wanted_region(region)
     if labels is not None:
@@ -86,7 +86,7 @@ def _naming(
     Raises:
         MeshError: If two meshes would have one name, or the name is not an STL's.
     """
-    from ..core.volumes import stem
+    from ..core.images.nifti import stem
 
     if output is not None and not output.is_dir():
         if several and (output.exists() or output.suffix.lower() == ".stl"):

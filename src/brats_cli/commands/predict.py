@@ -13,8 +13,8 @@ from ..core.errors import BratsError, ConfigError
 from .batch import paths_of, raise_failures
 
 if TYPE_CHECKING:
-    from ..core.batches import Batch, Job, Prediction
-    from ..core.cases import Case
+    from ..core.data.cases import Case
+    from ..core.predict.many import Batch, Job, Prediction
 
 
 def predict(
@@ -78,7 +78,9 @@ def predict(
 
     Example: brats predict data/ -o predictions/ --model runs/first --skip-existing
     """
-    from ..core.batches import (
+    from ..core.compute.devices import choose_devices
+    from ..core.data.labels import scheme_named
+    from ..core.predict.many import (
         FORMAT,
         MANIFEST,
         Batch,
@@ -86,10 +88,8 @@ def predict(
         find_each,
         require_outputs_writable,
     )
-    from ..core.devices import choose_devices
-    from ..core.labels import scheme_named
-    from ..core.prediction import PredictConfig
-    from ..core.runs import checkpoint_paths
+    from ..core.predict.predictor import PredictConfig
+    from ..core.train.run_record import checkpoint_paths
 
     config = PredictConfig(
         labels=scheme_named(labels).name if labels else None,
@@ -134,8 +134,8 @@ def _jobs(cases: Sequence[Case], output: Path | None) -> tuple[Path | None, list
     Raises:
         ConfigError: If several cases would go into one file.
     """
-    from ..core.batches import Job
-    from ..core.volumes import is_nifti
+    from ..core.images.nifti import is_nifti
+    from ..core.predict.many import Job
 
     if output is None or output.is_dir() or not is_nifti(output):
         folder = output or Path()
@@ -154,7 +154,7 @@ def _run(
     """Segment the cases under a progress bar; what goes wrong is added to `failed`."""
     import torch
 
-    from ..core.devices import describe
+    from ..core.compute.devices import describe
 
     done: list[Prediction] = []
     if not jobs:

@@ -11,7 +11,7 @@ import typer
 from .. import console
 
 if TYPE_CHECKING:
-    from ..core.dealing import Dealing
+    from ..core.data.splitting import Dealing
 
 
 Patterns = list[str] | None
@@ -56,8 +56,8 @@ def split(
 
     Example: brats split data/ -o splits.yaml --ratios 70/15/15
     """
-    from ..core.dealing import deal_data_set, parse_ratios
-    from ..core.files import require_writable
+    from ..core.data.splitting import deal_data_set, parse_ratios
+    from ..core.writing import require_writable
 
     require_writable(output, overwrite=overwrite)
     with console.progress() as bars:

@@ -22,13 +22,13 @@ from .. import console
 if TYPE_CHECKING:
     import torch
 
-    from ..core.config import TrainConfig
-    from ..core.group import Group
-    from ..core.network import Network
-    from ..core.runs import Run
-    from ..core.splits import Split
-    from ..core.store import Store, StoredCases
-    from ..core.training import Epoch
+    from ..core.compute.distributed import Group
+    from ..core.data.splits import Split
+    from ..core.model.network import Network
+    from ..core.prepared.store import Store, StoredCases
+    from ..core.train.config import TrainConfig
+    from ..core.train.run_record import Run
+    from ..core.train.training import Epoch
 
 HEADER = "  epoch    loss    WT    TC    ET  mean       lr patches/s  wait    time"
 
@@ -102,10 +102,10 @@ def train(
 
     Example: brats train --summary --set network=monai/SegResNet
     """
-    from ..core.config import parse_setting
-    from ..core.devices import choose_devices
-    from ..core.group import Group, launch
-    from ..core.runs import Run
+    from ..core.compute.devices import choose_devices
+    from ..core.compute.distributed import Group, launch
+    from ..core.train.config import parse_setting
+    from ..core.train.run_record import Run
 
     run = Run(output) if output else Run.newest() if resume else Run.named_by_time()
     overrides = dict(parse_setting(text) for text in settings or [])
@@ -177,8 +177,8 @@ def _jobs(
     resume: bool,
 ) -> list[_Job]:
     """The run that is meant, or one of each fold in folders of its own."""
+    from ..core.data.splits import Split
     from ..core.errors import ConfigError
-    from ..core.splits import Split
 
     def job(run: Run, number: int, *, resume: bool) -> _Job:
         if resume:
@@ -210,7 +210,7 @@ def _settled(
     run: Run, config: Path | None, overrides: Mapping[str, Any], *, resume: bool
 ) -> TrainConfig:
     """The settings of a run, which a resumed one has in its own file."""
-    from ..core.config import load_config
+    from ..core.train.config import load_config
 
     if resume and config is None:
         return load_config(run.config, of_a_run=True, **overrides)
@@ -221,9 +221,9 @@ def _network(config: TrainConfig) -> Network:
     """The network of a config, not trained."""
     import torch
 
-    from ..core.config import UNetConfig
-    from ..core.labels import REGIONS
-    from ..core.network import make_network
+    from ..core.data.labels import REGIONS
+    from ..core.model.network import make_network
+    from ..core.train.config import UNetConfig
 
     with torch.device("meta" if isinstance(config.network, UNetConfig) else "cpu"):
         return make_network(
@@ -236,8 +236,8 @@ def _network(config: TrainConfig) -> Network:
 
 def _show_costs(config: TrainConfig, device: torch.device) -> None:
     """A row for each part of the network: what it gives, and what it costs a patch."""
-    from ..core.costs import Cost, costs
-    from ..core.devices import arithmetic
+    from ..core.compute.devices import arithmetic
+    from ..core.model.summary import Cost, costs
 
     dtype = arithmetic(device, config.precision)
     parts = costs(
@@ -279,7 +279,7 @@ def _show_costs(config: TrainConfig, device: torch.device) -> None:
 @contextmanager
 def _quiet_about_peers() -> Iterator[None]:
     """End without a word where another process of the training has told what is wrong."""
-    from ..core.group import PeerError
+    from ..core.compute.distributed import PeerError
 
     try:
         yield
@@ -321,8 +321,8 @@ class _Prepared:
 
 def _prepare(job: _Job, folder: Path) -> _Prepared:
     """Prepare the cases of a run where they are not."""
-    from ..core.parallel import available_cpus
-    from ..core.store import Store, size_text, training_scheme
+    from ..core.compute.processes import available_cpus
+    from ..core.prepared.store import Store, size_text, training_scheme
 
     config, split = job.config, job.split
     names, cases = split.fold(0), split.cases()
@@ -346,8 +346,8 @@ def _prepare(job: _Job, folder: Path) -> _Prepared:
 
 def _profile(config: TrainConfig, prepared: _Prepared, device: torch.device) -> None:
     """One line: whether the data or the network is the bottleneck, and what to change."""
-    from ..core.parallel import available_cpus
-    from ..core.training import WAIT_IS_LONG, profile, worker_count
+    from ..core.compute.processes import available_cpus
+    from ..core.train.training import WAIT_IS_LONG, profile, worker_count
 
     found = profile(config, prepared.training, prepared.store.scheme, device)
     workers, cpus = worker_count(config), available_cpus()
@@ -369,9 +369,9 @@ def _train(
     job: _Job, prepared: _Prepared, device: torch.device, group: Group, max_seconds: float
 ) -> str | None:
     """Run the epochs, showing and saving each; why it ended, where not by number."""
-    from ..core.devices import arithmetic, describe
-    from ..core.runs import Board
-    from ..core.training import train as epochs_of
+    from ..core.compute.devices import arithmetic, describe
+    from ..core.train.run_record import Board
+    from ..core.train.training import train as epochs_of
 
     run, config = job.run, job.config
     checkpoint = run.resume() if job.resume else None
@@ -438,8 +438,8 @@ def _train(
 
 def _finish(run: Run, prepared: _Prepared, device: torch.device, group: Group) -> None:
     """Choose the best checkpoint's thresholds on the validation cases, where that is not done."""
-    from ..core.checkpoints import Checkpoint
-    from ..core.tuning import finish
+    from ..core.model.checkpoint import Checkpoint
+    from ..core.train.validation import finish
 
     found = Checkpoint.load(run.best) if group.leads and run.best.exists() else None
     best = group.as_the_first(found)
@@ -564,7 +564,7 @@ def _row(epoch: Epoch, epochs: int) -> str:
 
 def _summary(run: Run) -> None:
     """The best epoch, what the run took, where it is, and the command that comes next."""
-    from ..core.checkpoints import Checkpoint
+    from ..core.model.checkpoint import Checkpoint
 
     if not run.best.exists():
         console.message(f"{run.folder} has no validated epoch yet: --resume it with more --epochs")
@@ -601,7 +601,7 @@ def _summary(run: Run) -> None:
 
 def _folds_summary(runs: list[Run]) -> None:
     """A row for each fold, and their mean and standard deviation."""
-    from ..core.checkpoints import Checkpoint
+    from ..core.model.checkpoint import Checkpoint
 
     found = [Checkpoint.load(run.best).scores for run in runs]
     scores = [[each.get(name) for name in ("WT", "TC", "ET")] for each in found]

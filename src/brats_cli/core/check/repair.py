@@ -1,0 +1,145 @@
+"""Copies of broken cases with everything mended that can be; the originals are left alone."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from ..compute.processes import in_processes
+from ..data.cases import Case, survey
+from ..errors import OutputError, OutputExistsError
+from ..images.nifti import stem
+from ..images.scans import Affine, Scan, read_scan
+from ..writing import whole_file
+from .report import CaseReport, DataReport, read_case, reference_of
+from .rules import not_orthonormal, plausible
+
+_MILLIMETRES_IN = {1: 1000.0, 3: 0.001}
+"""By NIfTI's code of the unit: metres and micrometres."""
+
+
+def repair_data_set(report: DataReport, out: Path, *, workers: int | None = None) -> list[str]:
+    """Write every case of `report` that can be mended in full into `out`, and give their ids.
+
+    A case comes with all its files, those without a defect copied as they are, in folders as in
+    the original. Sound cases and those with an error left are not written.
+
+    Raises:
+        OutputError: If `out` lies in the data set, or cannot be written.
+        OutputExistsError: If there is something in `out`.
+    """
+    if out.resolve().is_relative_to(report.root.resolve()):
+        raise OutputError(out, "it lies inside the data set, which stays as it is")
+    if out.is_dir() and any(out.iterdir()):
+        raise OutputExistsError(out)
+    by_id = {case.id: case for case in survey(report.root)[0]}
+    broken = [(case, by_id[case.id]) for case in report.cases if case.repairable]
+    task = partial(_repair_case, root=report.root, out=out)
+    list(in_processes(task, broken, workers=workers))
+    return sorted(case.id for case, _ in broken)
+
+
+def _repair_case(found: tuple[CaseReport, Case], *, root: Path, out: Path) -> None:
+    report, case = found
+    repairs: dict[Path, set[str]] = {}
+    for finding in report.findings:
+        if finding.file and finding.repair:
+            repairs.setdefault(finding.file, set()).add(finding.repair)
+    scans = {role: scan for role, scan in read_case(case) if isinstance(scan, Scan)}
+    reference = reference_of({role: scan for role, scan in scans.items() if role != "label"})
+    grid = None if reference is None else rotation_only(_in_millimetres(reference))
+    files = {image.path: False for image in case.images.values()}
+    for path, is_label in {**files, **({case.label: True} if case.label else {})}.items():
+        target = out / _place(path, case, root)
+        _copy_description(path.parent, target.parent, root)
+        wanted = repairs.get(path, set())
+        if not wanted:
+            _copy(path, target)
+            continue
+        scan = read_scan(path)
+        affine = grid if "header" in wanted and grid is not None else scan.affine
+        data = _mended(scan.data, wanted)
+        if is_label:
+            data = _as_labels(data, report, case if "labels" in wanted else None)
+        _write(target, data, affine, gzipped=scan.gzipped)
+
+
+def _place(path: Path, case: Case, root: Path) -> Path:
+    """Where a file goes below the output folder; a single case keeps its folder's name."""
+    inside = path.absolute().relative_to(root.absolute())
+    return Path(case.id) / inside if inside.parent == Path() else inside
+
+
+def _copy(path: Path, target: Path) -> None:
+    with whole_file(target, overwrite=False) as partial:
+        partial.write_bytes(path.read_bytes())
+
+
+def _copy_description(source: Path, target: Path, root: Path) -> None:
+    """Copy what tells the channels and labels of the files in `source`."""
+    for above, beside in ((source, target), (source.parent, target.parent)):
+        description = above / "dataset.json"
+        copied = beside / "dataset.json"
+        inside = above.resolve().is_relative_to(root.resolve())
+        if inside and description.is_file() and not copied.exists():
+            with whole_file(copied) as partial:
+                partial.write_bytes(description.read_bytes())
+
+
+def _in_millimetres(scan: Scan) -> Affine:
+    """The affine of a scan, scaled if its unit explains why its voxels are no head scan's."""
+    factor = 1.0 if plausible(scan) else _MILLIMETRES_IN.get(scan.unit, 1.0)
+    return np.diag([factor, factor, factor, 1.0]) @ scan.affine
+
+
+def rotation_only(affine: Affine) -> Affine:
+    """The affine nearest to `affine` without shear: same voxel sizes, origin and handedness.
+
+    The direction cosines are replaced by the orthogonal factor of their polar decomposition,
+    the nearest rotation (or reflection) in the Frobenius norm (Higham 1986).
+    """
+    if not_orthonormal(affine) == 0:
+        return affine
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:3, :3] / sizes)
+    mended: Affine = affine.copy()
+    mended[:3, :3] = (left @ right) * sizes
+    return mended
+
+
+def _mended(data: npt.NDArray[Any], wanted: set[str]) -> npt.NDArray[Any]:
+    if "zeros" in wanted:
+        data = np.where(np.isfinite(data), data, 0).astype(data.dtype)
+    if "unsigned" in wanted:
+        data = data.astype(np.uint16)  # -1 becomes 65535 again
+    if "round" in wanted:
+        data = np.rint(data)
+    return data
+
+
+def _as_labels(
+    data: npt.NDArray[Any], report: CaseReport, case: Case | None
+) -> npt.NDArray[np.uint8]:
+    """Labels as uint8; in the scheme that the name of `case` tells, if that is given."""
+    labels = data.astype(np.uint8)
+    if case and case.scheme and report.scheme:
+        return report.scheme.convert(labels, case.scheme)
+    return labels
+
+
+def _write(path: Path, data: npt.NDArray[Any], affine: Affine, *, gzipped: bool) -> None:
+    """Write with sform and qform alike, in mm, and under a name that says whether it is zipped."""
+    if gzipped and not path.name.lower().endswith(".gz"):
+        path = path.with_name(f"{stem(path)}.nii.gz")
+    stored = data.astype(np.float32) if data.dtype.kind == "f" or data.dtype.itemsize > 4 else data
+    image = nib.Nifti1Image(stored, affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    with whole_file(path, overwrite=False) as partial:
+        nib.save(image, partial)

@@ -1,0 +1,463 @@
+"""Is a data set complete and sound? Each case examined on its own, then judged among others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..compute.processes import in_processes
+from ..data.cases import Case, alike_in_labels, nifti_files, scheme_of_all, survey
+from ..data.labels import LabelScheme, fitting_schemes, scheme_named
+from ..data.naming import MODALITIES, parse_name
+from ..errors import LabelError, UnreadableFileError
+from ..images.nifti import LabelCount, Volume, stem, times
+from ..images.scans import Scan, read_scan
+from .rules import (
+    ERROR,
+    HEADER_RULES,
+    IMAGE_RULES,
+    LABEL_RULES,
+    LEVELS,
+    LITTLE_ET_MM3,
+    NOTE,
+    WARNING,
+    Finding,
+    compare,
+    header_is_sound,
+    print_of,
+    usable,
+)
+
+FORMAT = "brats-check/1"
+
+_VOXELS_TO_RECOGNISE = 20
+"""Fewer may agree in two cases by chance."""
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """Where a modality's intensities lie inside the brain, that is where they are not 0."""
+
+    low: float
+    median: float
+    high: float
+    largest: float
+
+    @classmethod
+    def of(cls, scan: Scan) -> Intensities:
+        """Those of an image: 1st, 50th and 99th percentile and maximum."""
+        if not scan.foreground.size:
+            return cls(0.0, 0.0, 0.0, 0.0)
+        low, median, high = np.percentile(scan.foreground, [1, 50, 99])
+        return cls(float(low), float(median), float(high), float(scan.foreground.max()))
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """What was found of one case.
+
+    Attributes:
+        id: Case id.
+        patient: Patient id.
+        findings: Worst first.
+        shape: Grid of its images, (X, Y, Z); empty if none could be read.
+        spacing_mm: Voxel sizes.
+        intensities: By modality.
+        count: Its label voxels, if its label map could be counted.
+        scheme: What its labels mean, if that is known.
+        regions_mm3: Volume of each region of the scheme.
+        prints: Fingerprints of voxels, by modality or `label`.
+    """
+
+    id: str
+    patient: str
+    findings: tuple[Finding, ...]
+    shape: tuple[int, ...] = ()
+    spacing_mm: tuple[float, ...] = ()
+    intensities: Mapping[str, Intensities] = field(default_factory=dict)
+    count: LabelCount | None = None
+    scheme: LabelScheme | None = None
+    regions_mm3: Mapping[str, float] = field(default_factory=dict)
+    prints: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def level(self) -> str:
+        """Its worst finding's, or `ok` where there is none or notes only."""
+        return next((level for level in LEVELS[:2] if level in self._levels()), "ok")
+
+    @property
+    def repairable(self) -> bool:
+        """Whether there is something to repair, and no error would be left."""
+        errors = [finding for finding in self.findings if finding.level == ERROR]
+        return all(finding.repair for finding in errors) and any(
+            finding.repair for finding in self.findings
+        )
+
+    def with_findings(self, *more: Finding) -> CaseReport:
+        """The same with `more` findings."""
+        ordered = sorted((*self.findings, *more), key=lambda each: LEVELS.index(each.level))
+        return replace(self, findings=tuple(ordered))
+
+    def _levels(self) -> set[str]:
+        return {finding.level for finding in self.findings}
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What was found of a data set.
+
+    Attributes:
+        root: Its folder.
+        cases: Worst first, then by id.
+        findings: What concerns no single case.
+    """
+
+    root: Path
+    cases: tuple[CaseReport, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> int:
+        """How many cases, and other places, have an error."""
+        return self.count(ERROR) + sum(finding.level == ERROR for finding in self.findings)
+
+    def count(self, level: str) -> int:
+        """How many cases are of that level at worst."""
+        return sum(case.level == level for case in self.cases)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "format": FORMAT,
+            "data": str(self.root),
+            "summary": summarize(self),
+            "findings": [_finding_dict(finding) for finding in self.findings],
+            "cases": [_case_dict(case) for case in self.cases],
+        }
+
+
+def check_data_set(
+    root: Path,
+    *,
+    labels: str | None = None,
+    workers: int | None = None,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
+) -> DataReport:
+    """Read every file of the data set in `root`, and say all that is wrong with it.
+
+    Args:
+        root: A data set's folder, or a case's.
+        labels: Name of the label scheme, where names and values leave it open.
+        workers: Processes; by default as many as there are processors.
+        on_progress: Told how many cases of how many are done.
+
+    Raises:
+        NoCasesError: If there is no case at all.
+        LabelError: If there is no scheme called `labels`.
+    """
+    if labels is not None:
+        scheme_named(labels)  # a misspelt one is no finding
+    cases, clashes = survey(root)
+    reports = {}
+    for done, report in enumerate(in_processes(examine, cases, workers=workers), 1):
+        reports[report.id] = report
+        on_progress(done, len(cases))
+    found = [Finding(ERROR, "clash", f"{clash}") for clash in clashes]
+    found += _stray_labels(root, cases)
+    _judge_labels(cases, reports, labels)
+    _judge_twins(cases, reports)
+    _judge_missing_labels(cases, reports)
+    ordered = sorted(
+        reports.values(), key=lambda case: ((*LEVELS, "ok").index(case.level), case.id)
+    )
+    return DataReport(root, tuple(ordered), tuple(found))
+
+
+def examine(case: Case) -> CaseReport:
+    """What is wrong with one case, and what is in it."""
+    findings = []
+    missing = [modality for modality in MODALITIES if modality not in case.images]
+    if missing:
+        findings.append(Finding(ERROR, "missing", f"no {', '.join(missing)}", case.folder))
+    scans, unreadable = _read(case)
+    findings += unreadable
+    for role, scan in _one_a_file(scans).items():
+        for rule in (*HEADER_RULES, *(LABEL_RULES if role == "label" else ())):
+            findings += rule.find(scan)
+    images = {role: scan for role, scan in scans.items() if role != "label"}
+    for scan in images.values():
+        for rule in IMAGE_RULES:
+            findings += rule.find(scan)
+    reference = reference_of(images)
+    if reference is not None:
+        findings += compare(scans, reference)
+        if not header_is_sound(reference):
+            # No file is left that could tell the place of the others.
+            findings = [_unless_placing(finding) for finding in findings]
+    label = scans.get("label")
+    return CaseReport(
+        case.id,
+        case.patient,
+        (),
+        reference.data.shape if reference else (),
+        tuple(round(float(size), 4) for size in reference.spacing_mm) if reference else (),
+        {role: Intensities.of(scan) for role, scan in images.items()},
+        _count(label, [each for each in findings if each.file == label.path]) if label else None,
+        prints={
+            role: print_of(scan)
+            for role, scan in scans.items()
+            if scan.foreground.size >= _VOXELS_TO_RECOGNISE
+        },
+    ).with_findings(*findings)
+
+
+def reference_of(images: Mapping[str, Scan]) -> Scan | None:
+    """The image that most others share their grid with, of those whose header is sound."""
+    scans = [scan for scan in images.values() if header_is_sound(scan)]
+    scans = scans or [scan for scan in images.values() if usable(scan.affine)]
+    if not scans:
+        return next(iter(images.values()), None)
+    grids = [(scan.data.shape, *np.round(scan.affine.ravel(), 1)) for scan in scans]
+    return scans[grids.index(Counter(grids).most_common(1)[0][0])]
+
+
+def _unless_placing(finding: Finding) -> Finding:
+    placing = finding.rule in ("affine", "orientation", "place")
+    return replace(finding, repair="") if placing else finding
+
+
+def read_case(case: Case) -> Iterator[tuple[str, Scan | UnreadableFileError]]:
+    """Each file of a case by modality or `label`, as 3D; or why it cannot be read."""
+    whole: dict[Path, Scan | UnreadableFileError] = {}
+    files = {role: (image.path, image.channel) for role, image in case.images.items()}
+    channels = 1 + max((channel or 0 for _, channel in files.values()), default=0)
+    if case.label:
+        files["label"] = (case.label, None)
+    for role, (path, channel) in files.items():
+        if path not in whole:
+            whole[path] = _whole(path, 1 if channel is None else channels)
+        scan = whole[path]
+        if isinstance(scan, Scan) and channel is not None:
+            scan = scan.channel(channel)
+        yield role, scan
+
+
+def _whole(path: Path, channels: int) -> Scan | UnreadableFileError:
+    """A file of the dimensions and the type of number that are due, or why it is not."""
+    try:
+        scan = read_scan(path)
+    except UnreadableFileError as error:
+        return error
+    shape = scan.data.shape
+    if len(shape) != (3 if channels == 1 else 4) or 0 in shape:
+        due = "3 dimensions are" if channels == 1 else "4 dimensions (FLAIR, T1, T1ce, T2) are"
+        return UnreadableFileError(path, f"it has {times(shape)} voxels where {due} due")
+    if channels > 1 and shape[3] < channels:
+        return UnreadableFileError(path, f"it has {shape[3]} channels where {channels} are due")
+    if scan.data.dtype.kind not in "biuf":
+        return UnreadableFileError(path, f"its voxels are {scan.data.dtype}, not numbers")
+    return scan
+
+
+def _read(case: Case) -> tuple[dict[str, Scan], list[Finding]]:
+    scans, findings = {}, {}
+    for role, scan in read_case(case):
+        if isinstance(scan, Scan):
+            scans[role] = scan
+        else:
+            reason = str(scan).removeprefix(f"cannot read {scan.path}: ")
+            findings[scan.path] = Finding(ERROR, "unreadable", reason, scan.path)
+    return scans, list(findings.values())
+
+
+def _one_a_file(scans: Mapping[str, Scan]) -> dict[str, Scan]:
+    """`scans` with one channel for each 4D file."""
+    paths: dict[Path, str] = {}
+    for role, scan in scans.items():
+        paths.setdefault(scan.path, role)
+    return {role: scans[role] for role in paths.values()}
+
+
+def _count(label: Scan, findings: Sequence[Finding]) -> LabelCount | None:
+    """The voxels of each label, or None if the values are no labels."""
+    if any(finding.rule in ("not-finite", "not-whole", "range") for finding in findings):
+        return None
+    values, voxels = np.unique(np.rint(label.foreground).astype(np.uint8), return_counts=True)
+    counted = {0: label.values.size - label.foreground.size}
+    counted |= {int(value): int(number) for value, number in zip(values, voxels, strict=True)}
+    volume = Volume(label.data, label.affine, label.header)
+    return LabelCount(counted, float(np.prod(label.spacing_mm)), volume.scheme)
+
+
+# --- judging the cases together ----------------------------------------------------------------
+
+
+def _judge_labels(
+    cases: Sequence[Case], reports: dict[str, CaseReport], labels: str | None
+) -> None:
+    """Say what the labels of every case mean, and which fit no scheme or several."""
+    counts = {case.id: count for case in cases if (count := reports[case.id].count)}
+    known = []
+    for case in cases:
+        if case.id not in counts:
+            continue
+        strange = sorted(counts[case.id].voxels)
+        if labels or fitting_schemes(strange):
+            known.append(case)
+        else:
+            message = f"it holds {', '.join(map(str, strange))}, which no label scheme has"
+            finding = Finding(ERROR, "labels", message, case.label)
+            reports[case.id] = reports[case.id].with_findings(finding)
+    for alike in alike_in_labels(known, counts):
+        try:
+            scheme = scheme_of_all(alike, counts, labels)
+        except LabelError as error:
+            for case in alike:
+                message = str(error).partition(" holds ")[2]
+                finding = Finding(ERROR, "labels", f"labels: {message}; {error.hint}", case.label)
+                reports[case.id] = reports[case.id].with_findings(finding)
+            continue
+        for case in alike:
+            reports[case.id] = _with_scheme(reports[case.id], case, scheme)
+
+
+def _with_scheme(report: CaseReport, case: Case, scheme: LabelScheme) -> CaseReport:
+    assert report.count is not None
+    voxels, voxel_mm3 = report.count.voxels, report.count.voxel_mm3
+    regions = {
+        region.name: voxel_mm3 * sum(voxels.get(value, 0) for value in region.labels)
+        for region in scheme.regions
+    }
+    report = replace(report, scheme=scheme, regions_mm3=regions)
+    if case.scheme and not case.scheme.values >= set(voxels):
+        message = f"labels of {scheme.name} under a name of {case.scheme.name}"
+        report = report.with_findings(Finding(WARNING, "scheme", message, case.label, "labels"))
+    et = regions.get("ET")
+    if et is None or not regions.get("WT"):
+        return report
+    if et == 0:
+        return report.with_findings(Finding(NOTE, "no-et", "no enhancing tumour", case.label))
+    if et < LITTLE_ET_MM3:
+        message = f"hardly any enhancing tumour ({et:.0f} mm3)"
+        return report.with_findings(Finding(NOTE, "little-et", message, case.label))
+    return report
+
+
+def _judge_twins(cases: Sequence[Case], reports: dict[str, CaseReport]) -> None:
+    """Name the cases that share an image, or a tumour, with another."""
+    first: dict[tuple[bool, str], Case] = {}
+    for case in cases:
+        for role, voxels in reports[case.id].prints.items():
+            other = first.setdefault((role == "label", voxels), case)
+            if other is case:
+                continue
+            what = "the same tumour" if role == "label" else f"the same {role} voxels"
+            place = other.label if role == "label" else other.folder
+            file = case.label if role == "label" else case.images[role].path
+            finding = Finding(ERROR, "twin", f"{what} as case {other.id} in {place}", file)
+            reports[case.id] = reports[case.id].with_findings(finding)
+
+
+def _judge_missing_labels(cases: Sequence[Case], reports: dict[str, CaseReport]) -> None:
+    labelled = sum(case.label is not None for case in cases)
+    if not labelled:
+        return
+    for case in cases:
+        if case.label is None:
+            message = f"no label map, which {labelled} of {len(cases)} cases have"
+            finding = Finding(WARNING, "unlabelled", message, case.folder)
+            reports[case.id] = reports[case.id].with_findings(finding)
+
+
+def _stray_labels(root: Path, cases: Sequence[Case]) -> list[Finding]:
+    used = {case.label for case in cases}
+    ids = {case.id.casefold() for case in cases}
+    strays = []
+    for path in nifti_files(root):
+        case_id, role = parse_name(stem(path))
+        if role == "label" and path not in used and case_id.casefold() not in ids:
+            strays.append(Finding(WARNING, "stray", "a label map without images", path))
+    return strays
+
+
+# --- summing up --------------------------------------------------------------------------------
+
+
+def summarize(report: DataReport) -> dict[str, Any]:
+    """Of the data set as a whole: sizes, grids, schemes, intensities, volumes of regions."""
+    cases = report.cases
+    patients = Counter(case.patient for case in cases)
+    regions = [case.regions_mm3 for case in cases if case.regions_mm3]
+    return {
+        "cases": len(cases),
+        "patients": len(patients),
+        "patients_with_several_visits": sum(visits > 1 for visits in patients.values()),
+        "errors": report.errors,
+        "warnings": report.count(WARNING),
+        "repairable": sum(case.repairable for case in cases if case.level != "ok"),
+        "grids": _tally(times(case.shape) for case in cases if case.shape),
+        "spacings_mm": _tally(
+            " x ".join(f"{size:g}" for size in case.spacing_mm) for case in cases if case.shape
+        ),
+        "labels": _tally(case.scheme.name for case in cases if case.scheme),
+        "without_et": sum(volumes.get("ET") == 0 for volumes in regions),
+        "intensities": {
+            modality: _ranges(
+                [
+                    asdict(case.intensities[modality])
+                    for case in cases
+                    if modality in case.intensities
+                ]
+            )
+            for modality in MODALITIES
+        },
+        "regions_mm3": _ranges(regions),
+    }
+
+
+def _tally(names: Iterator[str]) -> dict[str, int]:
+    return dict(Counter(names).most_common())
+
+
+def _ranges(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Smallest, median and largest of each column."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    values = {name: [row[name] for row in rows if name in row] for name in columns}
+    return {
+        name: {
+            "min": float(min(each)),
+            "median": float(np.median(each)),
+            "max": float(max(each)),
+        }
+        for name, each in values.items()
+    }
+
+
+def _finding_dict(finding: Finding) -> dict[str, Any]:
+    return {
+        "level": finding.level,
+        "rule": finding.rule,
+        "message": finding.message,
+        "file": str(finding.file) if finding.file else None,
+        "repair": finding.repair or None,
+    }
+
+
+def _case_dict(case: CaseReport) -> dict[str, Any]:
+    return {
+        "id": case.id,
+        "patient": case.patient,
+        "level": case.level,
+        "findings": [_finding_dict(finding) for finding in case.findings],
+        "shape": list(case.shape),
+        "spacing_mm": list(case.spacing_mm),
+        "labels": case.scheme.name if case.scheme else None,
+        "voxels": {str(v): n for v, n in case.count.voxels.items()} if case.count else None,
+        "regions_mm3": dict(case.regions_mm3),
+        "intensities": {role: asdict(each) for role, each in case.intensities.items()},
+    }

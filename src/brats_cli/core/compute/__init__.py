@@ -1,0 +1,1 @@
+"""What the machine offers: devices and their arithmetic, CPUs and memory, processes, peers."""

@@ -1,0 +1,259 @@
+"""Who trains, who validates, who tests: a patient is on one side only, and the file says it all."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import SplitError, UnreadableFileError
+from ..writing import whole_file
+from .cases import Case, find_cases
+from .labels import LabelScheme, scheme_named
+from .naming import patient_of
+
+FORMAT = "brats-splits/1"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Case ids to train on and to validate with."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A data set dealt into folds and a held-out test part.
+
+    Attributes:
+        data: The data set's folder, absolute.
+        labels: The label scheme of all cases, or of each.
+        seed: What it was dealt with.
+        folds: One for `--ratios`, K for `--folds K`.
+        test: Case ids that no fold holds.
+        grouped: Whether all visits of a patient are on one side.
+    """
+
+    data: Path
+    labels: LabelScheme | Mapping[str, LabelScheme]
+    seed: int
+    folds: tuple[Fold, ...]
+    test: tuple[str, ...]
+    grouped: bool = True
+
+    @classmethod
+    def load(cls, path: Path) -> Split:
+        """Read and check a `splits.yaml`, whoever wrote it.
+
+        Raises:
+            UnreadableFileError: If there is no such file, or it is not YAML.
+            SplitError: If it is malformed, holds a case twice or one that is not in the data
+                folder, or has a patient on two sides.
+        """
+        split = _parse(_read(path), path)
+        _require_apart(split, path)
+        split._require_found(path)
+        return split
+
+    def save(self, path: Path, *, overwrite: bool = False) -> None:
+        """Write as YAML with the data folder relative to `path`.
+
+        Raises:
+            OutputExistsError: If `path` exists and `overwrite` is false.
+            OutputError: If it cannot be written.
+        """
+        content = {
+            "format": FORMAT,
+            "data": os.path.relpath(self.data, path.absolute().parent),
+            "labels": self._labels_by_name(),
+            "seed": self.seed,
+            "grouped": self.grouped,
+            "folds": [{"train": list(fold.train), "val": list(fold.val)} for fold in self.folds],
+            "test": list(self.test),
+        }
+        with whole_file(path, overwrite=overwrite) as partial:
+            partial.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+    def ids(self) -> list[str]:
+        """Every case id of the split, sorted."""
+        in_folds = {case_id for fold in self.folds for case_id in (*fold.train, *fold.val)}
+        return sorted(in_folds | set(self.test))
+
+    def fold(self, number: int) -> Fold:
+        """Fold `number`, from 0.
+
+        Raises:
+            SplitError: If there is no such fold, or it has no case to train on.
+        """
+        if not 0 <= number < len(self.folds):
+            raise SplitError(
+                f"there is no fold {number}: the split has {len(self.folds)}",
+                hint=f"give --fold 0 to {len(self.folds) - 1}, or split again with --folds",
+            )
+        fold = self.folds[number]
+        if not fold.train:
+            raise SplitError(
+                f"fold {number} has no train case", hint="split with other --ratios, or add cases"
+            )
+        return fold
+
+    def cases(self) -> dict[str, Case]:
+        """The split's cases as they lie on disk, by id."""
+        return {case_id: self._on_disk[case_id] for case_id in self.ids()}
+
+    def scheme_of(self, case_id: str) -> LabelScheme:
+        """The label scheme of a case."""
+        return self.labels if isinstance(self.labels, LabelScheme) else self.labels[case_id]
+
+    @cached_property
+    def _on_disk(self) -> dict[str, Case]:
+        return {case.id: case for case in find_cases(self.data)}
+
+    def _labels_by_name(self) -> str | dict[str, str]:
+        if isinstance(self.labels, LabelScheme):
+            return self.labels.name
+        names = {case_id: self.labels[case_id].name for case_id in self.ids()}
+        return names if len(set(names.values())) > 1 else next(iter(names.values()))
+
+    def _require_found(self, path: Path) -> None:
+        if not self.data.is_dir():
+            raise SplitError(
+                f"{path}: there is no data folder {self.data}",
+                hint="'data' is relative to the file: did one of the two move?",
+            )
+        missing = [case_id for case_id in self.ids() if case_id not in self._on_disk]
+        if missing:
+            raise SplitError(
+                f"{path}: {_some(missing)} not in {self.data}",
+                hint="copy them there, or run brats split again",
+            )
+
+
+def _some(ids: Sequence[str]) -> str:
+    """Up to three ids as the subject of a sentence: `case A is`, `cases A, B, C and 4 more are`."""
+    names = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+    return f"case {names} is" if len(ids) == 1 else f"cases {names} are"
+
+
+# --- reading the file --------------------------------------------------------------------------
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UnreadableFileError(
+            path, "there is no such file", hint="make it with brats split DATA"
+        ) from error
+    except OSError as error:
+        raise UnreadableFileError(path, error.strerror or str(error)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UnreadableFileError(
+            path, "it is not YAML", hint="make it with brats split"
+        ) from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise SplitError(f"{path} is not a splits file", hint="make one with brats split DATA")
+    return content
+
+
+def _parse(content: Mapping[str, Any], path: Path) -> Split:
+    """The split in `content`, every entry of which is checked."""
+    if content["format"] != FORMAT:
+        raise SplitError(
+            f"{path} is of format {content['format']}, not {FORMAT}",
+            hint="it is from another version of brats: make it again with brats split",
+        )
+    known = {"format", "data", "labels", "seed", "grouped", "folds", "test"}
+    for key in content:
+        if key not in known:
+            raise SplitError(
+                f"{path}: unknown key '{key}'", hint=f"the keys are {', '.join(sorted(known))}"
+            )
+    data = _entry(content, "data", str, path)
+    folds = []
+    for number, fold in enumerate(_entry(content, "folds", list, path)):
+        if not isinstance(fold, dict) or set(fold) != {"train", "val"}:
+            raise SplitError(f"{path}: fold {number} is malformed", hint="it needs train and val")
+        folds.append(Fold(_ids(fold["train"], path), _ids(fold["val"], path)))
+    if not folds:
+        raise SplitError(f"{path} holds no fold", hint="make it again with brats split")
+    return Split(
+        Path(os.path.normpath(path.absolute().parent / data)),
+        _labels(content.get("labels"), path),
+        _entry(content, "seed", int, path),
+        tuple(folds),
+        _ids(content.get("test") or [], path),
+        bool(content.get("grouped", True)),
+    )
+
+
+_KINDS = {str: "text", int: "a whole number", list: "a list"}
+
+
+def _entry(content: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
+    value = content.get(key)
+    if not isinstance(value, kind):
+        found = "nothing" if value is None else repr(value)
+        raise SplitError(
+            f"{path}: '{key}' must be {_KINDS[kind]}, found {found}",
+            hint="make the file again with brats split, or mend the entry",
+        )
+    return value
+
+
+def _ids(value: Any, path: Path) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(case_id, str) for case_id in value):
+        raise SplitError(
+            f"{path}: {str(value)[:60]} is not a list of case ids",
+            hint="put an id that looks like a number into quotes",
+        )
+    return tuple(value)
+
+
+def _labels(value: Any, path: Path) -> LabelScheme | dict[str, LabelScheme]:
+    if isinstance(value, str):
+        return scheme_named(value)
+    if isinstance(value, dict):
+        return {str(case_id): scheme_named(str(name)) for case_id, name in value.items()}
+    raise SplitError(
+        f"{path}: 'labels' must be a label scheme, or one for each case",
+        hint="for example labels: brats2020",
+    )
+
+
+def _require_apart(split: Split, path: Path) -> None:
+    """Check that no case stands twice, no patient on two sides, and every case has a scheme."""
+    for number, fold in enumerate(split.folds):
+        sides = {"train": fold.train, "val": fold.val, "test": split.test}
+        for case_id, times in Counter(i for ids in sides.values() for i in ids).items():
+            if times > 1:
+                raise SplitError(
+                    f"{path}: case {case_id} is there {times} times in fold {number}",
+                    hint="a case belongs to one of train, val and test",
+                )
+        home: dict[str, tuple[str, str]] = {}
+        for side, ids in sides.items():
+            for case_id in ids if split.grouped else ():
+                other_side, other = home.setdefault(patient_of(case_id), (side, case_id))
+                if other_side != side:
+                    raise SplitError(
+                        f"{path}: patient {patient_of(case_id)} is on two sides: {other} in "
+                        f"{other_side}, {case_id} in {side} (fold {number})",
+                        hint="all visits of a patient belong on one side: move one of them",
+                    )
+    without = set(split.ids()) - set(
+        split.labels if isinstance(split.labels, dict) else split.ids()
+    )
+    if without:
+        raise SplitError(
+            f"{path}: {_some(sorted(without))} without a label scheme",
+            hint="add them under labels, or give one scheme for all",
+        )

@@ -1,0 +1,458 @@
+"""How a data set is dealt into parts: by patient, with every kind of case in every part."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from ..compute.processes import in_threads
+from ..errors import SplitError, UnreadableFileError
+from ..images.nifti import LabelCount, count_labels, read_channel
+from .cases import Case, find_cases, schemes_of
+from .labels import LabelScheme
+from .naming import MODALITIES
+from .splits import Fold, Split
+
+DEFAULT_RATIOS = (70.0, 15.0, 15.0)
+"""Train, validation and test, in percent of the patients."""
+
+
+def parse_ratios(text: str) -> tuple[float, float, float]:
+    """`70/15/15` as numbers: train, validation, test.
+
+    Raises:
+        SplitError: If they are not three numbers, or train or validation would be empty.
+    """
+    try:
+        train, val, test = map(float, text.split("/"))
+    except ValueError:
+        train = val = test = -1.0
+    if not (train > 0 and val > 0 and 0 <= test < float("inf")):
+        raise SplitError(
+            f"--ratios {text} is not train/validation/test, such as 70/15/15",
+            hint="three numbers, of which only the last may be 0",
+        )
+    return train, val, test
+
+
+@dataclass(frozen=True)
+class Dealing:
+    """A new split, and what it was made from.
+
+    Attributes:
+        split: Who trains, validates, tests.
+        strata: Stratum of every case of the split.
+        unlabelled: Ids of the cases left out because they have no label map.
+    """
+
+    split: Split
+    strata: Mapping[str, str]
+    unlabelled: tuple[str, ...]
+
+
+def deal_data_set(
+    data: Path,
+    *,
+    ratios: tuple[float, float, float] = DEFAULT_RATIOS,
+    folds: int | None = None,
+    seed: int = 0,
+    grouped: bool = True,
+    stratify: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    labels: str | None = None,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Dealing:
+    """Find the cases in `data`, read every label map once, and deal them; see `make_split`.
+
+    Args:
+        data: The data set's folder.
+        ratios: As `make_split`.
+        folds: As `make_split`.
+        seed: As `make_split`.
+        grouped: As `make_split`.
+        stratify: `TABLE.csv:COLUMN`; by default tumour size and enhancement.
+        include: Patterns of case ids, of which one must match; none for all.
+        exclude: Patterns of case ids to leave out.
+        labels: Name of the label scheme, where names and values leave it open.
+        on_progress: Told how many label maps of how many are read.
+
+    Raises:
+        NoCasesError: If `data` holds no case.
+        SplitError: If cases are incomplete, there twice, or too few, or an option fits nothing.
+        LabelError: If a label map fits no scheme, or several.
+    """
+    found = select(find_cases(data), include, exclude)
+    cases = [case for case in found if case.label]
+    _require_complete(cases, data)
+    by_table = table_strata(stratify, cases) if stratify else None
+    counts = _count_all(cases, on_progress)
+    _require_different(cases, counts)
+    schemes = schemes_of(cases, counts, labels)
+    strata = by_table or tumour_strata(counts, schemes)
+    split = make_split(
+        cases,
+        data=data,
+        labels=schemes,
+        strata=strata,
+        ratios=ratios,
+        folds=folds,
+        seed=seed,
+        grouped=grouped,
+    )
+    return Dealing(split, strata, tuple(case.id for case in found if not case.label))
+
+
+def select(cases: Sequence[Case], include: Sequence[str], exclude: Sequence[str]) -> list[Case]:
+    """The cases whose id matches one of `include`, if there is any, and none of `exclude`.
+
+    Patterns are as in a shell: `BraTS2021_*`.
+
+    Raises:
+        SplitError: If a pattern matches no case, as a misspelt one would.
+    """
+    for pattern in (*include, *exclude):
+        if not any(fnmatchcase(case.id, pattern) for case in cases):
+            raise SplitError(
+                f"no case id matches '{pattern}'",
+                hint=f"ids look like {cases[0].id}; * stands for anything",
+            )
+    return [
+        case
+        for case in cases
+        if (not include or any(fnmatchcase(case.id, pattern) for pattern in include))
+        and not any(fnmatchcase(case.id, pattern) for pattern in exclude)
+    ]
+
+
+def _require_complete(cases: Sequence[Case], data: Path) -> None:
+    if not cases:
+        raise SplitError(
+            f"no case in {data} has a label map", hint="give the folder of the training data"
+        )
+    incomplete = [case for case in cases if set(MODALITIES) - set(case.images)]
+    if incomplete:
+        lacks = "; ".join(
+            f"{case.id} has no {', '.join(m for m in MODALITIES if m not in case.images)}"
+            for case in incomplete[:3]
+        )
+        more = f" and {len(incomplete) - 3} more" if len(incomplete) > 3 else ""
+        raise SplitError(
+            f"incomplete cases in {data}: {lacks}{more}",
+            hint="complete them, or leave them out with --exclude ID; brats check lists them all",
+        )
+
+
+def _count_all(
+    cases: Sequence[Case], on_progress: Callable[[int, int], object]
+) -> dict[str, LabelCount]:
+    """The label voxels of every case, each file read once, several at a time."""
+    labels = {case.id: case.label for case in cases if case.label}
+    counts = {}
+    counted = in_threads(count_labels, list(labels.values()))
+    for done, (case_id, count) in enumerate(zip(labels, counted, strict=True), 1):
+        counts[case_id] = count
+        on_progress(done, len(labels))
+    return counts
+
+
+# --- duplicates --------------------------------------------------------------------------------
+
+
+def _require_different(cases: Sequence[Case], counts: Mapping[str, LabelCount]) -> None:
+    """Check that no two cases hold the same image under two ids.
+
+    Only those are read that have equally many voxels of each label, or equal bytes on disk.
+
+    Raises:
+        SplitError: Naming both cases.
+    """
+    clues: dict[object, list[Case]] = {}
+    for case in cases:
+        # Sorted, because one year's 4 is another year's 3.
+        sizes = sorted(n for value, n in counts[case.id].voxels.items() if value)
+        for clue in (tuple(sizes), _clue_on_disk(case.images["t1"].path)):
+            clues.setdefault(clue, []).append(case)
+    suspects = {case.id: case for alike in clues.values() if len(alike) > 1 for case in alike}
+    seen: dict[tuple[object, ...], Case] = {}
+    for case, voxels in zip(
+        suspects.values(), in_threads(_voxels_of, list(suspects.values())), strict=True
+    ):
+        other = seen.setdefault(voxels, case)
+        if other is not case:
+            raise SplitError(
+                f"cases {other.id} and {case.id} hold the same voxels: "
+                f"{other.images['t1'].path} and {case.images['t1'].path}",
+                hint=f"one case under two ids would leak: remove one, or --exclude {case.id}",
+            )
+
+
+def _clue_on_disk(path: Path) -> bytes:
+    """A few bytes that are equal for equal images: gzip's own checksum and size, or the middle."""
+    with path.open("rb") as file:
+        if path.name.lower().endswith(".gz"):
+            file.seek(max(0, path.stat().st_size - 8))
+            return file.read()
+        file.seek(path.stat().st_size // 2)
+        return hashlib.sha256(file.read(1 << 16)).digest()
+
+
+def _voxels_of(case: Case) -> tuple[object, ...]:
+    image = case.images["t1"]
+    data = read_channel(image.path, image.channel).data
+    return data.shape, hashlib.sha256(data[data != 0].tobytes()).digest()
+
+
+# --- dealing -----------------------------------------------------------------------------------
+
+
+def make_split(
+    cases: Sequence[Case],
+    *,
+    data: Path,
+    labels: Mapping[str, LabelScheme],
+    strata: Mapping[str, str],
+    ratios: tuple[float, float, float] = DEFAULT_RATIOS,
+    folds: int | None = None,
+    seed: int = 0,
+    grouped: bool = True,
+) -> Split:
+    """Deal cases into one fold by `ratios`, or into `folds` folds, and a test part.
+
+    Whether a patient is in the test part follows from seed and patient id alone, so that cases
+    added later move nobody out of it; its size is therefore near the ratio, not exactly it.
+    The others are dealt so that every fold has its share of each stratum.
+
+    Args:
+        cases: Cases with labels, each id once.
+        data: The data set's folder.
+        labels: Label scheme by case id.
+        strata: Stratum by case id.
+        ratios: Train, validation and test; only the last counts where `folds` is given.
+        folds: Number of folds; every case outside the test part validates in one of them.
+        seed: Another seed, another split.
+        grouped: Keep all visits of a patient on one side.
+
+    Raises:
+        SplitError: If there are too few patients.
+    """
+    train, val, test = np.array(ratios) / sum(ratios)
+    groups = {case.id: case.patient if grouped else case.id for case in cases}
+    held_out = _test_groups(set(groups.values()), test, seed, leave=folds or 2)
+    rest = sorted(case_id for case_id, group in groups.items() if group not in held_out)
+    if folds:
+        parts = _deal(rest, groups, strata, parts=folds, seed=seed)
+    else:
+        parts = [_share(rest, groups, strata, share=val / (train + val), seed=seed)]
+    return Split(
+        data.absolute(),
+        dict(labels),
+        seed,
+        tuple(Fold(tuple(i for i in rest if i not in part), tuple(sorted(part))) for part in parts),
+        tuple(sorted(case_id for case_id, group in groups.items() if group in held_out)),
+        grouped,
+    )
+
+
+def _test_groups(groups: set[str], share: float, seed: int, *, leave: int) -> set[str]:
+    """The groups whose place lies below `share`: at least one if any, and `leave` are left over."""
+    if len(groups) < leave + bool(share):
+        parts = f"{leave} parts" + " and a test part" * bool(share)
+        raise SplitError(
+            f"{len(groups)} patients are too few for {parts}",
+            hint="give more cases, fewer folds or --ratios with 0 for the test part",
+        )
+    place = {group: _place(seed, group) for group in groups}
+    ordered = sorted(groups, key=lambda group: place[group])
+    below = sum(place[group] < share for group in ordered)
+    return set(ordered[: min(max(below, bool(share)), len(groups) - leave)])
+
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def _place(seed: int, group: str) -> float:
+    """A number in [0, 1) that depends on nothing but seed and group, on any machine.
+
+    Consecutive numbers of one release go round by the golden ratio, so that any run of them has
+    its share below any threshold to about one (a low-discrepancy sequence); hashes of their own
+    would leave 10 of 40 patients, or 1, where 6 are wanted.
+    """
+    release = group.rstrip("0123456789")
+    number = int(group[len(release) :] or 0)
+    digest = hashlib.sha256(f"{seed}/{release}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") / 2**64 + number * _GOLDEN) % 1
+
+
+def _deal(
+    ids: Sequence[str],
+    groups: Mapping[str, str],
+    strata: Mapping[str, str],
+    *,
+    parts: int,
+    seed: int,
+) -> list[set[str]]:
+    """All of `ids` in `parts` parts of about one size, each with its share of every stratum."""
+    from sklearn.model_selection import StratifiedGroupKFold  # slow to import
+
+    kinds = [strata[case_id] for case_id in ids]
+    of_whom = [groups[case_id] for case_id in ids]
+    if max(Counter(kinds).values()) < parts:
+        # scikit-learn refuses when every stratum is that small, though it deals them well.
+        kinds += [""] * parts
+        of_whom += [f"\0{number}" for number in range(parts)]
+    splitter = StratifiedGroupKFold(n_splits=parts, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        dealt = list(splitter.split(kinds, kinds, of_whom))
+    return [{ids[index] for index in chosen if index < len(ids)} for _, chosen in dealt]
+
+
+def _share(
+    ids: Sequence[str],
+    groups: Mapping[str, str],
+    strata: Mapping[str, str],
+    *,
+    share: float,
+    seed: int,
+) -> set[str]:
+    """About `share` of `ids`, with that share of every stratum."""
+    pieces, parts = _pieces(share, len({groups[case_id] for case_id in ids}))
+    dealt = _deal(ids, groups, strata, parts=parts, seed=seed)
+    runs = [set().union(*dealt[start : start + pieces]) for start in range(parts - pieces + 1)]
+    sizes = Counter(strata[case_id] for case_id in ids)
+
+    def off(run: set[str]) -> float:
+        got = Counter(strata[case_id] for case_id in run)
+        by_stratum = sum(abs(got[kind] - share * size) for kind, size in sizes.items())
+        return by_stratum + abs(len(run) - share * len(ids))
+
+    return min(runs, key=off)
+
+
+def _pieces(share: float, members: int) -> tuple[int, int]:
+    """The fraction m/k nearest enough to `share` of `members`: off by half a member at most.
+
+    Of those the one with the smallest k, for which strata are dealt best.
+    """
+    most = min(20, members)
+    fractions = [
+        (min(max(round(share * parts), 1), parts - 1), parts) for parts in range(2, most + 1)
+    ]
+    off = [abs(pieces / parts - share) * members for pieces, parts in fractions]
+    near = [index for index, distance in enumerate(off) if distance <= 0.5]
+    return fractions[near[0] if near else int(np.argmin(off))]
+
+
+# --- strata ------------------------------------------------------------------------------------
+
+
+def tumour_strata(
+    counts: Mapping[str, LabelCount], schemes: Mapping[str, LabelScheme]
+) -> dict[str, str]:
+    """Stratum by case id: tercile of whole-tumour volume, and whether there is enhancing tumour."""
+    volume = {
+        case_id: _voxels(count, schemes[case_id], "WT") * count.voxel_mm3
+        for case_id, count in counts.items()
+    }
+    thirds = np.quantile(list(volume.values()), [1 / 3, 2 / 3])
+    size = {case_id: int(np.searchsorted(thirds, mm3)) for case_id, mm3 in volume.items()}
+    return {
+        case_id: f"{('small', 'medium', 'large')[size[case_id]]}, "
+        + ("ET" if _voxels(count, schemes[case_id], "ET") else "no ET")
+        for case_id, count in counts.items()
+    }
+
+
+def _voxels(count: LabelCount, scheme: LabelScheme, region: str) -> int:
+    return sum(count.voxels.get(value, 0) for value in scheme.region(region).labels)
+
+
+def table_strata(option: str, cases: Sequence[Case]) -> dict[str, str]:
+    """Stratum by case id from a column of a table, such as grade, site or survival.
+
+    The ids are in whichever column fits the most cases or patients. A column of numbers counts
+    by terciles; a case that the table does not have is `unknown`.
+
+    Args:
+        option: `TABLE.csv:COLUMN`, as given on the command line.
+        cases: The cases to look up.
+
+    Raises:
+        UnreadableFileError: If there is no such table.
+        SplitError: If there is no such column, or no column holds the cases' ids.
+    """
+    name, _, column = option.rpartition(":")
+    if not name or not column:
+        raise SplitError(
+            f"--stratify {option} is not TABLE.csv:COLUMN",
+            hint="as survival_info.csv:Survival_days",
+        )
+    rows = _read_table(Path(name))
+    if column not in rows[0]:
+        raise SplitError(
+            f"{name} has no column '{column}'", hint=f"its columns are {', '.join(rows[0])}"
+        )
+    values = _look_up(rows, column, cases)
+    if not values:
+        raise SplitError(
+            f"no column of {name} holds the case ids", hint=f"they look like {cases[0].id}"
+        )
+    strata = _terciles(values) or values
+    return {case.id: strata.get(case.id, "unknown") for case in cases}
+
+
+def _read_table(path: Path) -> list[dict[str, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableFileError(path, "it is no readable table", hint="check the path") from error
+    first = text.partition("\n")[0]
+    separator = max(",;\t", key=first.count)
+    rows = list(csv.DictReader(text.splitlines(), delimiter=separator, restval=""))
+    if not rows:
+        raise SplitError(f"{path} is empty", hint="a table has a line of column names, then rows")
+    return rows
+
+
+def _look_up(
+    rows: Sequence[Mapping[str, str]], column: str, cases: Sequence[Case]
+) -> dict[str, str]:
+    """The value of `column` by case id, the rows found by case or patient id."""
+    best: dict[str, str] = {}
+    for key in rows[0]:
+        by_id = {(row[key] or "").strip(): (row[column] or "").strip() for row in rows}
+        found = {
+            case.id: by_id.get(case.id) or by_id.get(case.patient, "")
+            for case in cases
+            if case.id in by_id or case.patient in by_id
+        }
+        best = max(best, {case_id: value for case_id, value in found.items() if value}, key=len)
+    return best
+
+
+def _terciles(values: Mapping[str, str]) -> dict[str, str]:
+    """Terciles of values nearly all of which are numbers, and not a few codes; else nothing."""
+    numbers = {}
+    for case_id, value in values.items():
+        try:
+            numbers[case_id] = float(value)
+        except ValueError:
+            continue
+    numbers = {case_id: number for case_id, number in numbers.items() if math.isfinite(number)}
+    if len(set(numbers.values())) <= 6 or len(numbers) < 0.8 * len(values):
+        return {}
+    thirds = np.quantile(list(numbers.values()), [1 / 3, 2 / 3])
+    return {
+        case_id: ("low", "middle", "high")[int(np.searchsorted(thirds, number))]
+        for case_id, number in numbers.items()
+    }

@@ -1,0 +1,1 @@
+"""A network from its config to its answer: architecture, checkpoint, windows, thresholds."""

@@ -1,0 +1,193 @@
+"""The network: a 3D U-Net, its shape a value in the config, or one of MONAI's."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..train.config import NetworkConfig, UNetConfig
+from .monai import MonaiNetwork
+
+
+class UNet3D(nn.Module):
+    """Logits of every region from patches of every modality.
+
+    Two 3x3x3 convolutions with ReLU on each level, 2x2x2 max pooling between levels, channels
+    doubled going down and halved by 2x2x2 up-convolutions going up, skip connections, and a
+    1x1x1 convolution at the end (Ronneberger et al. 2015, arXiv 1505.04597; in 3D Çiçek et al.
+    2016, arXiv 1606.06650); and what the config changes of it.
+
+    Args:
+        config: Channels, levels, norm, padding and variants.
+        in_channels: Modalities.
+        out_channels: Regions.
+    """
+
+    def __init__(self, config: UNetConfig, *, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        widths = config.widths
+        self.config = config
+        self.down = nn.ModuleList(
+            _convolutions(before, after, config)
+            for before, after in zip([in_channels, *widths], widths, strict=False)
+        )
+        self.up = nn.ModuleList(
+            _upsampling(below, width, config)
+            for below, width in zip(widths[1:], widths, strict=False)
+        )
+        self.merge = nn.ModuleList(_convolutions(width * 2, width, config) for width in widths[:-1])
+        self.output = nn.Conv3d(widths[0], out_channels, kernel_size=1)
+        # The two lowest levels have none: nnU-Net weighs the lowest of the way up with 0.
+        supervised = widths[1:-2] if config.deep_supervision else []
+        self.lower_outputs = nn.ModuleList(
+            nn.Conv3d(width, out_channels, kernel_size=1) for width in supervised
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """Logits (B, R, X', Y', Z') of images (B, C, X, Y, Z).
+
+        X' = X under `padding: same`, and X less twice `config.margin` under `valid`. With deep
+        supervision, in training, a list of logits: these, and those of lower resolutions, each
+        half as fine as the one before.
+        """
+        skips = []
+        features = images
+        for level, convolve in enumerate(self.down):
+            features = convolve(F.max_pool3d(features, 2) if level else features)
+            skips.append(features)
+        lower = []
+        for level in reversed(range(len(self.up))):
+            features = self.up[level](features)
+            skip = crop(skips[level], features.shape[2:])
+            features = self.merge[level](torch.cat([skip, features], dim=1))
+            if self.training and 0 < level <= len(self.lower_outputs):
+                lower.append(self.lower_outputs[level - 1](features))
+        logits: torch.Tensor = self.output(features)
+        return [logits, *reversed(lower)] if lower else logits
+
+
+Network = UNet3D | MonaiNetwork
+
+
+def make_network(
+    config: NetworkConfig, *, in_channels: int, out_channels: int, patch_size: int
+) -> Network:
+    """The network of a config, with random weights.
+
+    Raises:
+        ConfigError: If it is one of MONAI's and cannot be made, or does not take such patches.
+    """
+    if isinstance(config, UNetConfig):
+        return UNet3D(config, in_channels=in_channels, out_channels=out_channels)
+    return MonaiNetwork(
+        config, in_channels=in_channels, out_channels=out_channels, patch_size=patch_size
+    )
+
+
+def crop(tensor: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """The middle of a tensor's last three axes."""
+    for axis, wanted in zip((-3, -2, -1), size, strict=True):
+        surplus = tensor.shape[axis] - wanted
+        if surplus:  # to narrow by nothing still copies the gradient on its way back
+            tensor = tensor.narrow(axis, surplus // 2, wanted)
+    return tensor
+
+
+class _Residual(nn.Module):
+    """Two convolutions with their input added before the last activation (He et al. 2016)."""
+
+    def __init__(self, before: int, after: int, config: UNetConfig) -> None:
+        super().__init__()
+        *layers, self.activation, self.dropout = (
+            *_layers(before, after, config),
+            *_layers(after, after, config),
+        )
+        self.layers = nn.Sequential(*layers)
+        self.shortcut = (
+            nn.Identity()
+            if before == after
+            else nn.Sequential(
+                nn.Conv3d(before, after, kernel_size=1, bias=config.norm == "none"),
+                _norm(after, config),
+            )
+        )
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        found = self.layers(features)
+        found += self.shortcut(crop(features, found.shape[2:]))
+        changed: torch.Tensor = self.dropout(self.activation(found))
+        return changed
+
+
+class _Interpolation(nn.Module):
+    """Twice the resolution, trilinear, of as many channels as wanted.
+
+    The 1x1x1 convolution goes first: the result is the same, at an eighth of the voxels.
+    """
+
+    def __init__(self, before: int, after: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.channels = nn.Conv3d(before, after, kernel_size=1)
+        # The outermost voxels have neighbours on one side only.
+        self.cut = 1 if config.padding == "valid" else 0
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        finer = F.interpolate(self.channels(features), scale_factor=2, mode="trilinear")
+        return crop(finer, torch.Size(side - 2 * self.cut for side in finer.shape[2:]))
+
+
+def _upsampling(below: int, width: int, config: UNetConfig) -> nn.Module:
+    if config.upsampling == "trilinear":
+        return _Interpolation(below, width, config)
+    return nn.ConvTranspose3d(below, width, kernel_size=2, stride=2)
+
+
+def _convolutions(before: int, after: int, config: UNetConfig) -> nn.Module:
+    """The two convolutions of a level."""
+    if config.residual:
+        return _Residual(before, after, config)
+    layers = (*_layers(before, after, config), *_layers(after, after, config))
+    return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))
+
+
+def _layers(before: int, after: int, config: UNetConfig) -> tuple[nn.Module, ...]:
+    """A convolution, its norm, activation and dropout; those that are not there do nothing."""
+    return (
+        nn.Conv3d(
+            before,
+            after,
+            kernel_size=3,
+            padding=1 if config.padding == "same" else 0,
+            bias=config.norm == "none",  # a bias before a norm is subtracted again by it
+        ),
+        _norm(after, config),
+        _activation(config),
+        nn.Dropout3d(config.dropout) if config.dropout else nn.Identity(),
+    )
+
+
+def _norm(channels: int, config: UNetConfig) -> nn.Module:
+    if config.norm == "batch":
+        return nn.BatchNorm3d(channels)
+    if config.norm == "instance":
+        return nn.InstanceNorm3d(channels, affine=True)
+    if config.norm == "group":
+        return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
+    return nn.Identity()
+
+
+GROUPS = 8
+"""Groups of the channels under group norm, or as many as divide them."""
+
+
+def _activation(config: UNetConfig) -> nn.Module:
+    if config.activation == "leaky_relu":
+        return nn.LeakyReLU(inplace=True)
+    if config.activation == "elu":
+        return nn.ELU(inplace=True)
+    if config.activation == "silu":
+        return nn.SiLU(inplace=True)
+    return nn.ReLU(inplace=True)

@@ -1,0 +1,1 @@
+"""From cases on disk to label maps, one or thousands, on one device or several."""

@@ -1,0 +1,277 @@
+"""What is done to a case before the network sees it, and how results go back to its own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from ..compute.processes import in_threads
+from ..errors import UnreadableFileError
+from ..images.nifti import Volume
+
+Array = npt.NDArray[Any]
+Box = tuple[slice, slice, slice]
+
+PREPARATION = "brats-preparation/1"
+"""Noted in stores and checkpoints; changes when the same scans would be prepared differently."""
+
+CLIP_PERCENTILE = 99.5
+"""Intensities above this percentile of the brain are cut off: vessels and artefacts would
+otherwise decide mean and standard deviation."""
+
+MARGIN = 2
+"""Voxels of background kept around the brain box."""
+
+# Whoever interpolates a skull-stripped scan leaves a rim of voxels that are part brain and part
+# nothing, and a cubic spline ripples far beyond it. Taken for brain they shift mean and spread:
+# the whole tumour of a case turned by 10 degrees then had a Dice of 0.81 with that of the case
+# itself, and has 0.98 without them. In shares of the brain's brightest:
+_RIPPLE = 0.02
+_DIM = 0.2
+_RIM = 2  # voxels
+
+# Cubic splines blur less than linear interpolation: the core of a case that was turned by 12
+# degrees then had a Dice of 0.957 with that of the case itself, against 0.935.
+_SPLINE = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A case as the network sees it.
+
+    Attributes:
+        images: (C, X, Y, Z) float32: z-scores inside the brain, exactly 0 outside.
+        affine: (4, 4), from the prepared grid's voxels to RAS millimetres.
+        brain: (X, Y, Z), as `brain_of` finds it.
+    """
+
+    images: npt.NDArray[np.float32]
+    affine: npt.NDArray[np.float64]
+    brain: npt.NDArray[np.bool_]
+
+
+def prepare(volumes: Sequence[Volume]) -> Prepared:
+    """Bring a case's modalities to canonical orientation, 1 mm, the brain box and z-scores.
+
+    An axis-aligned 1 mm grid is only flipped and permuted, with no interpolation; any other
+    (2 mm, oblique) is resampled by cubic splines, which blur less than lines between voxels.
+
+    Args:
+        volumes: One a modality, all on one grid.
+
+    Raises:
+        UnreadableFileError: If an image holds NaN or infinity, or nothing but zeros.
+    """
+    for volume in volumes:
+        _require_content(volume)
+    box = bounding_box(_anything([volume.data for volume in volumes]), margin=MARGIN)
+    cropped = [volume.data[box] for volume in volumes]
+    images, affine = _to_canonical(cropped, _shifted(volumes[0].affine, box))
+    if _needs_resampling(affine):
+        target, shape = _canonical_grid(affine, images[0].shape)
+        finer = partial(resample, affine=affine, target=target, shape=shape, order=_SPLINE)
+        images = list(in_threads(finer, images))
+        affine = target
+    brain = brain_of(images)
+    box = bounding_box(brain, margin=MARGIN)
+    images, brain = [image[box] for image in images], brain[box]
+    return Prepared(_z_scores(images, brain), _shifted(affine, box), brain)
+
+
+def brain_of(images: Sequence[Array]) -> npt.NDArray[np.bool_]:
+    """Where any of `images` (X, Y, Z) has signal, without what interpolation smeared around it.
+
+    Left out are ripples and, within two voxels of them or of nothing, what is dim in all images.
+    Of images with values on both sides of 0, such as z-scores, all that is not 0 is brain.
+    """
+    found = _anything(images)
+    signal, bright = np.zeros((2, *found.shape), dtype=bool)
+    for image in images:
+        ends = 100 - CLIP_PERCENTILE, CLIP_PERCENTILE
+        low, high = np.percentile(image[found], ends)
+        if low < -_DIM * high:
+            return found
+        signal |= image > _RIPPLE * high
+        bright |= image > _DIM * high
+    inner = ndimage.binary_erosion(signal, iterations=_RIM, border_value=1)
+    brain: npt.NDArray[np.bool_] = signal & (bright | inner)
+    return brain
+
+
+def prepare_labels(labels: Volume, like: Prepared) -> npt.NDArray[np.uint8]:
+    """A label map on the prepared grid, (X, Y, Z); nearest neighbours where it is resampled."""
+    found = from_grid(labels.data, labels.affine, like.affine, like.brain.shape, order=0)
+    return found.astype(np.uint8, copy=False)
+
+
+def to_native(values: Array, prepared_affine: Array, like: Volume) -> Array:
+    """Values of the prepared grid on the case's own grid; 0 outside the brain box.
+
+    Args:
+        values: (X, Y, Z) on the prepared grid.
+        prepared_affine: Its affine.
+        like: Any volume of the case.
+    """
+    return from_grid(values, prepared_affine, like.affine, like.shape, order=1)
+
+
+def from_grid(
+    values: Array,
+    affine: Array,
+    target: Array,
+    shape: tuple[int, ...],
+    *,
+    order: int,
+) -> Array:
+    """`values` of one grid on another: copied where voxels coincide, else interpolated.
+
+    Voxels of the target outside the source are 0.
+    """
+    steps = np.linalg.inv(affine) @ target  # from target voxels to source voxels
+    whole = np.rint(steps)
+    if np.abs(whole - steps).max() < 1e-3 and _is_signed_permutation(whole[:3, :3]):
+        return _copy(values, whole.astype(int), shape)
+    return resample(values, affine, target, shape, order=order)
+
+
+def resample(
+    values: Array,
+    affine: Array,
+    target: Array,
+    shape: tuple[int, ...],
+    *,
+    order: int,
+) -> Array:
+    """Interpolate `values` onto the grid of `target` and `shape`; 0 outside.
+
+    Where voxels grow, all but the nearest voxel (order 0) first average over the larger voxel, so
+    that fine structure does not turn into noise.
+    """
+    # Rounded, because a voxel beyond the edge by 1e-15 would be outside.
+    steps = np.round(np.linalg.inv(affine) @ target, 9)
+    if order:
+        coarser = np.sqrt((steps[:3, :3] ** 2).sum(axis=1))
+        # The standard deviation for a reduction by f, as scikit-image's resize has it: (f - 1) / 2.
+        blur = np.maximum(0, (coarser - 1) / 2)
+        if blur.max() > 0.1:
+            values = ndimage.gaussian_filter(values, blur, output=np.float32, mode="nearest")
+    # Whole numbers would be rounded, and a spline below 0 would come out large in unsigned ones.
+    dtype = np.float32 if order else values.dtype
+    found = np.empty(shape, dtype)
+    ndimage.affine_transform(values, steps[:3, :3], steps[:3, 3], shape, found, order, "constant")
+    return found
+
+
+def bounding_box(mask: npt.NDArray[np.bool_], *, margin: int = 0) -> Box:
+    """Smallest box around the true voxels, grown by `margin` within the grid.
+
+    A mask without a true voxel has the whole grid as its box.
+    """
+    sides = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        found = np.flatnonzero(mask.any(axis=others))
+        if not found.size:
+            return slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2])
+        last = int(found[-1]) + 1 + margin
+        sides.append(slice(max(int(found[0]) - margin, 0), min(last, mask.shape[axis])))
+    return sides[0], sides[1], sides[2]
+
+
+def _anything(images: Sequence[Array]) -> npt.NDArray[np.bool_]:
+    """Where any of `images` is not 0."""
+    found: npt.NDArray[np.bool_] = images[0] != 0
+    for image in images[1:]:
+        found |= image != 0
+    return found
+
+
+def _z_scores(images: Sequence[Array], brain: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    scores = np.zeros((len(images), *brain.shape), dtype=np.float32)
+    for image, score in zip(images, scores, strict=True):
+        inside = image[brain].astype(np.float32)
+        inside = np.minimum(inside, np.percentile(inside, CLIP_PERCENTILE))
+        spread = float(inside.std())
+        score[brain] = (inside - inside.mean()) / (spread if spread > 0 else 1.0)
+    return scores
+
+
+def _require_content(volume: Volume) -> None:
+    if not np.isfinite(volume.data).all():
+        raise UnreadableFileError(
+            volume.path, "it holds NaN or infinite voxels", hint="repair it: brats check --fix"
+        )
+    if not volume.data.any():
+        raise UnreadableFileError(
+            volume.path, "every voxel is 0", hint="is it the right file? export it again"
+        )
+
+
+def _to_canonical(images: Sequence[Array], affine: Array) -> tuple[list[Array], Array]:
+    """Views of images whose axes run, most nearly, to the right, anterior and superior."""
+    orientation = nib.io_orientation(affine)
+    turned = [nib.apply_orientation(image, orientation) for image in images]
+    return turned, affine @ nib.orientations.inv_ornt_aff(orientation, images[0].shape)
+
+
+def _needs_resampling(affine: Array) -> bool:
+    # A tenth of a degree, or 1 % of a voxel: less than scanners' headers are worth.
+    return bool(np.abs(affine[:3, :3] - np.eye(3)).max() > 0.01)
+
+
+def _canonical_grid(affine: Array, shape: tuple[int, ...]) -> tuple[Array, tuple[int, ...]]:
+    """The 1 mm axis-aligned grid that covers the box of `affine` and `shape`."""
+    ends = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
+    corners = (ends * np.array([*(np.array(shape) - 1), 1.0])) @ affine.T
+    low, high = corners[:, :3].min(axis=0), corners[:, :3].max(axis=0)
+    size = tuple(int(edge) for edge in np.ceil(high - low - 1e-6) + 1)
+    return _translation(low), size
+
+
+def _shifted(affine: Array, box: Box) -> Array:
+    """The affine of what `box` cuts out."""
+    shifted: Array = affine @ _translation([side.start for side in box])
+    return shifted
+
+
+def _translation(offset: Sequence[float] | Array) -> npt.NDArray[np.float64]:
+    affine = np.eye(4)
+    affine[:3, 3] = offset
+    return affine
+
+
+def _is_signed_permutation(matrix: Array) -> bool:
+    size = np.abs(matrix)
+    return bool((size.sum(axis=0) == 1).all() and (size.sum(axis=1) == 1).all())
+
+
+def _copy(values: Array, steps: npt.NDArray[np.int_], shape: tuple[int, ...]) -> Array:
+    """Copy voxels between grids that differ by flips, permutations and whole shifts."""
+    # Turn the source so that its axes run as the target's, then shift.
+    axes = np.abs(steps[:3, :3]).argmax(axis=0)  # source axis of each target axis
+    signs = steps[:3, :3].sum(axis=0)[:]
+    turned = values.transpose(tuple(axes))
+    offset = steps[:3, 3][axes]
+    copied = np.zeros(shape, dtype=values.dtype)
+    source, target = [], []
+    for axis in range(3):
+        length = turned.shape[axis]
+        if signs[axis] < 0:
+            turned = np.flip(turned, axis)
+            start = length - 1 - int(offset[axis])
+        else:
+            start = int(offset[axis])
+        # Target voxel t holds source voxel start + t.
+        first = max(0, -start)
+        last = min(shape[axis], length - start)
+        target.append(slice(first, max(first, last)))
+        source.append(slice(first + start, max(first, last) + start))
+    copied[tuple(target)] = turned[tuple(source)]
+    return copied

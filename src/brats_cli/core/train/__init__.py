@@ -1,0 +1,1 @@
+"""How a network learns: patches, augmentation, loss, epochs, and what a run leaves on disk."""

@@ -1,0 +1,455 @@
+"""All that decides what a run learns: flag > YAML file > default, unknown settings refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from ..errors import ConfigError
+from ..writing import whole_file
+
+Modality = Literal["t1", "t1ce", "t2", "flair"]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+MONAI = "monai/"
+"""What the names of MONAI's networks start with."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class UNetConfig(_Settings):
+    """The shape of a `UNet3D`; `CLASSIC` is the original's."""
+
+    channels: int = Field(default=32, ge=1)
+    """Channels of the first level; doubled on every level below."""
+    most_channels: int | None = Field(default=None, ge=1)
+    """Channels that no level goes beyond, as nnU-Net's 320; `null` doubles them down to the
+    lowest level. No limit by default: with 32 channels only the lowest of five levels has more
+    than 320, where a convolution costs a hundredth of what it does on the first."""
+    levels: int = Field(default=5, ge=2, le=7)
+    """Resolutions, the full one included: `levels - 1` max poolings."""
+    norm: Literal["batch", "instance", "group", "none"] = "batch"
+    """Between convolution and activation. Batch norm's statistics do not depend on the window at
+    inference, so that one pass over a whole brain computes nearly the same as many windows."""
+    activation: Literal["relu", "leaky_relu", "elu", "silu"] = "relu"
+    """After the norm; the slope of `leaky_relu` is 0.01."""
+    dropout: float = Field(default=0, ge=0, lt=1)
+    """Share of the channels that training blanks after each activation."""
+    residual: bool = True
+    """Add the input of each pair of convolutions to its output. In the trials of
+    benchmarks/RESULTS.md that learns most from as many steps."""
+    deep_supervision: bool = False
+    """Train the lower resolutions of the way up on the regions too, but for the lowest."""
+    upsampling: Literal["transposed", "trilinear"] = "transposed"
+    """2x2x2 up-convolution, or a 1x1x1 convolution and interpolation."""
+    padding: Literal["same", "valid"] = "same"
+    """`valid` pads nothing and crops the skip connections, as in the original."""
+
+    @model_validator(mode="after")
+    def _lower_resolutions_must_exist(self) -> UNetConfig:
+        if self.deep_supervision and self.levels < 4:
+            raise ConfigError(
+                f"a network of {self.levels} levels has no lower resolution for deep_supervision",
+                hint="it leaves out the two lowest levels: use 4 or more, or deep_supervision: "
+                "false",
+            )
+        return self
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, the full resolution first."""
+        doubled = [self.channels * 2**level for level in range(self.levels)]
+        most = self.most_channels or doubled[-1]
+        return [min(width, most) for width in doubled]
+
+    @property
+    def depends_on_window(self) -> bool:
+        """Whether the size of the window decides what is computed at a voxel."""
+        return self.norm in ("instance", "group")
+
+    @property
+    def multiple(self) -> int:
+        """Edges that the poolings halve without a remainder are multiples of this."""
+        return int(2 ** (self.levels - 1))
+
+    @property
+    def margin(self) -> int:
+        """Voxels that the output is smaller by on each side: 0 under `padding: same`."""
+        # Each level loses `_lost_down` of its own voxels going down, and `_lost_up` going up but
+        # for the lowest; a voxel of level l is 2^l voxels of the full resolution.
+        down = self._lost_down * (2 * self.multiple - 1)
+        return (down + self._lost_up * (self.multiple - 1)) // 2
+
+    def output_size(self, edge: int) -> int:
+        """Edge of the output for an input of `edge` voxels.
+
+        Raises:
+            ConfigError: If the poolings cannot halve it, or leave too little.
+        """
+        size = edge - 2 * self.margin
+        if size < 1 or edge < self._least or self._remainder(edge):
+            raise ConfigError(
+                f"a patch of {edge} voxels does not fit a network of {self.levels} levels "
+                f"with padding: {self.padding} and norm: {self.norm}",
+                hint=f"try a patch_size of {self.input_size(size)}",
+            )
+        return size
+
+    def input_size(self, output: int) -> int:
+        """Smallest edge of an input that gives at least `output` voxels (and at least one)."""
+        edge = max(output + 2 * self.margin, 1 + 2 * self.margin, self._least)
+        return edge + (-self._remainder(edge)) % self.multiple
+
+    @property
+    def _least(self) -> int:
+        """Smallest edge whose lowest level has a spread, by which these norms divide."""
+        return 2 * self.multiple if self.depends_on_window else 1
+
+    @property
+    def _lost_down(self) -> int:
+        return 4 if self.padding == "valid" else 0  # two 3x3x3 convolutions, a voxel on each side
+
+    @property
+    def _lost_up(self) -> int:
+        # Interpolation has no neighbour for the outermost voxels, which would differ at a seam.
+        interpolated = 2 if self.padding == "valid" and self.upsampling == "trilinear" else 0
+        return self._lost_down + interpolated
+
+    def _remainder(self, edge: int) -> int:
+        """What keeps `edge` from being halved at every level: 0 if nothing does."""
+        # Going up from n voxels at the lowest level, the output is n * 2^(levels-1) - this:
+        cropped = self._lost_up * (self.multiple - 1)
+        return (edge - 2 * self.margin + cropped) % self.multiple
+
+
+CLASSIC = UNetConfig(
+    channels=64,
+    most_channels=None,
+    levels=5,
+    norm="none",
+    activation="relu",
+    dropout=0,
+    residual=False,
+    deep_supervision=False,
+    upsampling="transposed",
+    padding="valid",
+)
+"""The U-Net of 23 convolutional layers (Ronneberger et al. 2015, arXiv 1505.04597) in three
+dimensions (Çiçek et al. 2016, arXiv 1606.06650): 64 to 1024 channels, no norm, no padding."""
+
+PRESETS: Mapping[str, UNetConfig] = {"unet": UNetConfig(), "classic": CLASSIC}
+"""Networks of brats by the names that `network` may have."""
+
+
+class MonaiConfig(_Settings):
+    """A network of MONAI, by the name of its class in `monai.networks.nets`."""
+
+    name: str = Field(pattern=f"^{MONAI}.+")
+    """As `monai/SegResNet`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What the class is called with, beside what brats knows: channels and patch size."""
+
+
+WELL_KNOWN = (
+    "monai/AttentionUnet",
+    "monai/BasicUNet",
+    "monai/DynUNet",
+    "monai/SegResNet",
+    "monai/SwinUNETR",
+    "monai/UNETR",
+    "monai/UNet",
+    "monai/VNet",
+)
+"""To hint at only: which networks there are, the MONAI that is installed knows."""
+
+NetworkConfig = UNetConfig | MonaiConfig
+
+
+def network_config(value: object) -> NetworkConfig:
+    """A network's config from its name, or from settings that may start from a `name`.
+
+    `classic` and `{name: classic, padding: same}` are `CLASSIC` and a variant of it; without a
+    name, settings start from the default. `monai/SegResNet` takes `options`.
+
+    Raises:
+        ConfigError: If no network has the name.
+        ValidationError: If it does not have the settings.
+    """
+    if isinstance(value, UNetConfig | MonaiConfig):
+        return value
+    settings = {"name": value} if isinstance(value, str) else value
+    if not isinstance(settings, Mapping) or "name" not in settings:
+        return UNetConfig.model_validate(settings)
+    name = settings["name"]
+    if str(name).startswith(MONAI):
+        return MonaiConfig.model_validate(settings)
+    if name not in PRESETS:
+        near = difflib.get_close_matches(str(name), [*PRESETS, *WELL_KNOWN], n=1, cutoff=0.5)
+        raise ConfigError(
+            f"there is no network '{name}'",
+            hint=f"did you mean '{near[0]}'?"
+            if near
+            else f"networks are {', '.join(PRESETS)} and MONAI's, as monai/SegResNet",
+        )
+    others = {key: setting for key, setting in settings.items() if key != "name"}
+    return UNetConfig.model_validate({**PRESETS[name].model_dump(), **others})
+
+
+def stored_network_config(value: object) -> NetworkConfig:
+    """A network's config as a checkpoint or a run has it."""
+    return network_config(_as_of_its_version(value))
+
+
+def _as_of_its_version(network: object) -> object:
+    """Stored settings of a network, with what went without saying when they were."""
+    if isinstance(network, Mapping) and "name" not in network:
+        return {"residual": False, **network}  # brats 0.1.0 had no such blocks
+    return network
+
+
+class AugmentConfig(_Settings):
+    """How much the training patches are varied.
+
+    Spatial changes are drawn for each patch, changes of intensity for each modality of it. The
+    probabilities are at least those of nnU-Net's default.
+    """
+
+    enabled: bool = True
+    """Off: patches reach the network as they are."""
+    flip: Probability = 0.5
+    """Mirror, for each axis on its own."""
+    spatial: Probability = 0.25
+    """Rotate, scale and deform, which together cost no more than one of them."""
+    rotation_degrees: float = Field(default=30, ge=0, le=180)
+    """Largest angle about each axis."""
+    scaling_range: float = Field(default=0.3, ge=0)
+    """Largest change of size: 0.3 is between 1/1.3 and 1.3."""
+    elastic_mm: float = Field(default=6, ge=0, le=15)
+    """Largest displacement; beyond 16 mm the deformation would fold."""
+    noise: Probability = 0.1
+    """Add Gaussian noise."""
+    noise_std: float = Field(default=0.3, ge=0)
+    """Largest standard deviation of the noise, in units of the z-score."""
+    blur: Probability = 0.1
+    """Smooth with a Gaussian."""
+    blur_sigma_mm: float = Field(default=1.0, ge=0.5)
+    """Largest standard deviation of that Gaussian; the smallest is 0.5."""
+    brightness: Probability = 0.15
+    """Shift all intensities."""
+    brightness_shift: float = Field(default=0.25, ge=0)
+    """Largest shift, in units of the z-score."""
+    contrast: Probability = 0.15
+    """Stretch intensities about their mean."""
+    contrast_range: float = Field(default=0.25, ge=0, lt=1)
+    """Largest change of contrast: 0.25 is between 75 % and 125 %."""
+    low_resolution: Probability = 0.125
+    """Look as if scanned with fewer voxels."""
+    lowest_resolution: float = Field(default=0.5, gt=0, le=1)
+    """Smallest share of voxels along each axis."""
+    gamma: Probability = 0.4
+    """Bend intensities."""
+    gamma_range: float = Field(default=0.3, ge=0, lt=1)
+    """Largest change of the exponent: 0.3 is between 0.7 and 1.3."""
+    modality_dropout: Probability = 0.0
+    """Blank one to all but one of the modalities, so that the network learns to do without."""
+
+
+class TrainConfig(_Settings):
+    """All that decides what a run learns; saved in its folder and its checkpoints."""
+
+    epochs: int = Field(default=100, ge=1)
+    """Epochs to train; may be raised on `--resume`."""
+    steps_per_epoch: int = Field(default=250, ge=1)
+    """Optimiser steps an epoch, whatever the number of cases."""
+    batch_size: int = Field(default=2, ge=1)
+    """Patches a step."""
+    patch_size: int = Field(default=128, ge=8)
+    """Edge of the cubic training patch, in voxels of 1 mm."""
+    tumour_share: Probability = 0.5
+    """Share of patches centred on a voxel of WT, TC or ET, each as often as the others where a
+    case has it; the rest are centred anywhere in the brain. At 0.75 the network sees too little of
+    healthy brain, and finds tumour in it."""
+    modalities: tuple[Modality, ...] = Field(default=("t1", "t1ce", "t2", "flair"), min_length=1)
+    """Sequences the network sees, in this order."""
+    network: Annotated[NetworkConfig, BeforeValidator(network_config)] = UNetConfig()
+    """The network: the shape of a U-Net, `classic`, or one of MONAI's, as `monai/SegResNet`."""
+    augmentation: AugmentConfig = AugmentConfig()
+    """How much patches are varied."""
+    loss: Literal["dice", "dice_ce", "dice_focal", "jaccard"] = "dice_ce"
+    """Dice loss, its sum with binary cross-entropy or focal loss, or Jaccard loss. The sum with
+    cross-entropy scored best in the trials of benchmarks/RESULTS.md."""
+    loss_per_sample: bool = False
+    """Overlap of each patch on its own, not of all patches of a step together."""
+    loss_squared: bool = False
+    """Probabilities squared in the denominator of the overlap (Milletari et al. 2016)."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Adam, Adam with decoupled weight decay, or SGD with Nesterov's momentum of 0.99."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """The highest learning rate."""
+    weight_decay: float = Field(default=0, ge=0)
+    """How strongly weights are drawn to 0."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of a step's gradient; `null` clips nothing."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients make one step, as if the batch were that much larger."""
+    ema_decay: float = Field(default=0, ge=0, lt=1)
+    """Keep, validate and predict with an exponential moving average of the weights, which keeps
+    this share of itself at every step: 0.999, say; 0 for the weights themselves."""
+    warmup_epochs: int = Field(default=0, ge=0)
+    """Epochs during which the learning rate rises from 0."""
+    schedule: Literal["plateau", "poly", "cosine"] = "plateau"
+    """Lower the learning rate when validation stops improving, by (1 - epoch/epochs)^0.9, or along
+    half a cosine."""
+    plateau_epochs: int = Field(default=10, ge=1)
+    """Validations without a better score before the learning rate is lowered."""
+    plateau_factor: float = Field(default=0.3, gt=0, lt=1)
+    """What the learning rate is multiplied with then."""
+    patience: int | None = Field(default=30, ge=1)
+    """Validations without a better score before training stops; `null` never stops early."""
+    validate_every: int = Field(default=1, ge=1)
+    """Epochs from one validation to the next; the last epoch is always validated."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the network; `auto` is bfloat16 where the device computes it natively."""
+    compile: bool = False
+    """Compile the network before the first step, which takes a minute and a C++ compiler. Steps
+    were 11 % shorter on two CPU cores."""
+    workers: int | None = Field(default=None, ge=0)
+    """Processes that read patches; `null` takes what this process may use, less one."""
+    seed: int = Field(default=0, ge=0)
+    """Decides initial weights, patches and augmentation."""
+
+    @model_validator(mode="after")
+    def _patch_must_fit(self) -> TrainConfig:
+        network = self.network
+        if not isinstance(network, UNetConfig):  # MONAI's are asked when they are made
+            return self
+        network.output_size(self.patch_size)
+        if (network.norm, self.batch_size) == ("batch", 1) and self.patch_size == network.multiple:
+            raise ConfigError(
+                f"batch norm of one patch of {self.patch_size} voxels has a single value on the "
+                f"lowest of {network.levels} levels, and no spread",
+                hint=f"use a batch_size of 2, or a patch_size of {2 * network.multiple}",
+            )
+        return self
+
+    def save(self, path: Path) -> None:
+        """Write every setting as YAML; `load_config` reads it back."""
+        with whole_file(path) as partial:
+            partial.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def load_config(
+    path: Path | None = None, *, of_a_run: bool = False, **overrides: object
+) -> TrainConfig:
+    """Defaults, then the YAML file, then `overrides`.
+
+    Args:
+        path: YAML file with any of the settings.
+        of_a_run: The file has all that there were when the run began, perhaps under an older brats.
+        overrides: Settings by name; `{"network.channels": 16}` reaches into a section, after
+            `{"network": "classic"}` has replaced it.
+
+    Raises:
+        ConfigError: If a setting is unknown (the hint suggests the nearest) or cannot be so.
+    """
+    settings = _read_yaml(path) if path else {}
+    if of_a_run:
+        settings["network"] = _as_of_its_version(settings.get("network", {}))
+    for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
+        _put(settings, key.split("."), value)
+    try:
+        return TrainConfig.model_validate(settings)
+    except ValidationError as error:
+        raise _as_config_error(error, settings, path) from error
+
+
+def parse_setting(text: str) -> tuple[str, object]:
+    """Read `key=value` as given to `--set`, the value as YAML reads it.
+
+    Raises:
+        ConfigError: If there is no `=`, or the value is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text} is not KEY=VALUE", hint="write --set network.channels=16")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read the value of --set {text}", hint="quote it") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = "there is no such file" if not path.exists() else "it is not a YAML file"
+        raise ConfigError(
+            f"cannot read settings from {path}: {reason}",
+            hint="see examples/train.yaml for every setting",
+        ) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path} holds no settings", hint="write lines like 'epochs: 100'; see examples/"
+        )
+    return content
+
+
+def _put(settings: dict[str, Any], keys: list[str], value: object) -> None:
+    for key in keys[:-1]:
+        inner = settings.setdefault(key, {})
+        if key == "network" and isinstance(inner, str):
+            inner = settings[key] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                f"setting '{'.'.join(keys)}' is not within a section",
+                hint=f"'{key}' has the value {inner!r}",
+            )
+        settings = inner
+    settings[keys[-1]] = value
+
+
+def _as_config_error(
+    error: ValidationError, settings: Mapping[str, Any], path: Path | None
+) -> ConfigError:
+    first = error.errors()[0]
+    keys = [str(part) for part in first["loc"]]
+    where = f" in {path}" if path else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_settings(keys[:-1], settings)
+        near = difflib.get_close_matches(keys[-1], known, n=1)
+        return ConfigError(
+            f"unknown setting '{'.'.join(keys)}'{where}",
+            hint=f"did you mean '{near[0]}'?"
+            if near
+            else f"the settings here are {', '.join(known)}",
+        )
+    return ConfigError(
+        f"setting '{'.'.join(keys)}'{where} cannot be {first['input']!r}",
+        hint=first["msg"][0].lower() + first["msg"][1:],
+    )
+
+
+def _known_settings(section: list[str], settings: Mapping[str, Any]) -> list[str]:
+    if section == ["network"]:
+        of_monai = str(settings["network"].get("name")).startswith(MONAI)
+        return list((MonaiConfig if of_monai else UNetConfig).model_fields)
+    model: Mapping[str, Any] = TrainConfig.model_fields
+    for key in section:
+        model = model[key].annotation.model_fields
+    return list(model)

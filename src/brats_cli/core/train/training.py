@@ -1,0 +1,575 @@
+"""How a network learns: a generator of epochs, the same again for the same seed."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from ..compute.devices import (
+    arithmetic,
+    autocast,
+    keep_freed_memory,
+    peak_memory,
+    release_freed_memory,
+)
+from ..compute.distributed import ALONE, Group
+from ..compute.processes import available_cpus
+from ..data.labels import REGIONS, LabelScheme
+from ..errors import BratsError, CheckpointError
+from ..model.checkpoint import Checkpoint
+from ..model.network import Network, make_network
+from ..model.windows import THRESHOLD, probabilities
+from ..prepared.store import StoredCase
+from .augment import augment
+from .config import TrainConfig, stored_network_config
+from .figures import Preview
+from .losses import training_loss
+from .sampling import Batch, Patches, batches
+
+MOST_WORKERS = 8
+"""Reading patches from a store needs few processes."""
+
+# Between two times that freed memory is given back, which costs the next step 2 to 3.
+_RELEASE_SECONDS = 8
+
+WAIT_IS_LONG = 10.0
+"""Percent of the time spent waiting for patches from which the data hold training up."""
+
+OnStep = Callable[[int, torch.Tensor], None]
+"""Hears the number of each finished step of an epoch and its loss, which is on the device still:
+to ask for its value waits for the GPU."""
+
+OnCase = Callable[[StoredCase, torch.Tensor, torch.Tensor], None]
+"""Hears each validated case, with the regions' masks of the expert and of the network, both
+(3, X, Y, Z)."""
+
+
+class TrainingError(BratsError):
+    """A training that cannot go on."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What decides how training goes on; saved in `last.pt`.
+
+    Attributes:
+        epoch: Epochs done.
+        best: Best validation score so far, the mean Dice of the regions; -1 before the first.
+        best_epoch: When it was reached.
+        stale: Validations since then.
+        waited: Validations since then or since the learning rate was lowered.
+        lowered: How often the learning rate was lowered on a plateau.
+    """
+
+    epoch: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    stale: int = 0
+    waited: int = 0
+    lowered: int = 0
+
+    def after(self, score: float | None, config: TrainConfig) -> Progress:
+        """The progress after one more epoch, validated with `score` or not at all (None)."""
+        done = replace(self, epoch=self.epoch + 1)
+        if score is None:
+            return done
+        if score > self.best:
+            return replace(done, best=score, best_epoch=done.epoch, stale=0, waited=0)
+        done = replace(done, stale=self.stale + 1, waited=self.waited + 1)
+        if done.waited >= config.plateau_epochs:
+            return replace(done, waited=0, lowered=self.lowered + 1)
+        return done
+
+    def stops(self, config: TrainConfig) -> bool:
+        """Whether training has waited for a better score for long enough."""
+        return config.patience is not None and self.stale >= config.patience
+
+    def learning_rate(self, config: TrainConfig, step: int) -> float:
+        """The learning rate of a step of the coming epoch."""
+        epochs = self.epoch + step / config.steps_per_epoch
+        done = epochs / config.epochs
+        if config.schedule == "poly":
+            share = (1 - done) ** 0.9  # nnU-Net's: reaches 0 with the last step
+        elif config.schedule == "cosine":
+            share = (1 + math.cos(math.pi * done)) / 2  # Loshchilov & Hutter 2017, one cycle
+        else:
+            share = config.plateau_factor**self.lowered
+        if epochs < config.warmup_epochs:
+            share *= (epochs + 1 / config.steps_per_epoch) / config.warmup_epochs
+        return float(config.learning_rate * share)
+
+
+Stop = Literal["patience", "time"]
+"""Why a training ends before its last epoch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Epoch:
+    """What happened in one epoch.
+
+    Attributes:
+        number: From 1.
+        loss: Mean training loss.
+        dice: Validation Dice by region, mean over cases; None if not validated.
+        is_best: Whether the mean of `dice` is the best so far.
+        learning_rate: Of the epoch's last step.
+        seconds: Of training, validation excluded.
+        validation_seconds: Of validation.
+        data_wait_percent: Share of `seconds` spent waiting for patches.
+        patches_per_second: Patches trained on in a second.
+        peak_memory_mb: The most memory this process has held so far, in 10^6 bytes.
+        stops: Why this is the last epoch, where it is not by number.
+        checkpoint: All that `last.pt` needs; shares the network's tensors, so save it at once.
+        preview: A slice of the first validation case; None if not validated.
+    """
+
+    number: int
+    loss: float
+    dice: Mapping[str, float] | None
+    is_best: bool
+    learning_rate: float
+    seconds: float
+    validation_seconds: float
+    data_wait_percent: float
+    patches_per_second: float
+    peak_memory_mb: float
+    stops: Stop | None
+    checkpoint: Checkpoint
+    preview: Preview | None = None
+
+    @property
+    def mean_dice(self) -> float | None:
+        """Mean Dice of the regions, by which the best epoch is chosen."""
+        return None if self.dice is None else float(np.mean(list(self.dice.values())))
+
+
+def train(
+    config: TrainConfig,
+    training: Sequence[StoredCase],
+    validation: Sequence[StoredCase],
+    scheme: LabelScheme,
+    device: torch.device,
+    *,
+    resume: Checkpoint | None = None,
+    group: Group = ALONE,
+    max_seconds: float = math.inf,
+    on_step: OnStep = lambda step, loss: None,
+    on_case: OnCase = lambda case, truth, found: None,
+) -> Iterator[Epoch]:
+    """Train a network, yielding after every epoch.
+
+    The caller decides what to do with an epoch: print it, save its checkpoint, or stop by leaving
+    the loop. Nothing here writes a file or a line of text.
+
+    Args:
+        config: What to learn, and how.
+        training: Cases that patches are drawn from.
+        validation: Cases that are segmented whole to score an epoch; without any, the last epoch
+            is the best.
+        scheme: The label scheme of the stored cases.
+        device: Where to compute.
+        resume: `last.pt` of the same run, to go on from.
+        group: The processes that train together: each reads `batch_size` patches a step.
+        max_seconds: Stop after the epoch with which this time is up, or before one that would
+            likely not end in it.
+        on_step: Called after each step, for a progress bar.
+        on_case: Called after each validated case.
+
+    Raises:
+        TrainingError: If the loss is no longer a number.
+        CheckpointError: If `resume` holds no state to resume from.
+    """
+    started = time.monotonic()
+    learner = _Learner(config, scheme, device, resume, group)
+    feed = _feed(config, training, learner.progress.epoch, group)
+    while learner.progress.epoch < config.epochs and not learner.progress.stops(config):
+        before = time.monotonic()
+        epoch = learner.epoch(feed, validation, on_step, on_case)
+        now = time.monotonic()
+        late = group.as_the_first(now - started + (now - before) > max_seconds)
+        if late and epoch.stops is None and epoch.number < config.epochs:
+            epoch = replace(epoch, stops="time")
+        yield epoch
+        if late:
+            return
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of training goes.
+
+    Attributes:
+        data_wait_percent: Share of it spent waiting for patches.
+        patches_per_second: Patches trained on in a second.
+    """
+
+    data_wait_percent: float
+    patches_per_second: float
+
+
+def profile(
+    config: TrainConfig,
+    training: Sequence[StoredCase],
+    scheme: LabelScheme,
+    device: torch.device,
+    *,
+    steps: int = 20,
+) -> Profile:
+    """Train for `steps` steps after as many to warm up, keep nothing, and tell where time went."""
+    short = config.model_copy(update={"steps_per_epoch": steps, "epochs": 2})
+    learner = _Learner(short, scheme, device, None, ALONE)
+    feed = _feed(short, training, 0, ALONE)
+    learner.steps(feed)
+    started = time.perf_counter()
+    _, waited = learner.steps(feed)
+    seconds = time.perf_counter() - started
+    return Profile(100 * waited / seconds, steps * config.batch_size / seconds)
+
+
+class _Learner:
+    """A network in training, and all that changes with it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        scheme: LabelScheme,
+        device: torch.device,
+        resume: Checkpoint | None,
+        group: Group,
+    ) -> None:
+        keep_freed_memory()
+        torch.manual_seed(config.seed)
+        self.config, self.scheme, self.device, self.group = config, scheme, device, group
+        self.dtype = arithmetic(device, config.precision)
+        self.network = make_network(
+            config.network,
+            in_channels=len(config.modalities),
+            out_channels=len(REGIONS),
+            patch_size=config.patch_size,
+        ).to(device)
+        self.optimizer = _optimizer(config, self.network)
+        # Gradients of float16 would vanish below 6e-8.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.average = copy.deepcopy(self.network) if config.ema_decay else None
+        self.progress = Progress()
+        self.learning_rate = config.learning_rate
+        self.released = -math.inf  # when freed memory was last given back
+        if resume is not None:
+            self._resume(resume)
+        replica = _Compiled(self.network) if config.compile else self.network
+        self.replica = DistributedDataParallel(replica) if group.size > 1 else replica
+
+    @property
+    def kept(self) -> Network:
+        """The network that is validated and kept."""
+        return self.network if self.average is None else self.average
+
+    def epoch(
+        self,
+        feed: Iterator[Batch],
+        validation: Sequence[StoredCase],
+        on_step: OnStep,
+        on_case: OnCase,
+    ) -> Epoch:
+        """Train for an epoch, and validate if that is due."""
+        started = time.perf_counter()
+        loss, waited = self.steps(feed, on_step)
+        seconds = time.perf_counter() - started
+        dice, preview = self._validate(validation, on_case)
+        score = None if dice is None else float(np.mean(list(dice.values())))
+        self.progress = self.progress.after(score, self.config)
+        patches = self._batches_an_epoch * self.config.batch_size * self.group.size
+        return Epoch(
+            number=self.progress.epoch,
+            loss=self.group.mean(loss, self.device),
+            dice=dice,
+            is_best=self.progress.stale == 0 if dice else not validation,
+            learning_rate=self.learning_rate,
+            seconds=seconds,
+            validation_seconds=time.perf_counter() - started - seconds,
+            data_wait_percent=100 * waited / seconds,
+            patches_per_second=patches / seconds,
+            peak_memory_mb=peak_memory(self.device) / 1e6,
+            stops="patience" if self.progress.stops(self.config) else None,
+            checkpoint=self._checkpoint(dice or {}),
+            preview=preview,
+        )
+
+    def steps(
+        self, feed: Iterator[Batch], on_step: OnStep = lambda step, loss: None
+    ) -> tuple[float, float]:
+        """Mean loss of an epoch's steps, and the seconds waited for patches.
+
+        Raises:
+            TrainingError: If a loss is not a number.
+        """
+        torch.manual_seed(self._seed())  # for dropout
+        self.network.train()
+        losses, cases, waited = [], [], 0.0
+        for number in range(self._batches_an_epoch):
+            asked = time.perf_counter()
+            batch = next(feed)
+            waited += time.perf_counter() - asked
+            losses.append(self._learn(batch, number))
+            self._release()
+            cases.append(batch.case_ids)
+            step, rest = divmod(number + 1, self.config.accumulate)
+            if not rest:
+                on_step(step, losses[-1])
+        together = torch.stack(losses).cpu()  # once: .item() at every step would wait for the GPU
+        if not together.isfinite().all():
+            first = int((~together.isfinite()).nonzero()[0])
+            raise self._diverged(first, together[first].item(), cases[first])
+        return together.mean().item(), waited
+
+    @property
+    def _batches_an_epoch(self) -> int:
+        return self.config.steps_per_epoch * self.config.accumulate
+
+    def _learn(self, batch: Batch, number: int) -> torch.Tensor:
+        """Learn from batch `number` of the epoch; its loss, still on the device."""
+        images, labels = augment(
+            batch.images.to(self.device, non_blocking=True),
+            batch.labels.to(self.device, non_blocking=True),
+            self.config.augmentation,
+            torch.Generator().manual_seed(self._seed(number)),
+        )
+        targets = region_targets(labels, self.scheme)
+        step, part = divmod(number, self.config.accumulate)
+        last = part + 1 == self.config.accumulate
+        with autocast(self.device, self.dtype):
+            outputs = self.replica(images.contiguous(memory_format=torch.channels_last_3d))
+        loss = training_loss(self.config, outputs, targets)
+        self.scaler.scale(loss / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+        if last:
+            self._step(step)
+        return loss.detach()
+
+    def _step(self, step: int) -> None:
+        """Change the weights by the gradients there are."""
+        self.learning_rate = self.progress.learning_rate(self.config, step)
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = self.learning_rate
+        if self.config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            done = self.progress.epoch * self.config.steps_per_epoch + step
+            # At first a shorter memory, or the average would keep the random weights for long.
+            decay = min(self.config.ema_decay, done / (done + 9))
+            _draw_near(self.average, self.network, 1 - decay)
+
+    def _release(self) -> None:
+        """Give freed memory back, but not so often that a step of a few seconds waits for it."""
+        if time.perf_counter() - self.released > _RELEASE_SECONDS:
+            release_freed_memory()
+            self.released = time.perf_counter()
+
+    def _diverged(self, number: int, loss: float, case_ids: Sequence[str]) -> TrainingError:
+        step = number // self.config.accumulate + 1
+        lower = f"{self.config.learning_rate / 3:.1g}"
+        return TrainingError(
+            f"the loss is {loss} at step {step} of epoch {self.progress.epoch + 1}, "
+            f"of patches of {', '.join(sorted(set(case_ids)))}",
+            hint="look at these cases with `brats check`, or go on from the epoch before with a "
+            f"lower learning rate: --resume --set learning_rate={lower}",
+        )
+
+    def _seed(self, *batch: int) -> int:
+        """A seed by place in the run, so that a resumed run goes on as an unbroken one."""
+        place = (self.config.seed, self.group.rank, self.progress.epoch, *batch)
+        seed = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
+        return int(seed >> 1)
+
+    def _validate(
+        self, validation: Sequence[StoredCase], on_case: OnCase
+    ) -> tuple[dict[str, float] | None, Preview | None]:
+        number = self.progress.epoch + 1
+        due = number % self.config.validate_every == 0 or number == self.config.epochs
+        if not validation or not due:
+            return None, None
+        preview = None
+
+        def look(case: StoredCase, truth: torch.Tensor, found: torch.Tensor) -> None:
+            nonlocal preview
+            if preview is None:
+                shown = case.images[_shown_modality(self.config)]
+                preview = Preview.of(case.id, shown, truth.numpy(), found.numpy())
+            on_case(case, truth, found)
+            release_freed_memory()  # each has blocks of other sizes
+
+        mine = self.group.share(validation)
+        release_freed_memory()
+        scores = validate(
+            *(self.kept, mine, self.scheme, self.config, self.device, self.dtype), on_case=look
+        )
+        means = np.mean(self.group.gathered(scores), axis=0).tolist()
+        return dict(zip(REGIONS, means, strict=True)), preview
+
+    def _checkpoint(self, dice: Mapping[str, float]) -> Checkpoint:
+        state: dict[str, Any] = {
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "scaler": self.scaler.state_dict(),
+        }
+        if self.average is not None:
+            state["network"] = self.network.state_dict()
+        return Checkpoint(
+            weights=self.kept.state_dict(),
+            config=self.config.model_dump(mode="json"),
+            labels=self.scheme.name,
+            epoch=self.progress.epoch,
+            scores=dice,
+            state=state,
+        )
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        if not checkpoint.state:
+            raise CheckpointError(
+                "this checkpoint holds weights only, nothing to resume from",
+                hint="resume from the run's last.pt",
+            )
+        settings = self.config.model_dump(mode="json")
+        for name in ("network", "modalities"):
+            if _resolved(name, checkpoint.config[name]) != settings[name]:
+                raise CheckpointError(
+                    f"the run's {name} is {checkpoint.config[name]}, not {settings[name]}",
+                    hint=f"a run keeps its {name}: train another with -o NAME, without --resume",
+                )
+        # Under an average, the weights that learn lie beside those that are kept.
+        self.network.load_state_dict(dict(checkpoint.state.get("network", checkpoint.weights)))
+        if self.average is not None:
+            self.average.load_state_dict(dict(checkpoint.weights))
+        self.optimizer.load_state_dict(checkpoint.state["optimizer"])
+        self.scaler.load_state_dict(checkpoint.state.get("scaler", {}))
+        self.progress = Progress(**checkpoint.state["progress"])
+
+
+def _resolved(name: str, setting: Any) -> Any:
+    """A setting of an older checkpoint, with the defaults of what was not there yet."""
+    if name == "network":
+        return stored_network_config(setting).model_dump(mode="json")
+    return setting
+
+
+def validate(
+    network: Network,
+    cases: Sequence[StoredCase],
+    scheme: LabelScheme,
+    config: TrainConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    on_case: OnCase = lambda case, truth, found: None,
+) -> list[list[float]]:
+    """Dice of WT, TC and ET of each of some whole cases.
+
+    A region that is empty in both scores 1, in one of them 0 (the convention up to BraTS 2022).
+    """
+    network.eval()
+    scores = []
+    for case in cases:
+        found = probabilities(
+            network,
+            torch.from_numpy(np.array(case.images)),
+            patch_size=config.patch_size,
+            device=device,
+            dtype=dtype,
+        )
+        truth = region_targets(torch.from_numpy(np.array(case.labels))[None], scheme)[0]
+        scores.append(_dice(found >= THRESHOLD, truth))
+        on_case(case, truth, found >= THRESHOLD)
+    return scores
+
+
+def _shown_modality(config: TrainConfig) -> int:
+    """The channel of a preview: FLAIR, in which the whole tumour is bright, else the first."""
+    return config.modalities.index("flair") if "flair" in config.modalities else 0
+
+
+def region_targets(labels: torch.Tensor, scheme: LabelScheme) -> torch.Tensor:
+    """Masks of WT, TC and ET (B, 3, X, Y, Z) in labels (B, X, Y, Z)."""
+    masks = []
+    for name in REGIONS:
+        values = scheme.region(name).labels
+        masks.append(torch.isin(labels, torch.tensor(values, dtype=labels.dtype).to(labels.device)))
+    return torch.stack(masks, dim=1)
+
+
+def worker_count(config: TrainConfig) -> int:
+    """Processes that read patches: as configured, or the CPUs there are, less one."""
+    if config.workers is not None:
+        return config.workers
+    return min(MOST_WORKERS, available_cpus() - 1)
+
+
+def _feed(
+    config: TrainConfig, training: Sequence[StoredCase], epoch: int, group: Group
+) -> Iterator[Batch]:
+    """This process's batches of the epochs after `epoch`."""
+    patches = Patches(
+        training, edge=config.patch_size, tumour_share=config.tumour_share, seed=config.seed
+    )
+    each = config.batch_size
+    together = each * group.size
+    an_epoch = config.steps_per_epoch * config.accumulate * together
+    first = range(epoch * an_epoch, config.epochs * an_epoch, together)
+    numbers = [start + group.rank * each + place for start in first for place in range(each)]
+    return batches(patches, numbers, batch_size=each, workers=worker_count(config))
+
+
+class _Compiled(torch.nn.Module):
+    """A network that `torch.compile` makes faster when it is first called."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = torch.compile(network)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        from torch._dynamo.exc import TorchDynamoException  # which takes a second to import
+
+        try:
+            logits: torch.Tensor | list[torch.Tensor] = self.network(images)
+        except TorchDynamoException as error:
+            raise TrainingError(
+                f"the network cannot be compiled: {str(error).splitlines()[0]}",
+                hint="install a C++ compiler, as g++, or set compile: false",
+            ) from error
+        return logits
+
+
+def _optimizer(config: TrainConfig, network: torch.nn.Module) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(network.parameters(), momentum=0.99, nesterov=True, **settings)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(network.parameters(), **settings)
+
+
+@torch.no_grad()
+def _draw_near(average: torch.nn.Module, network: torch.nn.Module, share: float) -> None:
+    """Move an average of networks towards one by a share of the way; counts are taken over."""
+    for mean, value in zip(
+        average.state_dict().values(), network.state_dict().values(), strict=True
+    ):
+        if mean.is_floating_point():
+            mean.lerp_(value, share)
+        else:
+            mean.copy_(value)
+
+
+def _dice(found: torch.Tensor, truth: torch.Tensor) -> list[float]:
+    both = (found & truth).sum((1, 2, 3)).double()
+    total = found.sum((1, 2, 3)) + truth.sum((1, 2, 3))
+    return torch.where(total == 0, 1.0, 2 * both / total.clamp_min(1)).tolist()

@@ -1,0 +1,252 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from brats_cli.core.compute import devices
+from brats_cli.core.compute.devices import (
+    CPU_BYTES,
+    arithmetic,
+    autocast,
+    choose_device,
+    choose_devices,
+    describe,
+    memory_for_network,
+)
+from brats_cli.core.errors import ConfigError, DeviceError
+
+CPU = torch.device("cpu")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """A machine without accelerators, whatever this one is."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A machine that says it has two CUDA devices."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+# --- the device asked for ----------------------------------------------------------------------
+
+
+def test_auto_is_the_cpu_where_there_is_nothing_else(no_gpu):
+    assert choose_device() == CPU
+
+
+def test_auto_is_the_first_gpu_where_there_is_one(two_gpus):
+    assert choose_device() == torch.device("cuda", 0)
+
+
+def test_auto_is_apples_gpu_before_the_cpu(no_gpu, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device() == torch.device("mps")
+
+
+def test_a_number_of_a_gpu_goes_before_the_device(two_gpus):
+    assert choose_device("cpu", gpu=1) == torch.device("cuda", 1)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize(("device", "gpu"), [("auto", 0), ("cuda", None), ("cuda:0", None)])
+def test_a_gpu_that_is_not_there_says_how_many_are_and_what_to_use(no_gpu, device, gpu):
+    with pytest.raises(DeviceError) as caught:
+        choose_device(device, gpu)
+    assert str(caught.value) == "this machine has no GPU 0 (CUDA devices found: 0)"
+    assert caught.value.hint == "use --device cpu, or check the driver with nvidia-smi"
+
+
+def test_the_third_of_two_gpus(two_gpus):
+    with pytest.raises(DeviceError) as caught:
+        choose_device(gpu=2)
+    assert str(caught.value) == "this machine has no GPU 2 (CUDA devices found: 2)"
+
+
+def test_no_apple_gpu(no_gpu):
+    with pytest.raises(DeviceError, match="no Apple GPU") as caught:
+        choose_device("mps")
+    assert caught.value.hint == "use --device cpu"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", ""])
+def test_a_device_that_torch_does_not_know(device):
+    with pytest.raises(DeviceError) as caught:
+        choose_device(device)
+    assert str(caught.value) == f"there is no device '{device}'"
+    assert caught.value.hint == "use --device auto, cpu, cuda or mps"
+
+
+def test_a_device_that_torch_knows_and_brats_does_not():
+    with pytest.raises(DeviceError, match="brats does not run on 'meta'"):
+        choose_device("meta")
+
+
+def test_a_cpu_is_described_by_its_threads():
+    assert describe(CPU) == f"cpu ({torch.get_num_threads()} threads)"
+
+
+def test_several_gpus_are_chosen_by_their_numbers(two_gpus):
+    assert choose_devices("auto", "0, 1") == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    assert choose_devices("cpu", "1") == [torch.device("cuda", 1)]
+    with pytest.raises(DeviceError, match="this machine has no GPU 2"):
+        choose_devices("auto", "0,2")
+
+
+def test_without_gpus_there_is_one_device(no_gpu):
+    assert choose_devices() == choose_devices("cpu") == [CPU]
+
+
+@pytest.mark.parametrize("gpus", ["0,0", "a", "0,", "", "-1", "1.5"])
+def test_what_does_not_number_gpus_is_named(gpus):
+    with pytest.raises(ConfigError) as caught:
+        choose_devices("auto", gpus)
+    assert str(caught.value) == " ".join(f"--gpu {gpus} does not number GPUs".split())
+    assert caught.value.hint == "write --gpu 0, or --gpu 0,1 for several"
+
+
+# --- arithmetic --------------------------------------------------------------------------------
+
+
+def test_the_precision_asked_for_is_taken():
+    assert arithmetic(CPU, "float32") == torch.float32
+    assert arithmetic(CPU, "bfloat16") == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("flags : fpu avx2 avx512f", torch.float32),
+        ("flags : avx512f avx512_bf16 amx_bf16", torch.bfloat16),
+        ("", torch.float32),
+    ],
+)
+def test_auto_on_a_cpu_follows_what_it_computes_natively(monkeypatch, flags, dtype):
+    monkeypatch.setattr(devices, "_cpu_flags", lambda: flags)
+    assert arithmetic(CPU, "auto") == dtype
+
+
+def test_autocast_computes_in_the_type_and_leaves_float32_alone():
+    matrix = torch.ones(4, 4)
+    with autocast(CPU, torch.bfloat16):
+        assert (matrix @ matrix).dtype == torch.bfloat16
+    with autocast(CPU, torch.float32):
+        assert (matrix @ matrix).dtype == torch.float32
+
+
+# --- what there is -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("free", "expected"), [(10 * 2**30, CPU_BYTES), (2**30, int(0.6 * 2**30))])
+def test_a_pass_on_the_cpu_takes_3_gib_or_six_tenths_of_what_is_free(monkeypatch, free, expected):
+    monkeypatch.setattr(devices, "free_memory", lambda: free)
+    assert memory_for_network(CPU) == expected
+
+
+def test_free_memory_is_some_and_not_more_than_there_is():
+    if not hasattr(os, "sysconf"):
+        pytest.skip("the system does not say how much memory it has")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < devices.free_memory() <= max(total, 2 * CPU_BYTES)
+
+
+def test_what_lies_beside_a_pass_is_not_for_it(monkeypatch):
+    monkeypatch.setattr(devices, "free_memory", lambda: 10 * 2**30)
+    assert memory_for_network(CPU, beside=2**30) == CPU_BYTES - 2**30
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"), [("3000000\n", 2_100_000), ("max\n", devices.sys.maxsize)]
+)
+def test_memory_of_a_control_group_is_what_it_may_still_take(monkeypatch, tmp_path, most, expected):
+    # Of 3,000,000 bytes 1,000,000 are taken, of which 100,000 are files that could go.
+    (tmp_path / "memory.max").write_text(most)
+    (tmp_path / "memory.current").write_text("1000000\n")
+    (tmp_path / "memory.stat").write_text("anon 900000\ninactive_file 100000\n")
+    monkeypatch.setattr(devices, "Path", lambda path: tmp_path)
+    assert devices._left_by_control_group() == expected
+
+
+_ALLOCATE = """
+import resource
+import torch
+from brats_cli.core.compute.devices import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+{before}
+for _ in range(10):  # until the heap has found its shape
+    torch.ones(25 * 2**20)  # 100 MiB, freed at once
+seen = faults()
+for _ in range(4):
+    torch.ones(25 * 2**20)
+print(faults() - seen)
+"""
+
+
+@pytest.mark.skipif(not hasattr(devices._C_LIBRARY, "mallinfo2"), reason="needs glibc 2.33")
+@pytest.mark.parametrize(
+    ("before", "least", "most"),
+    [
+        # 100 MiB are 25,600 pages of 4 KiB, and are asked for four times.
+        ("", 100_000, 110_000),
+        ("keep_freed_memory()", 0, 1_000),
+    ],
+    ids=["as it is", "kept"],
+)
+def test_kept_memory_is_not_asked_for_again(before, least, most):
+    code = _ALLOCATE.format(before=before)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert least <= int(done.stdout) <= most
+
+
+@pytest.mark.skipif(not hasattr(devices._C_LIBRARY, "mallinfo2"), reason="needs glibc 2.33")
+def test_kept_memory_counts_as_free():
+    code = (
+        "import torch; from brats_cli.core.compute.devices import _kept_memory, keep_freed_memory\n"
+        "keep_freed_memory()\nones = torch.ones(25 * 2**20)\nbefore = _kept_memory()\n"
+        "del ones\nprint(_kept_memory() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == pytest.approx(100 * 2**20, rel=0.05)
+
+
+@pytest.mark.skipif(not hasattr(devices._C_LIBRARY, "mallinfo2"), reason="needs glibc 2.33")
+@pytest.mark.parametrize(("limit_mib", "left_mib"), [(250, 0), (2000, 500)], ids=["much", "little"])
+def test_only_much_kept_memory_is_given_back_and_is_then_kept_no_more(limit_mib, left_mib):
+    # 500 MiB are freed. The system's own count of what the process holds tells what becomes of it.
+    code = (
+        "import torch\nfrom pathlib import Path\nfrom brats_cli.core.compute import devices\n"
+        f"devices._KEPT_BYTES = {limit_mib} * 2**20\n"
+        "def counts():\n"
+        "    held = int(Path('/proc/self/statm').read_text().split()[1]) * 4096\n"
+        "    return held / 2**20, devices._kept_memory() / 2**20\n"
+        "devices.keep_freed_memory()\ntorch.ones(2**20)\nheld, kept = counts()\n"
+        "ones = torch.ones(125 * 2**20)\ndel ones\n"
+        "devices.release_freed_memory()\nnow_held, now_kept = counts()\n"
+        "print(now_held - held, now_kept - kept)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    held, kept = map(float, done.stdout.split())
+    assert held == pytest.approx(left_mib, abs=10)
+    assert kept == pytest.approx(left_mib, abs=60)  # as Python's own heap may be counted
+
+
+# --- with a GPU --------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpu_is_found_described_and_has_memory():
+    device = choose_device(gpu=0)
+    assert describe(device) == f"cuda:0 ({torch.cuda.get_device_name(0)})"
+    assert 0 < memory_for_network(device) <= torch.cuda.get_device_properties(0).total_memory

@@ -1,0 +1,190 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from brats_cli.core.compute import processes as parallel
+from brats_cli.core.compute.processes import available_cpus, in_processes, in_threads, process_count
+from brats_cli.core.errors import BratsError, LabelError
+
+
+def square(number):
+    return number * number
+
+
+def process(_):
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def refuse(number):
+    raise LabelError(f"{number} is no label", hint="remedy")
+
+
+def alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # ended, and nobody has asked for its status yet
+
+
+def die(_):
+    os._exit(1)
+
+
+def test_outcomes_come_in_the_order_of_the_items():
+    assert list(in_processes(square, range(5), workers=2)) == [0, 1, 4, 9, 16]
+    assert list(in_threads(square, range(5))) == [0, 1, 4, 9, 16]
+
+
+def test_several_processes_do_the_work():
+    assert os.getpid() not in in_processes(process, range(4), workers=2)
+
+
+def test_a_few_items_are_not_worth_a_process():
+    assert set(in_processes(process, [1, 2])) == {os.getpid()}
+    assert set(in_processes(process, [1, 2], workers=1)) == {os.getpid()}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_users_mistake_arrives_whole(workers):
+    with pytest.raises(LabelError, match="0 is no label") as caught:
+        list(in_processes(refuse, range(2), workers=workers))
+    assert caught.value.hint == "remedy"
+
+
+def test_a_killed_process_is_named_as_one():
+    with pytest.raises(BratsError, match="was killed, most likely for lack of memory") as caught:
+        list(in_processes(die, range(2), workers=2))
+    assert caught.value.hint == "use fewer processes: --workers 1"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    # The parent is killed while its two processes sleep; both are gone soon after.
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from brats_cli.core.compute.processes import in_processes\n"
+        "def sleep(number):\n"
+        "    os.write(1, b'%d\\n' % os.getpid())\n"  # at once: lines of two may mix
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    list(in_processes(sleep, range(2), workers=2))\n"
+    )
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        children = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while any(map(alive, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, children))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)
+def test_a_stop_waits_until_a_process_is_started_whichever_thread_takes_it(stop):
+    # A thread that does not block the signal takes it, and Python answers in the main thread.
+    script = (
+        "import os, signal, sys, threading, time\n"
+        "from brats_cli.core.compute.processes import interrupts_held_back\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped'))\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "try:\n"
+        "    with interrupts_held_back():\n"
+        f"        os.kill(os.getpid(), {int(stop)})\n"
+        "        time.sleep(0.2)\n"
+        "        print('started')\n"
+        "    print('went on')\n"
+        "except (KeyboardInterrupt, SystemExit):\n"
+        "    print('ended', signal.getsignal(signal.SIGINT) is signal.default_int_handler,\n"
+        "          signal.pthread_sigmask(signal.SIG_BLOCK, []))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.stdout == "started\nended True set()\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_ctrl_c_while_a_process_starts_leaves_none_that_is_waited_for_without_end():
+    script = (
+        "import os, signal, threading, time\n"
+        "from multiprocessing.process import BaseProcess\n"
+        "from brats_cli.core.compute.processes import in_processes\n"
+        "start = BaseProcess.start\n"
+        "def interrupted(process):\n"
+        "    start(process)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(0.2)\n"
+        "BaseProcess.start = interrupted\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "list(in_processes(abs, range(20), workers=2))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert ended.stderr.endswith("\nKeyboardInterrupt\n")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_processes_never_see_ctrl_c_from_their_first_moment():
+    script = (
+        "import multiprocessing\n"
+        "from multiprocessing import resource_tracker\n"
+        "from brats_cli.core.compute.processes import interrupts_held_back\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=print)\n"
+        "    resource_tracker.ensure_running()  # as a pool does\n"
+        "    with interrupts_held_back():\n"
+        "        process.start()\n"
+        "        with open(f'/proc/{process.pid}/status') as status:\n"
+        "            print([line for line in status if line.startswith('SigBlk')])\n"
+        "    process.join()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.stdout == "['SigBlk:\\t0000000000000002\\n']\n\n"
+
+
+def test_processors_are_counted_where_the_system_cannot_say(monkeypatch):
+    assert available_cpus() >= 1
+    monkeypatch.delattr(parallel.os, "sched_getaffinity", raising=False)
+    assert available_cpus() == os.cpu_count()
+
+
+def quota(monkeypatch, tmp_path, text, *, affinity=8):
+    file = tmp_path / "cpu.max"
+    file.write_text(text)
+    monkeypatch.setattr(parallel, "Path", lambda path: file)
+    monkeypatch.setattr(
+        os, "sched_getaffinity", lambda process: set(range(affinity)), raising=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("max 100000\n", 8), ("400000 100000\n", 4), ("50000 100000\n", 1), ("1600000 100000\n", 8)],
+    ids=["no quota", "four CPUs", "half a CPU", "more than it may run on"],
+)
+def test_cpus_are_those_of_affinity_and_quota(monkeypatch, tmp_path, text, expected):
+    quota(monkeypatch, tmp_path, text)
+    assert available_cpus() == expected
+
+
+def test_this_machine_has_a_cpu():
+    assert 1 <= available_cpus() <= (os.cpu_count() or 1)
+
+
+def test_processes_are_as_many_as_may_run_and_none_for_a_few_items(monkeypatch):
+    monkeypatch.setattr(parallel, "available_cpus", lambda: 3)
+    assert process_count(None, 1000) == 3
+    assert process_count(None, 8) == 2
+    assert process_count(None, 7) == 1
+    assert process_count(8, 5) == 5
+    assert process_count(0, 1000) == 0

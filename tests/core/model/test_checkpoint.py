@@ -1,0 +1,239 @@
+import pickle
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from brats_cli import __version__
+from brats_cli.core.data.labels import SCHEMES
+from brats_cli.core.errors import CheckpointError, OutputError, UnreadableFileError
+from brats_cli.core.model.checkpoint import FORMAT, Checkpoint
+from brats_cli.core.model.network import UNet3D
+from brats_cli.core.prepared.preparation import PREPARATION
+from brats_cli.core.train.config import TrainConfig, UNetConfig
+
+CONFIG = TrainConfig(
+    patch_size=8, modalities=("flair", "t1ce"), network=UNetConfig(channels=2, levels=2)
+)
+
+
+class Touch:
+    """Unpickled, it makes a file: what a checkpoint from the internet might do, and worse."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def make(**changes):
+    torch.manual_seed(0)
+    network = UNet3D(CONFIG.network, in_channels=2, out_channels=3)
+    for buffer in network.buffers():  # batch norm's statistics, as if trained
+        buffer.copy_(torch.rand(buffer.shape) + 0.5)
+    checkpoint = Checkpoint(
+        weights=network.state_dict(),
+        config=CONFIG.model_dump(mode="json"),
+        labels="brats2020",
+        epoch=3,
+        scores={"WT": 0.9, "TC": 0.8, "ET": 0.7},
+    )
+    return replace(checkpoint, **changes)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "best.pt"
+
+
+# --- there and back ----------------------------------------------------------------------------
+
+
+def test_everything_comes_back(path):
+    saved = make(state={"progress": {"epoch": 3, "best": 0.8}, "optimizer": {"state": {}}})
+    saved.save(path)
+    loaded = Checkpoint.load(path)
+    assert loaded.weights.keys() == saved.weights.keys()
+    for name, weight in saved.weights.items():
+        assert torch.equal(loaded.weights[name], weight)
+    for field in fields(Checkpoint):
+        if field.name != "weights":
+            assert getattr(loaded, field.name) == getattr(saved, field.name), field.name
+    assert (loaded.version, loaded.preparation) == (__version__, PREPARATION)
+
+
+def test_a_network_of_version_0_1_has_no_residual_blocks(path):
+    config = CONFIG.model_dump(mode="json")
+    del config["network"]["residual"]  # there was no such setting
+    plain = UNet3D(
+        CONFIG.network.model_copy(update={"residual": False}), in_channels=2, out_channels=3
+    )
+    make(config=config, weights=plain.state_dict()).save(path)
+    images = torch.rand(1, 2, 8, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(Checkpoint.load(path).network()(images), plain.eval()(images))
+
+
+def test_a_checkpoint_is_enough_to_make_the_network(path):
+    saved = make()
+    saved.save(path)
+    loaded = Checkpoint.load(path)
+    assert TrainConfig.model_validate(loaded.config) == CONFIG
+    assert loaded.scheme is SCHEMES["brats2020"]
+    images = torch.randn(1, 2, 8, 8, 8)
+    network = loaded.network()
+    assert not network.training
+    with torch.no_grad():
+        expected = saved.network()(images)
+        assert expected.std() > 0
+        assert torch.equal(network(images), expected)
+
+
+def test_a_network_shares_the_checkpoints_weights():
+    saved = make()
+    network = saved.network()
+    assert network.output.weight.data_ptr() == saved.weights["output.weight"].data_ptr()
+
+
+def test_the_way_from_probabilities_to_labels_comes_back(path):
+    chosen = {"thresholds": {"WT": 0.4, "ET": 0.6}, "smallest_et_mm3": 750.0}
+    make(decision=chosen).save(path)
+    loaded = Checkpoint.load(path)
+    assert loaded.thresholds == (0.4, 0.5, 0.6)
+    assert loaded.smallest_et_mm3 == 750
+
+
+def test_a_checkpoint_written_before_there_were_thresholds_has_one_half(path):
+    make().save(path)
+    content = torch.load(path, weights_only=True)
+    del content["decision"]
+    torch.save(content, path)
+    loaded = Checkpoint.load(path)
+    assert loaded.thresholds == (0.5, 0.5, 0.5)
+    assert loaded.smallest_et_mm3 == 0
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "expected"),
+    [
+        ({"modality_dropout": 0.2}, True),
+        ({"modality_dropout": 0.2, "enabled": False}, False),
+        ({"modality_dropout": 0.0}, False),
+        ({}, False),  # from before there was such a setting
+    ],
+)
+def test_whether_a_network_knows_missing_modalities(augmentation, expected):
+    saved = make(config={**CONFIG.model_dump(mode="json"), "augmentation": augmentation})
+    assert saved.saw_missing_modalities is expected
+
+
+def test_the_file_is_plain_tensors_and_builtins(path):
+    make().save(path)
+    content = torch.load(path, weights_only=True)
+    assert content["format"] == FORMAT
+    assert set(content) == {"format", *(field.name for field in fields(Checkpoint))}
+
+
+def test_saving_again_replaces_the_file_and_leaves_nothing_beside_it(path):
+    make().save(path)
+    make(epoch=4).save(path)
+    assert Checkpoint.load(path).epoch == 4
+    assert [file.name for file in path.parent.iterdir()] == ["best.pt"]
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(path, monkeypatch):
+    make().save(path)
+
+    def half(content, partial):
+        Path(partial).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OutputError, match=r"best\.pt: No space left on device"):
+        make(epoch=4).save(path)
+    monkeypatch.undo()
+    assert Checkpoint.load(path).epoch == 3
+    assert [file.name for file in path.parent.iterdir()] == ["best.pt"]
+
+
+# --- what is no checkpoint ---------------------------------------------------------------------
+
+
+def test_a_missing_checkpoint_is_named(path):
+    with pytest.raises(UnreadableFileError) as caught:
+        Checkpoint.load(path)
+    assert str(caught.value) == f"cannot read {path}: there is no such checkpoint"
+    assert caught.value.hint == "check --model"
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda content, file: pickle.dump(content, file)])
+def test_code_in_a_checkpoint_does_not_run(path, tmp_path, write):
+    touched = tmp_path / "touched"
+    with path.open("wb") as file:
+        write({"format": FORMAT, "weights": Touch(touched)}, file)
+    with pytest.raises(CheckpointError, match=f"{path} is not a brats checkpoint"):
+        Checkpoint.load(path)
+    assert not touched.exists()
+    # The test's own file does what it should not, where it is let.
+    with path.open("rb") as file:
+        torch.load(file, weights_only=False) if write is torch.save else pickle.load(file)
+    assert touched.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"epoch,loss,val_dice_WT\n1,0.9,0.1\n",  # a run's log.csv
+        b"epochs: 100\nsteps_per_epoch: 250\n",  # a run's config.yaml
+        b"format: brats-splits/1\n",  # a run's splits.yaml
+        b"Gb\n",
+        b"hello",
+        b"\x1f\x8b\x08\x00" + bytes(100),  # a NIfTI file
+        b"\x80\x02}q\x00.",  # a pickled dict
+        b"PK\x03\x04" + bytes(100),
+    ],
+)
+def test_a_file_of_another_kind_is_named(path, content):
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.load(path)
+    assert str(path) in str(caught.value)
+    assert "best.pt or last.pt of a run" in caught.value.hint
+
+
+def test_a_checkpoint_cut_short_says_so(path):
+    make().save(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.load(path)
+    assert str(caught.value) == f"{path} is not a brats checkpoint"
+    assert caught.value.hint.startswith("was it cut short while copying?")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"conv.weight": torch.zeros(3)},
+        torch.zeros(3),
+        {"format": "brats-checkpoint/0", "weights": {}},
+    ],
+    ids=["weights of another network", "a tensor", "another version"],
+)
+def test_a_torch_file_of_others_is_named(path, content):
+    torch.save(content, path)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.load(path)
+    assert str(caught.value) == f"{path} was not written by this version of brats ({FORMAT})"
+
+
+def test_a_checkpoint_of_another_preparation_names_the_version_that_fits(path):
+    make(preparation="brats-preparation/0", version="0.0.1").save(path)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.load(path)
+    assert str(caught.value) == (
+        f"{path} expects images prepared as brats-preparation/0, not {PREPARATION}"
+    )
+    assert "(0.0.1)" in caught.value.hint

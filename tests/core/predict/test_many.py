@@ -1,0 +1,280 @@
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from brats_cli import __version__
+from brats_cli.core.data.cases import find_cases
+from brats_cli.core.errors import BratsError, CheckpointError, OutputError, OutputExistsError
+from brats_cli.core.images.nifti import read_label_map
+from brats_cli.core.model.checkpoint import Checkpoint
+from brats_cli.core.model.network import UNet3D
+from brats_cli.core.predict import many as batches
+from brats_cli.core.predict.many import (
+    Batch,
+    Job,
+    Prediction,
+    append_line,
+    complete,
+    find_each,
+    overlapped,
+    require_outputs_writable,
+)
+from brats_cli.core.predict.predictor import PredictConfig
+from brats_cli.core.train.config import TrainConfig, UNetConfig
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A checkpoint that finds WT with 0.9 anywhere, and TC and ET with 0.1."""
+    config = TrainConfig(
+        patch_size=16, precision="float32", network=UNetConfig(channels=2, levels=2)
+    )
+    net = UNet3D(config.network, in_channels=4, out_channels=3)
+    with torch.no_grad():
+        net.output.weight.zero_()
+        net.output.bias.copy_(torch.logit(torch.tensor([0.9, 0.1, 0.1])))
+    path = tmp_path_factory.mktemp("model") / "best.pt"
+    Checkpoint(net.state_dict(), config.model_dump(mode="json"), "brats2023", 1, {}).save(path)
+    return path
+
+
+@pytest.fixture
+def jobs(phantoms, tmp_path):
+    return [Job(case, tmp_path / f"{case.id}.nii.gz") for case in find_cases(phantoms)]
+
+
+# --- a batch -----------------------------------------------------------------------------------
+
+
+def test_every_case_is_written_and_told(model, jobs, tmp_path):
+    manifest = tmp_path / "predictions.jsonl"
+    shares = []
+    batch = Batch((model,), PredictConfig(), manifest)
+    done = list(batch.run(jobs, [CPU], shares.append))
+    assert [each.case for each in done] == [job.case.id for job in jobs]
+    assert sum(shares) == pytest.approx(len(jobs))
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert lines == [json.loads(json.dumps(each.row())) for each in done]
+    first = lines[0]
+    labels = read_label_map(jobs[0].file)
+    assert first["volumes_mm3"] == {"WT": (labels.data == 2).sum(), "TC": 0, "ET": 0}
+    assert first["seconds"] >= first["network_seconds"] > 0
+    told = {name: first[name] for name in ("format", "case", "file", "labels", "models", "device")}
+    assert told == {
+        "format": "brats-predictions/1",
+        "case": "BraTS-GLI-00000-000",
+        "file": str(jobs[0].file),
+        "labels": "brats2023",
+        "models": [str(model)],
+        "device": f"cpu ({torch.get_num_threads()} threads)",
+    }
+    assert first["modalities"] == ["t1", "t1ce", "t2", "flair"]
+    assert (first["missing"], first["tta"], first["precision"]) == ([], False, "float32")
+    assert first["versions"] == {"brats": __version__, "torch": torch.__version__}
+    # The brain box holds more than 20,000 voxels: of n at 0.9, 1 - (1.8 n + 1000) / (1.9 n + 1000).
+    assert first["doubt"]["WT"] == pytest.approx(0.1 / 1.9, abs=0.005)
+    assert first["review"] == pytest.approx(sum(first["doubt"].values()) / 3, abs=1e-4)
+
+
+def test_one_bad_case_does_not_stop_the_others(model, phantoms, tmp_path):
+    folder = shutil.copytree(phantoms, tmp_path / "data")
+    damaged = folder / "BraTS-GLI-00001-000" / "BraTS-GLI-00001-000-t1c.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    jobs = [Job(case, tmp_path / "out" / f"{case.id}.nii.gz") for case in find_cases(folder)]
+    outcomes = list(Batch((model,), PredictConfig()).run(jobs, [CPU]))
+    kinds = [isinstance(outcome, Prediction) for outcome in outcomes]
+    assert kinds == [job.case.id != "BraTS-GLI-00001-000" for job in jobs]
+    assert str(damaged) in str(outcomes[kinds.index(False)])
+    assert sum(job.file.exists() for job in jobs) == len(jobs) - 1
+
+
+def test_an_output_that_appears_meanwhile_is_kept(model, jobs):
+    jobs[0].file.write_text("mine")
+    first, *others = Batch((model,), PredictConfig()).run(jobs, [CPU])
+    assert isinstance(first, OutputExistsError)
+    assert all(isinstance(other, Prediction) for other in others)
+    assert jobs[0].file.read_text() == "mine"
+
+
+def test_a_model_that_cannot_be_read_ends_the_batch(jobs, tmp_path):
+    (tmp_path / "best.pt").write_text("no checkpoint")
+    batch = Batch((tmp_path / "best.pt",), PredictConfig())
+    for devices in ([CPU], [CPU, CPU]):
+        with pytest.raises(CheckpointError):
+            list(batch.run(jobs, devices))
+
+
+@pytest.mark.slow
+def test_devices_share_the_cases_out(model, jobs, tmp_path):
+    manifest = tmp_path / "predictions.jsonl"
+    shares = []
+    batch = Batch((model,), PredictConfig(probabilities=True), manifest)
+    done = list(batch.run(jobs, [CPU, CPU], shares.append))
+    assert sorted(each.case for each in done) == [job.case.id for job in jobs]
+    assert sum(shares) == pytest.approx(len(jobs))
+    assert all(complete(job, batch.config) for job in jobs)
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert sorted(line["case"] for line in lines) == [job.case.id for job in jobs]
+
+
+# --- processes ---------------------------------------------------------------------------------
+
+
+def told_then_killed(device, items, on_share):
+    on_share(0.5)
+    yield from items[:1]
+    if device == torch.device("cuda", 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield from items[1:]
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_told_and_the_others_go_on():
+    work = [(torch.device("cuda", 0), ["a", "b"]), (torch.device("cuda", 1), ["c", "d"])]
+    shares = []
+    outcomes = list(batches._in_processes(told_then_killed, work, shares.append))
+    assert shares == [0.5, 0.5]
+    *done, killed = outcomes
+    assert sorted(done) == ["a", "b", "c"]
+    assert str(killed) == (
+        "the process on cuda:1 was killed, most likely for lack of memory; "
+        "some of its 2 cases are not done"
+    )
+    assert killed.hint.endswith("run the same command again with --skip-existing")
+
+
+def test_a_bug_in_a_process_is_a_bug():
+    with pytest.raises(RuntimeError, match="the process on cpu failed"):
+        batches._ended(CPU, 1, 2)
+
+
+# --- at the same time --------------------------------------------------------------------------
+
+
+class Meeting:
+    """Two threads that have to be in two places at once."""
+
+    def __init__(self):
+        self.barrier = threading.Barrier(2, timeout=10)
+
+    def __call__(self):
+        self.barrier.wait()
+
+
+def test_the_next_is_loaded_and_the_last_finished_while_one_is_computed():
+    loading, finishing = Meeting(), Meeting()
+
+    def load(item):
+        if item == 2:
+            loading()  # waits until 1 is being computed
+        return item
+
+    def compute(item):
+        if item == 1:
+            loading()
+        if item == 2:
+            finishing()  # waits until 1 is being finished
+        return item
+
+    def finish(item):
+        if item == 1:
+            finishing()
+        return -item
+
+    assert list(overlapped([1, 2, 3], load, compute, finish)) == [-1, -2, -3]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_items_are_done_as_well(count):
+    assert list(overlapped(range(count), str, str.upper, int)) == list(range(count))
+
+
+@pytest.mark.parametrize("stage", ["load", "compute", "finish"])
+def test_a_mistake_in_any_stage_takes_the_place_of_its_item(stage):
+    wrong = BratsError("bad", hint="mend it")
+
+    def step(name):
+        def pass_on(item):
+            if name == stage and item == 1:
+                raise wrong
+            return item
+
+        return pass_on
+
+    stages = [step(name) for name in ("load", "compute", "finish")]
+    assert list(overlapped([0, 1, 2], *stages)) == [0, wrong, 2]
+
+
+def test_a_case_that_memory_did_not_suffice_for_is_told():
+    def load(item):
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    (outcome,) = overlapped([1], load, str, str)
+    assert str(outcome) == "no memory left: Unable to allocate 9 TiB"
+
+
+@pytest.mark.parametrize("stage", range(3))
+def test_a_bug_in_any_stage_is_raised(stage):
+    stages = [lambda item: item, lambda item: item, lambda item: item]
+    stages[stage] = lambda item: 1 / item
+    with pytest.raises(ZeroDivisionError):
+        list(overlapped([1, 0, 2], *stages))
+
+
+# --- what there is, and what is due ------------------------------------------------------------
+
+
+def test_bad_paths_are_told_beside_the_cases_found(phantoms, tmp_path):
+    one = phantoms / "BraTS-GLI-00002-000"
+    copied = shutil.copytree(one, tmp_path / "again" / one.name)
+    (tmp_path / "empty").mkdir()
+    paths = [one, tmp_path / "nowhere", one, copied, tmp_path / "empty", phantoms]
+    cases, wrong = find_each(paths)
+    assert cases[0].id == one.name
+    assert len(cases) == 4
+    assert [str(error) for error in wrong] == [
+        f"cannot read {tmp_path / 'nowhere'}: there is no such file",
+        f"case {one.name} is there twice: {one} and {copied}",
+        f"no cases in {tmp_path / 'empty'}",
+    ]
+
+
+def test_a_case_is_complete_with_all_that_was_asked_for(jobs):
+    job = jobs[0]
+    config = PredictConfig(uncertainty=True)
+    assert not complete(job, config)
+    job.file.write_text("")
+    assert complete(job, PredictConfig())
+    assert not complete(job, config)
+    Path(str(job.file).replace(".nii.gz", "_uncertainty.nii.gz")).write_text("")
+    assert complete(job, config)
+
+
+def test_every_output_must_be_free(jobs):
+    config = PredictConfig(probabilities=True)
+    require_outputs_writable(jobs, config, overwrite=False)
+    beside = Path(str(jobs[-1].file).replace(".nii.gz", "_probabilities.nii.gz"))
+    beside.write_text("")
+    with pytest.raises(OutputExistsError, match=r"_probabilities.*exists already"):
+        require_outputs_writable(jobs, config, overwrite=False)
+    require_outputs_writable(jobs, config, overwrite=True)
+
+
+def test_lines_are_added(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    append_line(path, {"a": 1})
+    append_line(path, {"b": "é"})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": 1}, {"b": "é"}]
+
+
+def test_a_line_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(OutputError, match=f"cannot write {tmp_path / 'no' / 'lines.jsonl'}"):
+        append_line(tmp_path / "no" / "lines.jsonl", {})
