@@ -30,7 +30,8 @@ from brats_cli.core.data.cases import Case, find_cases, schemes_of
 from brats_cli.core.data.labels import REGIONS, LabelScheme, scheme_named
 from brats_cli.core.data.splits import Fold, Split
 from brats_cli.core.images.nifti import count_labels, read_label_map
-from brats_cli.core.score.metrics import BRATS_2022, MaskScore, score
+from brats_cli.core.score.conventions import BRATS_2022
+from brats_cli.core.score.metrics import MaskScore, score
 from brats_cli.core.train.run_record import Run
 
 TEST = ("BraTS2021_00006", "BraTS2021_01481", "BraTS2021_01659")

@@ -29,8 +29,9 @@ import torch
 from brats_cli.core.compute.devices import arithmetic, choose_device, describe
 from brats_cli.core.data.cases import find_cases
 from brats_cli.core.data.labels import REGIONS
+from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
-from brats_cli.core.train.config import TrainConfig, UNetConfig
+from brats_cli.core.train.config import TrainConfig
 from brats_cli.core.train.training import train
 
 BATCH = 2

@@ -1,3 +1,38 @@
-"""brats: from a folder of BraTS scans to scored segmentations and printable meshes."""
+"""brats: from a folder of BraTS scans to scored segmentations and printable meshes.
+
+Every command is also a function of the same name, with the command's parameters:
+
+    import brats_cli
+
+    report = brats_cli.evaluate("predictions/", "data/")
+
+The functions raise `BratsError` for mistakes in data, files or settings, and print nothing.
+`train`, `predict` and `demo` are generators, which work as they are iterated over.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .core.errors import BratsError as BratsError
+
+_HOMES = {
+    "BratsError": "errors",
+}
+"""The module of the core that each name comes from; it is imported when the name is first used."""
+
+__all__ = ["BratsError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'brats_cli' has no attribute '{name}'")
+    return getattr(importlib.import_module(f".core.{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

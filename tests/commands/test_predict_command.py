@@ -15,10 +15,11 @@ from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.data.phantom import write_phantoms
 from brats_cli.core.images.nifti import read_label_map
 from brats_cli.core.model.checkpoint import Checkpoint
+from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.model.windows import probabilities
 from brats_cli.core.predict import predictor as prediction
-from brats_cli.core.train.config import TrainConfig, UNetConfig
+from brats_cli.core.train.config import TrainConfig
 
 IDS = [f"BraTS-GLI-{visit}" for visit in ("00000-000", "00000-001", "00001-000", "00002-000")]
 

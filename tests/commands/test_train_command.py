@@ -301,7 +301,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(here, moment):
     done("-c", "four.yaml", "-o", "straight")
     code = (
         "import os, signal, sys, torch\nfrom brats_cli.app import main\n"
-        "from brats_cli.core.train import training\nfrom brats_cli.core.model.checkpoint import Checkpoint\n"
+        "from brats_cli.core.train import training\n"
+        "from brats_cli.core.model.checkpoint import Checkpoint\n"
         f"def kill(): os.kill(os.getpid(), signal.SIGKILL)\n{KILLS[moment]}\nmain()\n"
     )
     command = [sys.executable, "-c", code, "train", "-c", "four.yaml", "-o", "killed"]
@@ -899,7 +900,8 @@ def test_a_fold_that_is_no_number(here):
 def with_two_devices(*args):
     """`brats train` on a machine of two devices that both are its CPU."""
     code = (
-        "import sys, torch\nfrom brats_cli.app import main\nfrom brats_cli.core.compute import devices\n"
+        "import sys, torch\nfrom brats_cli.app import main\n"
+        "from brats_cli.core.compute import devices\n"
         "devices.choose_devices = lambda *_: [torch.device('cpu')] * 2\nmain()\n"
     )
     command = [sys.executable, "-c", code, "train", *args, "--device", "cpu"]

@@ -222,8 +222,8 @@ def _network(config: TrainConfig) -> Network:
     import torch
 
     from ..core.data.labels import REGIONS
+    from ..core.model.config import UNetConfig
     from ..core.model.network import make_network
-    from ..core.train.config import UNetConfig
 
     with torch.device("meta" if isinstance(config.network, UNetConfig) else "cpu"):
         return make_network(
@@ -321,7 +321,7 @@ class _Prepared:
 
 def _prepare(job: _Job, folder: Path) -> _Prepared:
     """Prepare the cases of a run where they are not."""
-    from ..core.compute.processes import available_cpus
+    from ..core.compute.machine import available_cpus
     from ..core.prepared.store import Store, size_text, training_scheme
 
     config, split = job.config, job.split
@@ -346,7 +346,7 @@ def _prepare(job: _Job, folder: Path) -> _Prepared:
 
 def _profile(config: TrainConfig, prepared: _Prepared, device: torch.device) -> None:
     """One line: whether the data or the network is the bottleneck, and what to change."""
-    from ..core.compute.processes import available_cpus
+    from ..core.compute.machine import available_cpus
     from ..core.train.training import WAIT_IS_LONG, profile, worker_count
 
     found = profile(config, prepared.training, prepared.store.scheme, device)

@@ -7,7 +7,6 @@ import torch
 
 from brats_cli.core.compute import devices
 from brats_cli.core.compute.devices import (
-    CPU_BYTES,
     arithmetic,
     autocast,
     choose_device,
@@ -15,6 +14,7 @@ from brats_cli.core.compute.devices import (
     describe,
     memory_for_network,
 )
+from brats_cli.core.compute.machine import CPU_BYTES
 from brats_cli.core.errors import ConfigError, DeviceError
 
 CPU = torch.device("cpu")
@@ -178,7 +178,7 @@ def test_memory_of_a_control_group_is_what_it_may_still_take(monkeypatch, tmp_pa
 _ALLOCATE = """
 import resource
 import torch
-from brats_cli.core.compute.devices import keep_freed_memory
+from brats_cli.core.compute.machine import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -113,7 +113,8 @@ def test_the_status_is_that_of_the_process_that_failed(tmp_path):
 
 def test_a_process_whose_peer_has_failed_leaves_it_the_word(tmp_path):
     code = (
-        "import os, sys\nimport torch\nfrom brats_cli.core.compute.distributed import Group, PeerError\n"
+        "import os, sys\nimport torch\n"
+        "from brats_cli.core.compute.distributed import Group, PeerError\n"
         "group = Group.from_environment()\n"
         "try:\n    with group.joined(torch.device('cpu')), group.one_by_machine():\n"
         "        sys.exit(3 if group.leads else 0)\n"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from brats_cli.core.compute import processes as parallel
-from brats_cli.core.compute.processes import available_cpus, in_processes, in_threads, process_count
+from brats_cli.core.compute.machine import available_cpus
+from brats_cli.core.compute.processes import in_processes, in_threads, process_count
 from brats_cli.core.errors import BratsError, LabelError
 
 

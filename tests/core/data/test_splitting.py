@@ -7,14 +7,8 @@ import pytest
 
 from brats_cli.core.data.cases import Case, find_cases
 from brats_cli.core.data.labels import SCHEMES
-from brats_cli.core.data.splitting import (
-    deal_data_set,
-    make_split,
-    parse_ratios,
-    select,
-    table_strata,
-    tumour_strata,
-)
+from brats_cli.core.data.splitting import deal_data_set, make_split, parse_ratios, select
+from brats_cli.core.data.strata import table_strata, tumour_strata
 from brats_cli.core.errors import LabelError, SplitError, UnreadableFileError
 from brats_cli.core.images.nifti import LabelCount
 

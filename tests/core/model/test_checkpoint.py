@@ -9,9 +9,10 @@ from brats_cli import __version__
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import CheckpointError, OutputError, UnreadableFileError
 from brats_cli.core.model.checkpoint import FORMAT, Checkpoint
+from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.prepared.preparation import PREPARATION
-from brats_cli.core.train.config import TrainConfig, UNetConfig
+from brats_cli.core.train.config import TrainConfig
 
 CONFIG = TrainConfig(
     patch_size=8, modalities=("flair", "t1ce"), network=UNetConfig(channels=2, levels=2)

@@ -7,11 +7,12 @@ import torch
 from brats_cli.core.errors import ConfigError
 from brats_cli.core.model import windows as inference
 from brats_cli.core.model.checkpoint import Checkpoint
+from brats_cli.core.model.config import MonaiConfig
 from brats_cli.core.model.monai import MonaiShape
 from brats_cli.core.model.network import make_network
 from brats_cli.core.model.summary import costs
 from brats_cli.core.model.windows import around, fused, probabilities
-from brats_cli.core.train.config import MonaiConfig, TrainConfig
+from brats_cli.core.train.config import TrainConfig
 
 CPU = torch.device("cpu")
 
@@ -185,7 +186,8 @@ def test_without_monai_its_extra_is_named(monkeypatch):
 def test_monai_is_not_loaded_unless_asked_for():
     code = (
         "import sys\n"
-        "from brats_cli.core.predict import predictor as prediction; from brats_cli.core.train import training; from brats_cli.core.model import summary as costs\n"
+        "import brats_cli.core.predict.predictor, brats_cli.core.train.training\n"
+        "import brats_cli.core.model.summary\n"
         "from brats_cli.core.train.config import load_config\n"
         "load_config(network='monai/SegResNet')\n"
         "print('monai' in sys.modules)"

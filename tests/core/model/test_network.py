@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from brats_cli.core.model.config import CLASSIC, UNetConfig
 from brats_cli.core.model.network import UNet3D, crop, make_network
-from brats_cli.core.train.config import CLASSIC, UNetConfig
 
 
 def network(*, in_channels=1, out_channels=1, **settings):

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.model.summary import Cost, costs
-from brats_cli.core.train.config import UNetConfig
 
 # One channel, two levels, in and out of one channel, on a patch of 4 voxels an edge: 64 voxels
 # on the first level, 8 on the second.

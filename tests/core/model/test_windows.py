@@ -7,6 +7,7 @@ from torch import nn
 
 from brats_cli.core.errors import DeviceError
 from brats_cli.core.model import windows as inference
+from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.model.windows import (
     OVERLAP,
@@ -18,7 +19,6 @@ from brats_cli.core.model.windows import (
     probabilities,
     window_starts,
 )
-from brats_cli.core.train.config import UNetConfig
 
 CPU = torch.device("cpu")
 

@@ -13,6 +13,7 @@ from brats_cli.core.data.cases import find_cases
 from brats_cli.core.errors import BratsError, CheckpointError, OutputError, OutputExistsError
 from brats_cli.core.images.nifti import read_label_map
 from brats_cli.core.model.checkpoint import Checkpoint
+from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.predict import many as batches
 from brats_cli.core.predict.many import (
@@ -26,7 +27,7 @@ from brats_cli.core.predict.many import (
     require_outputs_writable,
 )
 from brats_cli.core.predict.predictor import PredictConfig
-from brats_cli.core.train.config import TrainConfig, UNetConfig
+from brats_cli.core.train.config import TrainConfig
 
 CPU = torch.device("cpu")
 

@@ -19,6 +19,7 @@ from brats_cli.core.errors import (
 )
 from brats_cli.core.images.nifti import Volume, read_label_map
 from brats_cli.core.model.checkpoint import Checkpoint
+from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.predict import predictor as prediction
 from brats_cli.core.predict.predictor import (
@@ -32,7 +33,7 @@ from brats_cli.core.predict.predictor import (
     paint,
 )
 from brats_cli.core.prepared.preparation import prepare
-from brats_cli.core.train.config import TrainConfig, UNetConfig
+from brats_cli.core.train.config import TrainConfig
 
 CPU = torch.device("cpu")
 BRATS2023 = SCHEMES["brats2023"]

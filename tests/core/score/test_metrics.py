@@ -9,7 +9,8 @@ from scipy.ndimage import gaussian_filter
 
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.images.nifti import read_label_map
-from brats_cli.core.score.metrics import BRATS_2022, score
+from brats_cli.core.score.conventions import BRATS_2022
+from brats_cli.core.score.metrics import score
 
 REAL = Path(__file__).parents[3] / "shared/data"
 UNIT = (1.0, 1.0, 1.0)

@@ -11,7 +11,8 @@ import stl
 
 from brats_cli.core.errors import OutputError, OutputExistsError
 from brats_cli.core.surface.files import write_stl
-from brats_cli.core.surface.regions import TriangleMesh, surface
+from brats_cli.core.surface.regions import surface
+from brats_cli.core.surface.triangles import TriangleMesh
 
 TRIANGLE = TriangleMesh(np.array([[1.0, 2, 3], [3, 2, 3], [1, 5, 3]]), np.array([[0, 1, 2]]))
 

@@ -8,13 +8,8 @@ import pytest
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import LabelError, MeshError
 from brats_cli.core.images.nifti import Volume, read_label_map, write_label_map
-from brats_cli.core.surface.regions import (
-    TriangleMesh,
-    region_surfaces,
-    regions_of,
-    surface,
-    wanted_region,
-)
+from brats_cli.core.surface.regions import region_surfaces, regions_of, surface, wanted_region
+from brats_cli.core.surface.triangles import TriangleMesh
 
 REAL = Path(__file__).parents[3] / "shared/data"
 

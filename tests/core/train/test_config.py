@@ -2,16 +2,8 @@ import pytest
 import yaml
 
 from brats_cli.core.errors import ConfigError, OutputError
-from brats_cli.core.train.config import (
-    CLASSIC,
-    AugmentConfig,
-    MonaiConfig,
-    TrainConfig,
-    UNetConfig,
-    load_config,
-    parse_setting,
-    stored_network_config,
-)
+from brats_cli.core.model.config import CLASSIC, MonaiConfig, UNetConfig, stored_network_config
+from brats_cli.core.train.config import AugmentConfig, TrainConfig, load_config, parse_setting
 
 
 def write(path, text):

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
+from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
-from brats_cli.core.train.config import TrainConfig, UNetConfig
+from brats_cli.core.train.config import TrainConfig
 from brats_cli.core.train.losses import (
     LOSSES,
     dice_ce_loss,

@@ -11,7 +11,8 @@ from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.data.splits import Fold, Split
 from brats_cli.core.errors import CheckpointError, OutputError, OutputExistsError
 from brats_cli.core.model.checkpoint import Checkpoint
-from brats_cli.core.train.config import TrainConfig, UNetConfig, load_config
+from brats_cli.core.model.config import UNetConfig
+from brats_cli.core.train.config import TrainConfig, load_config
 from brats_cli.core.train.figures import Preview
 from brats_cli.core.train.run_record import COLUMNS, Board, Run, checkpoint_paths
 from brats_cli.core.train.training import Epoch

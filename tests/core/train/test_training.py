@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from brats_cli.core.compute.processes import available_cpus
+from brats_cli.core.compute.machine import available_cpus
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import CheckpointError
 from brats_cli.core.model.checkpoint import Checkpoint
+from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.train import training
-from brats_cli.core.train.config import AugmentConfig, TrainConfig, UNetConfig
+from brats_cli.core.train.config import AugmentConfig, TrainConfig
 from brats_cli.core.train.training import (
     MOST_WORKERS,
     Progress,

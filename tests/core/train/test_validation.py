@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from brats_cli.core.data.labels import SCHEMES
-from brats_cli.core.train.config import TrainConfig, UNetConfig
+from brats_cli.core.model.config import UNetConfig
+from brats_cli.core.train.config import TrainConfig
 from brats_cli.core.train.training import train
 from brats_cli.core.train.validation import THRESHOLDS, Counts, Decision, finish
 

@@ -11,28 +11,16 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection
-from pathlib import Path
 from typing import TypeVar
 
 from ..errors import BratsError
+from .machine import available_cpus
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
 # Starting a process takes as long as reading a few cases.
 _ITEMS_A_PROCESS = 4
-
-
-def available_cpus() -> int:
-    """The processors this process may use, by its affinity and its control group's quota."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.is_file():
-        most, period = quota.read_text().split()
-        if most != "max":
-            return max(1, min(allowed, int(most) // int(period)))
-    return allowed
 
 
 def process_count(workers: int | None, items: int) -> int:

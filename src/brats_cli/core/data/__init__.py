@@ -1,1 +1,1 @@
-"""What a data set is: label schemes, names, cases, splits, and synthetic cases with known tumours."""
+"""What a data set is: label schemes, names, cases, splits, and synthetic cases."""

@@ -15,8 +15,8 @@ from ... import __version__
 from ..data.labels import REGIONS, LabelScheme, scheme_named
 from ..errors import CheckpointError, UnreadableFileError
 from ..prepared.preparation import PREPARATION
-from ..train.config import UNetConfig, stored_network_config
 from ..writing import whole_file
+from .config import UNetConfig, stored_network_config
 from .network import Network, make_network
 
 FORMAT = "brats-checkpoint/1"

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from ..train.config import MONAI, MonaiConfig
+from .config import MONAI, MonaiConfig
 
 # What these cannot be made without, like brats' own network: five levels from 32 channels.
 _NEEDED: Mapping[str, Mapping[str, Any]] = {

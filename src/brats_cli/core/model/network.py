@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..train.config import NetworkConfig, UNetConfig
+from .config import NetworkConfig, UNetConfig
 from .monai import MonaiNetwork
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..compute.devices import arithmetic, free_memory, keep_freed_memory
+from ..compute.devices import arithmetic
+from ..compute.machine import free_memory, keep_freed_memory
 from ..data.cases import Case, read_images
 from ..data.labels import LabelScheme, scheme_named
 from ..data.naming import BESIDE

@@ -21,7 +21,8 @@ from ..data.naming import schemes_by_name
 from ..errors import BratsError, CaseError, ConfigError, LabelError, NoCasesError
 from ..images.nifti import Volume, read_label_map, require_same_grid
 from ..writing import whole_file
-from .metrics import BRATS_2022, Convention, MaskScore, score
+from .conventions import BRATS_2022, Convention
+from .metrics import MaskScore, score
 
 FORMAT = "brats-scores/1"
 

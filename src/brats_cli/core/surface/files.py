@@ -9,7 +9,7 @@ import numpy as np
 import stl
 
 from ..writing import whole_file
-from .regions import TriangleMesh
+from .triangles import TriangleMesh
 
 Space = Literal["ras", "lps"]
 """Where x, y and z grow: to the patient's right, front and head, or to left, back and head."""

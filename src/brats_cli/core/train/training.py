@@ -13,23 +13,18 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from ..compute.devices import (
-    arithmetic,
-    autocast,
-    keep_freed_memory,
-    peak_memory,
-    release_freed_memory,
-)
+from ..compute.devices import arithmetic, autocast, peak_memory
 from ..compute.distributed import ALONE, Group
-from ..compute.processes import available_cpus
+from ..compute.machine import available_cpus, keep_freed_memory, release_freed_memory
 from ..data.labels import REGIONS, LabelScheme
 from ..errors import BratsError, CheckpointError
 from ..model.checkpoint import Checkpoint
+from ..model.config import stored_network_config
 from ..model.network import Network, make_network
 from ..model.windows import THRESHOLD, probabilities
 from ..prepared.store import StoredCase
 from .augment import augment
-from .config import TrainConfig, stored_network_config
+from .config import TrainConfig
 from .figures import Preview
 from .losses import training_loss
 from .sampling import Batch, Patches, batches

@@ -17,7 +17,8 @@ from ..model.checkpoint import THRESHOLD, Checkpoint
 from ..model.windows import probabilities
 from ..predict.predictor import paint
 from ..prepared.store import StoredCase
-from ..score.metrics import BRATS_2022, MaskScore, score
+from ..score.conventions import BRATS_2022
+from ..score.metrics import MaskScore, score
 from .training import region_targets
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(4, 17))

@@ -1,0 +1,33 @@
+"""How messages put lists, near misses and kills into words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+KILLED = "was killed, most likely because memory ran out"
+"""What is known of a process that ended by SIGKILL."""
+
+
+def listing(items: Sequence[object], *, shown: int = 3) -> str:
+    """Items as a list in a sentence: `a, b, c and 4 more`.
+
+    >>> listing(["a", "b"])
+    'a, b'
+    >>> listing("abcdefg")
+    'a, b, c and 4 more'
+    """
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return ", ".join(map(str, items[:shown])) + more
+
+
+def did_you_mean(name: str, known: Iterable[str], *, otherwise: str, cutoff: float = 0.6) -> str:
+    """The hint for a name that does not exist: the nearest that does, or else `otherwise`.
+
+    >>> did_you_mean("learning_rat", ["epochs", "learning_rate"], otherwise="see --help")
+    "did you mean 'learning_rate'?"
+    >>> did_you_mean("xyz", ["epochs"], otherwise="see --help")
+    'see --help'
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean '{near[0]}'?" if near else otherwise
