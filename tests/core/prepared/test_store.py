@@ -457,8 +457,8 @@ def test_a_process_killed_for_lack_of_memory_is_named_as_one(store, phantoms, mo
     with pytest.raises(BratsError) as caught:
         stored(store, cases, workers=2)
     assert str(caught.value) == (
-        f"a process that worked on case {cases[0].id} or one of the next was killed, "
-        "most likely for lack of memory"
+        f"a process that worked on case {cases[0].id} or on one of the next items "
+        "was killed, most likely because memory ran out"
     )
     assert caught.value.hint == "use fewer processes: --workers 1"
 

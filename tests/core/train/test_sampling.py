@@ -315,7 +315,7 @@ def test_a_worker_that_is_killed_is_named_as_lack_of_memory(stored_case, impatie
     with pytest.raises(WorkerError) as caught:
         list(feed)
     assert str(caught.value) == (
-        "a process that reads patches was killed, most likely for lack of memory"
+        "a process that reads patches was killed, most likely because memory ran out"
     )
     assert caught.value.hint == "use fewer of them: --workers 2"
 

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 
 from ..errors import BratsError
+from ..wording import KILLED
+from .signals import name_of
 
 Item = TypeVar("Item")
 
@@ -198,11 +200,14 @@ def launch(command: Sequence[str], processes: int) -> int:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             raise BratsError(
-                f"process {rank + 1} of {processes} was ended by "
-                f"{signal.Signals(-failure.exitcode).name}, most likely for lack of memory",
-                hint="end other programs or lower batch_size, and go on with --resume",
+                f"process {rank + 1} of {processes} {_how_ended(failure.exitcode)}",
+                hint="end other programs or lower batch_size, and continue with --resume",
             ) from error
         return int(failure.exitcode)
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def _how_ended(exitcode: int) -> str:
+    return KILLED if exitcode == -signal.SIGKILL else f"was ended by {name_of(exitcode)}"

@@ -23,10 +23,11 @@ import torch
 import torchio as tio
 from torch.utils.data import DataLoader
 
-from ..compute.processes import interrupts_held_back
+from ..compute.signals import interrupts_held_back, name_of
 from ..data.labels import REGIONS
 from ..errors import BratsError
 from ..prepared.store import StoredCase
+from ..wording import KILLED
 
 _PREFETCH = 2
 """Patches that a worker is ahead by; DataLoader's own choice."""
@@ -256,12 +257,11 @@ def _in_a_thread(start: Callable[[], tio.Queue]) -> tio.Queue:
 def _death(exitcode: int, workers: int) -> WorkerError:
     if exitcode == -signal.SIGKILL:
         return WorkerError(
-            "a process that reads patches was killed, most likely for lack of memory",
+            f"a process that reads patches {KILLED}",
             hint=f"use fewer of them: --workers {workers // 2}",
         )
-    end = signal.Signals(-exitcode).name if exitcode < 0 else f"exit status {exitcode}"
     return WorkerError(
-        f"a process that reads patches ended with {end}",
+        f"a process that reads patches ended with {name_of(exitcode)}",
         hint="--workers 0 reads within the training process, which shows what is wrong",
     )
 
