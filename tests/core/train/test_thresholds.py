@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from brats_cli.core.train.validation import THRESHOLDS, Counts, Decision, finish
 
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.train.config import TrainConfig
 from brats_cli.core.train.training import train
-from brats_cli.core.train.validation import THRESHOLDS, Counts, Decision, finish
 
 HALF = THRESHOLDS.index(0.5)
 SIX = THRESHOLDS.index(0.6)
