@@ -18,7 +18,7 @@ class Segmenter:
     """A trained network, and how it is applied.
 
     Attributes:
-        network: In evaluation mode, on `device`.
+        network: On `device`; it is put into evaluation mode.
         device: Where it computes.
         dtype: Type of its convolutions.
         patch_size: Edge of the patches it was trained on, in voxels.
@@ -32,6 +32,9 @@ class Segmenter:
     patch_size: int
     overlap: float | None = None
     batch_windows: int = 1
+
+    def __post_init__(self) -> None:
+        self.network.eval()
 
     def probabilities(
         self,

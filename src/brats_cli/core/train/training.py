@@ -446,7 +446,7 @@ class _Learner:
         mine = self.group.share(validation)
         release_freed_memory()
         segmenter = Segmenter(
-            network=self.kept.eval(),
+            network=self.kept,
             device=self.device,
             dtype=self.dtype,
             patch_size=self.config.patch_size,
