@@ -295,9 +295,9 @@ def _idle_times(check: Check) -> Iterator[list[tuple[Event, Event]]]:
 
 
 def prediction(check: Check) -> None:
-    """The benchmark of prediction, with the network of the stage before."""
-    model = check.work / "model.pt"
-    options = ("--device", check.device, "--data", check.cases, "--model", model)
+    """The benchmark of prediction on two cases, with the network of the stage before."""
+    model, cases = check.work / "model.pt", sorted(check.cases.iterdir())[:2]
+    options = ("--device", check.device, "--model", model, "--cases", *cases)
     done = check.run("benchmarks/bench_predict.py", *options)
     check.report(done.stdout.strip() or done.stderr[-1500:])
 

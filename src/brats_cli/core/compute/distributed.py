@@ -25,13 +25,13 @@ Item = TypeVar("Item")
 # The first process of a machine prepares the cases of a run while the others wait.
 _PATIENCE = timedelta(hours=12)
 
-# Seconds in which a process that has failed may tell why, and end, before those that miss it do:
+# Seconds in which a process that has failed may report why, and end, before those that miss it do:
 # the status of the first that ends is that of all.
 _GRACE = 5
 
 
 class PeerError(BratsError):
-    """Another process of the training has ended, and has told why itself."""
+    """Another process of the training has ended, and has reported why itself."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes and talks."""
+        """Whether this process is the one that writes and reports."""
         return self.rank == 0
 
     def device(self, devices: Sequence[torch.device]) -> torch.device:
@@ -87,11 +87,11 @@ class Group:
         try:
             yield
         except RuntimeError as error:
-            if not _tells_of_a_peer(error):
+            if not _is_of_a_peer(error):
                 raise
             time.sleep(_GRACE)
             raise PeerError(
-                "another process of this training has ended", hint="see what it told"
+                "another process of this training has ended", hint="see what it reported"
             ) from error
         finally:
             dist.destroy_process_group()
@@ -135,7 +135,7 @@ class Group:
         return shared[0]
 
 
-def _tells_of_a_peer(error: RuntimeError) -> bool:
+def _is_of_a_peer(error: RuntimeError) -> bool:
     """Whether an error is that of a connection whose other end is gone."""
     # gloo has no class for it.
     words = ("closed by peer", "reset by peer", "Broken pipe")
@@ -178,7 +178,7 @@ def launch(command: Sequence[str], processes: int) -> int:
     Raises:
         BratsError: If that was killed.
     """
-    # Each process tells its own mistakes.
+    # Each process reports its own mistakes.
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from torch.distributed.elastic.multiprocessing.api import SignalException
