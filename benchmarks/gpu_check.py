@@ -314,7 +314,7 @@ def commands(check: Check) -> None:
     _brats(check, *run, "--prepare-only")
     again = ["--overwrite", "--epochs", 400, *some]
     _brats(check, *run, *on, *again, stop_after=40 if check.small else 25)
-    resumed = ["--resume", "--epochs", 30 if check.small else 60]
+    resumed = ["--resume", "--epochs", 12 if check.small else 60]
     _brats(check, "train", "-o", "runs/a", *stored, *on, *resumed)
     case, model = sorted(check.cases.iterdir())[0], check.work / "model.pt"
     maps = ["--tta", "--uncertainty", "--overwrite"]
