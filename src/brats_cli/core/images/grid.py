@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
@@ -195,6 +196,19 @@ def bounding_box(mask: Mask, *, margin: int = 0) -> Box:
         sides[axis] = slice(max(first - margin, 0), min(last + margin, mask.shape[axis]))
         inside = inside[(slice(None),) * axis + (slice(first, last),)]
     return sides[0], sides[1], sides[2]
+
+
+def to_canonical(
+    images: Sequence[npt.NDArray[Any]], affine: Affine
+) -> tuple[list[npt.NDArray[Any]], Affine]:
+    """Views of images (X, Y, Z) of one grid whose axes run, most nearly, right, anterior, superior.
+
+    Returns:
+        The views, and their affine.
+    """
+    orientation = nib.orientations.io_orientation(affine)
+    turned = [nib.orientations.apply_orientation(image, orientation) for image in images]
+    return turned, affine @ nib.orientations.inv_ornt_aff(orientation, images[0].shape)
 
 
 def translation(offset: Sequence[float] | npt.NDArray[Any]) -> Affine:

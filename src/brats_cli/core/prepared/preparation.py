@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from ..compute.processes import in_threads
 from ..errors import UnreadableFileError
-from ..images.grid import Box, Grid, Volume, bounding_box, translation
+from ..images.grid import Box, Grid, Volume, bounding_box, to_canonical, translation
 
 Array = npt.NDArray[Any]
 
@@ -72,7 +71,7 @@ def prepare(volumes: Sequence[Volume]) -> Prepared:
         _require_content(volume)
     box = bounding_box(_anything([volume.data for volume in volumes]), margin=MARGIN)
     cropped = [volume.data[box] for volume in volumes]
-    images, affine = _to_canonical(cropped, _shifted(volumes[0].affine, box))
+    images, affine = to_canonical(cropped, _shifted(volumes[0].affine, box))
     if _needs_resampling(affine):
         target, shape = _canonical_grid(affine, images[0].shape)
         finer = partial(resample, affine=affine, target=target, shape=shape, order=_SPLINE)
@@ -195,13 +194,6 @@ def _require_content(volume: Volume) -> None:
         raise UnreadableFileError(
             volume.path, "every voxel is 0", hint="is it the right file? export it again"
         )
-
-
-def _to_canonical(images: Sequence[Array], affine: Array) -> tuple[list[Array], Array]:
-    """Views of images whose axes run, most nearly, to the right, anterior and superior."""
-    orientation = nib.io_orientation(affine)
-    turned = [nib.apply_orientation(image, orientation) for image in images]
-    return turned, affine @ nib.orientations.inv_ornt_aff(orientation, images[0].shape)
 
 
 def _needs_resampling(affine: Array) -> bool:
