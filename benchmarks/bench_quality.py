@@ -29,7 +29,7 @@ import yaml
 from brats_cli.core.data.cases import Case, find_cases, schemes_of
 from brats_cli.core.data.labels import REGIONS, LabelScheme, scheme_named
 from brats_cli.core.data.splits import Fold, Split
-from brats_cli.core.images.nifti import count_labels, read_label_map
+from brats_cli.core.images.nifti import count_labels, read_labels
 from brats_cli.core.score.conventions import BRATS_2022
 from brats_cli.core.score.metrics import MaskScore, score
 from brats_cli.core.train.run_record import RunRecord
@@ -207,8 +207,8 @@ def _scores(
     found = {}
     for case in cases:
         assert case.label is not None
-        truth = read_label_map(case.label).data
-        labels = read_label_map(folder / f"{case.id}.nii.gz").data
+        truth = read_labels(case.label).data
+        labels = read_labels(folder / f"{case.id}.nii.gz").data
         found[case.id] = {
             name: BRATS_2022.official(
                 score(

@@ -19,7 +19,7 @@ import torch
 
 from brats_cli.core.data.cases import find_cases, schemes_of
 from brats_cli.core.data.labels import LabelScheme, scheme_named
-from brats_cli.core.images.nifti import count_labels, read_label_map
+from brats_cli.core.images.nifti import count_labels, read_labels
 from brats_cli.core.prepared.store import Store, StoredCases, training_scheme
 from brats_cli.core.train.config import AugmentConfig, TrainConfig
 
@@ -279,9 +279,7 @@ def _write_raw(folders: Folders) -> None:
             link = raw / "imagesTr" / f"{case.id}_{number:04}.nii.gz"
             link.unlink(missing_ok=True)
             link.symlink_to(case.images[name].path.resolve())
-        labels = schemes[case.id].convert(
-            read_label_map(case.label).data, scheme_named("brats2023")
-        )
+        labels = schemes[case.id].convert(read_labels(case.label).data, scheme_named("brats2023"))
         header = nib.load(case.images["t1"].path).header
         image = nib.Nifti1Image(labels, header.get_best_affine(), header, dtype=np.uint8)
         nib.save(image, raw / "labelsTr" / f"{case.id}.nii.gz")

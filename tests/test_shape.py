@@ -1,6 +1,7 @@
 """Who may import whom, what loads when, and what every command shows: the promises of the layout.
 
-The list of layers is the design: a module may import only from those before it.
+The edges between rooms are the design: a module may import from its own room, from the rooms that
+its room has an edge to, and from what is for every room.
 """
 
 import ast
@@ -19,27 +20,36 @@ from brats_cli.app import app
 PACKAGE = Path(__file__).parents[1] / "src/brats_cli"
 CORE = PACKAGE / "core"
 
-LAYERS = [
-    *("errors", "files", "parallel", "labels", "volumes", "metrics"),
-    *("naming", "description", "cases", "splits", "dealing"),
-    *("scans", "defects", "check", "repair"),
-    *("config", "preparation", "store", "sampling", "augment"),
-    *("monai_networks", "network", "costs", "group", "losses"),
-    *("checkpoints", "devices", "inference", "prediction", "batches"),
-    *("figures", "training", "tuning", "runs"),
-    *("evaluation", "surfaces", "meshfiles", "phantom"),
-]
+FOR_EVERY_ROOM = {"errors", "wording", "writing", "compute"}
+
+EDGES = {
+    "compute": set(),
+    "images": set(),
+    "data": {"images"},
+    "check": {"images", "data"},
+    "prepared": {"images", "data"},
+    "model": {"images", "data", "prepared"},
+    "score": {"images", "data"},
+    "surface": {"images", "data"},
+    "train": {"images", "data", "prepared", "model", "score"},
+    "predict": {"images", "data", "prepared", "model"},
+}
+"""The rooms of the core, and the rooms that each may import from."""
+
+WITHOUT_NETWORK = {"images", "data", "check", "score", "surface"}
+"""Rooms that import neither torch nor torchio anywhere."""
 
 AT_HOME = {
-    "matplotlib": {"core/figures"},
-    "medpy": {"core/metrics"},
-    "monai": {"core/monai_networks"},
-    "pydantic": {"core/config"},
+    "matplotlib": {"core/train/figures"},
+    "medpy": {"core/score/metrics"},
+    "monai": {"core/model/monai"},
+    "nibabel": {"core/images/grid", "core/images/nifti"},
+    "pydantic": {"core/model/config", "core/train/config"},
     "rich": {"console"},
-    "skimage": {"core/surfaces"},
-    "sklearn": {"core/dealing"},
-    "stl": {"core/meshfiles"},
-    "torchio": {"core/sampling"},
+    "skimage": {"core/surface/regions"},
+    "sklearn": {"core/data/splitting"},
+    "stl": {"core/surface/files"},
+    "torchio": {"core/train/sampling"},
 }
 """The modules that a library may be imported in."""
 
@@ -77,22 +87,65 @@ def calls_of(function, path):
     return [node.lineno for node in calls if getattr(node.func, "id", None) == function]
 
 
-def test_every_core_module_has_its_layer():
-    assert modules(CORE) == sorted(LAYERS)
+def neighbours(path):
+    """What a module of the core imports of the core, as (room or module, module or None)."""
+    inside = path.relative_to(CORE).parent.parts
+    found = set()
+    for name in imported(path):
+        dots = len(name) - len(name.lstrip("."))
+        if 0 < dots <= len(inside) + 1:
+            target = (*inside[: len(inside) + 1 - dots], *name[dots:].split("."))
+            found.add((target[0], target[1] if target[1:] else None))
+    return found
 
 
-@pytest.mark.parametrize("module", LAYERS)
-def test_core_imports_only_downwards(module):
-    names = imported(CORE / f"{module}.py")
-    siblings = {name.removeprefix(".") for name in names if name.startswith(".")} - {".__version__"}
-    assert siblings <= set(LAYERS[: LAYERS.index(module)])
+CORE_MODULES = sorted(path for path in CORE.rglob("*.py") if path.stem != "__init__")
 
 
-@pytest.mark.parametrize("module", LAYERS)
-def test_core_neither_talks_nor_knows_the_command_line(module):
-    path = CORE / f"{module}.py"
+def of_core(path):
+    return path.relative_to(CORE).with_suffix("").as_posix()
+
+
+def test_the_core_has_the_rooms_of_the_design():
+    rooms = {path.name for path in CORE.iterdir() if (path / "__init__.py").is_file()}
+    assert rooms == set(EDGES)
+    assert set(modules(CORE)) == FOR_EVERY_ROOM - {"compute"}
+
+
+@pytest.mark.parametrize("path", CORE_MODULES, ids=of_core)
+def test_rooms_import_only_along_the_edges(path):
+    room = path.relative_to(CORE).parts[0].removesuffix(".py")
+    used = {home for home, _ in neighbours(path)} - {room}
+    allowed = FOR_EVERY_ROOM if room in EDGES else FOR_EVERY_ROOM - {"compute"}
+    assert used <= allowed | EDGES.get(room, set())
+
+
+@pytest.mark.parametrize("room", EDGES)
+def test_modules_of_a_room_import_each_other_in_no_circle(room):
+    waiting = {
+        path.stem: {module for home, module in neighbours(path) if home == room}
+        for path in (CORE / room).glob("*.py")
+        if path.stem != "__init__"
+    }
+    while free := [module for module, needs in waiting.items() if not needs & set(waiting)]:
+        for module in free:
+            del waiting[module]
+    assert waiting == {}
+
+
+@pytest.mark.parametrize("room", EDGES)
+def test_every_room_says_what_it_is_about(room):
+    tree = ast.parse((CORE / room / "__init__.py").read_text(encoding="utf-8"))
+    assert len(ast.get_docstring(tree)) > 40
+    assert len(tree.body) == 1  # no re-exports
+
+
+@pytest.mark.parametrize("path", CORE_MODULES, ids=of_core)
+def test_core_neither_talks_nor_knows_the_command_line(path):
     assert not libraries(path) & {"typer", "rich", "click", "brats_cli"}
     assert calls_of("print", path) == []
+    if path.relative_to(CORE).parts[0] in WITHOUT_NETWORK:
+        assert not libraries(path) & {"torch", "torchio"}
 
 
 @pytest.mark.parametrize("command", modules(PACKAGE / "commands"))

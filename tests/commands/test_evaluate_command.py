@@ -169,7 +169,7 @@ def test_one_bad_pair_is_two_lines(folders, tmp_path):
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.splitlines() == [
         f"error: cannot read {predicted}: it is not a NIfTI file",
-        " hint: is it text, or an archive that was renamed?",
+        " hint: is it text, an archive or another format that was renamed?",
     ]
 
 

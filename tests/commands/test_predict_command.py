@@ -11,9 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from brats_cli.app import app
-from brats_cli.core.data.labels import SCHEMES
+from brats_cli.core.data.labels import SCHEMES, noted_scheme
 from brats_cli.core.data.phantom import write_phantoms
-from brats_cli.core.images.nifti import read_label_map
+from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
@@ -51,7 +51,7 @@ def written(folder):
 
 
 def labels_of(path):
-    return read_label_map(Path(path)).data
+    return read_labels(Path(path)).data
 
 
 def checkpoint(change, **augmentation):
@@ -124,7 +124,7 @@ def test_the_label_map_lies_on_the_cases_grid_and_names_its_scheme(here):
     assert seg.shape == scan.shape
     assert seg.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(seg.affine, scan.affine)
-    assert read_label_map(Path("seg.nii.gz")).scheme is SCHEMES["brats2023"]
+    assert noted_scheme(read_labels(Path("seg.nii.gz")).note) is SCHEMES["brats2023"]
 
 
 def test_without_output_the_case_names_the_file(here):
@@ -167,7 +167,7 @@ def test_a_4d_file_is_in_the_decathlons_order(here):
 def test_labels_are_written_in_the_scheme_asked_for(here, scheme, core):
     done(f"data/{IDS[0]}", "-o", "seg.nii.gz", "--labels", scheme)
     assert set(np.unique(labels_of("seg.nii.gz"))) == {0, core}
-    assert read_label_map(Path("seg.nii.gz")).scheme is SCHEMES[scheme]
+    assert noted_scheme(read_labels(Path("seg.nii.gz")).note) is SCHEMES[scheme]
 
 
 def test_json_says_what_was_written(here):

@@ -54,7 +54,7 @@ def mesh(
     Example: brats mesh seg.nii.gz --region WT
     """
     from ..core.data.labels import scheme_named
-    from ..core.images.nifti import read_label_map
+    from ..core.images.nifti import read_labels
     from ..core.surface.files import write_stl
     from ..core.surface.regions import region_surfaces, wanted_region
 
@@ -68,7 +68,7 @@ def mesh(
     with console.progress() as bars:
         for path in bars.track(paths, description="meshes"):
             try:
-                for surface in region_surfaces(read_label_map(path), wanted, labels=labels):
+                for surface in region_surfaces(read_labels(path), wanted, labels=labels):
                     file = name(path, surface.region.name)
                     write_stl(file, surface.mesh, space=space, overwrite=overwrite)
                     made.append(_row(path, file, space, surface))

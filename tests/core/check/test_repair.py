@@ -5,7 +5,12 @@ import pytest
 from brats_cli.core.check.repair import repair_data_set, rotation_only
 from brats_cli.core.check.report import check_data_set
 from brats_cli.core.errors import OutputError, OutputExistsError
+from brats_cli.core.images.grid import Grid
 from brats_cli.core.images.nifti import read_volume
+
+
+def grid(affine):
+    return Grid((3, 3, 3), affine)
 
 
 def test_a_shear_is_shared_between_the_axes():
@@ -19,14 +24,14 @@ def test_a_shear_is_shared_between_the_axes():
     expected[:2, 0] = [np.cos(half), -np.sin(half)]
     expected[:2, 1] = [3 * np.sin(half), 3 * np.cos(half)]
     expected[:3, 3] = [5, -6, 7]
-    np.testing.assert_allclose(rotation_only(affine), expected, atol=1e-12)
+    np.testing.assert_allclose(rotation_only(grid(affine)).affine, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("mirror", [1, -1])
 def test_handedness_and_voxel_size_are_kept(mirror):
     affine = np.diag([mirror * 1.0, 2, 3, 1])
     affine[0, 2] = 0.3
-    mended = rotation_only(affine)
+    mended = rotation_only(grid(affine)).affine
     assert np.sign(np.linalg.det(mended)) == mirror
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     np.testing.assert_allclose(np.linalg.norm(mended[:3, :3], axis=0), sizes)
@@ -35,8 +40,8 @@ def test_handedness_and_voxel_size_are_kept(mirror):
 
 
 def test_what_is_orthonormal_stays_as_it_is():
-    affine = np.diag([-1.0, -1, 1, 1])
-    assert rotation_only(affine) is affine
+    sound = grid(np.diag([-1.0, -1, 1, 1]))
+    assert rotation_only(sound) is sound
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from brats_cli.core.check.report import (
 )
 from brats_cli.core.check.rules import ERROR, NOTE, WARNING, Finding, not_orthonormal, print_of
 from brats_cli.core.data.cases import case_at
-from brats_cli.core.images.scans import Scan, read_scan
+from brats_cli.core.images.grid import Grid, Volume
 
 
 def scan(data, affine=None, *, codes=(1, 1)):
@@ -25,7 +25,13 @@ def scan(data, affine=None, *, codes=(1, 1)):
     image = nib.Nifti1Image(data, np.eye(4) if affine is None else affine)
     image.set_sform(image.affine, code=codes[0])
     image.set_qform(image.affine, code=codes[1])
-    return Scan(Path("a.nii"), image.header, image.affine, data, False)
+    x, y, z = data.shape[:3]
+    grid = Grid((x, y, z), image.affine, codes, image.get_qform())
+    return Volume(data, grid, Path("a.nii"), image.header)
+
+
+def grid(affine):
+    return Grid((3, 3, 3), affine)
 
 
 def moved(x):
@@ -38,22 +44,6 @@ CUBE = np.arange(27, dtype=np.int16).reshape(3, 3, 3)
 
 
 # --- one file ----------------------------------------------------------------------------------
-
-
-def test_a_scan_keeps_the_header_as_it_was_written(tmp_path):
-    image = nib.Nifti1Image(CUBE, np.diag([2.0, 2, 2, 1]))
-    nib.save(image, tmp_path / "a.nii")
-    content = bytearray((tmp_path / "a.nii").read_bytes())
-    content[80:84] = np.float32(0).tobytes()  # pixdim[1]
-    (tmp_path / "a.nii").write_bytes(content)
-    read = read_scan(tmp_path / "a.nii")
-    assert read.pixdim.tolist() == [0, 2, 2]  # nibabel would say 1
-    assert read.spacing_mm.tolist() == [2, 2, 2]
-
-
-def test_the_foreground_is_finite_and_not_zero():
-    data = np.array([0, 1, np.nan, np.inf, -2], np.float32).reshape(5, 1, 1)
-    assert scan(data).foreground.tolist() == [1, -2]
 
 
 def test_intensities_are_those_of_the_brain():
@@ -81,11 +71,11 @@ def test_other_voxels_or_places_have_another(other):
 def test_a_rotation_is_orthonormal_and_a_shear_is_not():
     turn = np.eye(4)
     turn[:2, :2] = [[0.6, -0.8], [0.8, 0.6]]
-    assert not_orthonormal(turn @ np.diag([1, 2, 3, 1])) == pytest.approx(0, abs=1e-12)
-    assert not_orthonormal(np.diag([-1.0, 1, 1, 1])) == 0  # a mirror is orthonormal too
+    assert not_orthonormal(grid(turn @ np.diag([1, 2, 3, 1]))) == pytest.approx(0, abs=1e-12)
+    assert not_orthonormal(grid(np.diag([-1.0, 1, 1, 1]))) == 0  # a mirror is orthonormal too
     shear = np.eye(4)
     shear[0, 1] = 0.75  # the second column is (0.75, 1, 0) / 1.25, its product with the first 0.6
-    assert not_orthonormal(shear) == pytest.approx(0.6)
+    assert not_orthonormal(grid(shear)) == pytest.approx(0.6)
 
 
 # --- one case ----------------------------------------------------------------------------------

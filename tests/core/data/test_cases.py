@@ -387,7 +387,7 @@ def test_a_data_set_without_labels_has_no_label_maps(tmp_path):
 def schemes(root, values, labels=None):
     """Schemes by case id, where the label map of each case holds `values` of that case."""
     cases = find_cases(root)
-    counts = {case.id: LabelCount(dict.fromkeys(values[case.id], 1), 1.0, None) for case in cases}
+    counts = {case.id: LabelCount(dict.fromkeys(values[case.id], 1), 1.0) for case in cases}
     return {case_id: s.name for case_id, s in schemes_of(cases, counts, labels).items()}
 
 

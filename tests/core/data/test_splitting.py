@@ -182,8 +182,8 @@ def test_other_ratios_are_refused(text):
 
 def test_tumours_are_told_apart_by_size_and_enhancement():
     voxels = {"a": 10, "b": 20, "c": 30, "d": 40, "e": 50, "f": 60}
-    counts = {case: LabelCount({0: 9, 2: n}, 1.0, None) for case, n in voxels.items()}
-    counts["f"] = LabelCount({2: 30, 3: 30}, 1.0, None)
+    counts = {case: LabelCount({0: 9, 2: n}, 1.0) for case, n in voxels.items()}
+    counts["f"] = LabelCount({2: 30, 3: 30}, 1.0)
     strata = tumour_strata(counts, dict.fromkeys(counts, SCHEMES["brats2023"]))
     # Terciles of 10, 20, ... 60 lie at 26.7 and 43.3.
     assert strata == {
@@ -193,9 +193,9 @@ def test_tumours_are_told_apart_by_size_and_enhancement():
 
 
 def test_sizes_are_in_millimetres():
-    fine = LabelCount({2: 80}, 0.125, None)  # 10 mm3
-    coarse = LabelCount({2: 20}, 1.0, None)
-    coarser = LabelCount({2: 20}, 8.0, None)
+    fine = LabelCount({2: 80}, 0.125)  # 10 mm3
+    coarse = LabelCount({2: 20}, 1.0)
+    coarser = LabelCount({2: 20}, 8.0)
     counts = {"fine": fine, "coarse": coarse, "coarser": coarser}
     strata = tumour_strata(counts, dict.fromkeys(counts, SCHEMES["brats2020"]))
     assert [each.split(",")[0] for each in strata.values()] == ["small", "medium", "large"]

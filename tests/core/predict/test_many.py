@@ -9,7 +9,7 @@ import torch
 from brats_cli import __version__
 from brats_cli.core.data.cases import find_cases
 from brats_cli.core.errors import BratsError, CheckpointError, OutputError, OutputExistsError
-from brats_cli.core.images.nifti import read_label_map
+from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
@@ -63,7 +63,7 @@ def test_every_case_is_written_and_told(model, jobs, tmp_path):
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     assert lines == [json.loads(json.dumps(each.row())) for each in done]
     first = lines[0]
-    labels = read_label_map(jobs[0].file)
+    labels = read_labels(jobs[0].file)
     assert first["volumes_mm3"] == {"WT": (labels.data == 2).sum(), "TC": 0, "ET": 0}
     assert first["seconds"] >= first["network_seconds"] > 0
     told = {name: first[name] for name in ("format", "case", "file", "labels", "models", "device")}

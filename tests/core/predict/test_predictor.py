@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from brats_cli.core.data.cases import case_at, read_images
-from brats_cli.core.data.labels import SCHEMES
+from brats_cli.core.data.labels import SCHEMES, noted_scheme
 from brats_cli.core.errors import (
     BratsError,
     ConfigError,
     MissingModalityError,
     OutputExistsError,
 )
-from brats_cli.core.images.nifti import Volume, read_label_map
+from brats_cli.core.images.grid import Grid
+from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.decision import Decision
@@ -106,8 +107,8 @@ def test_a_segmentation_lies_on_the_cases_own_grid(case, tmp_path):
     assert (image.shape, image.get_data_dtype()) == (of.shape, np.uint8)
     for code in ("sform_code", "qform_code"):
         assert image.header[code] == of.header[code] == 1
-    written = read_label_map(path)
-    assert written.scheme is BRATS2023
+    written = read_labels(path)
+    assert noted_scheme(written.note) is BRATS2023
     assert set(np.unique(written.data)) == {0, 2}
     assert (written.data[brain_of(case)] == 2).all()
     assert found.volumes_mm3() == {"WT": (written.data == 2).sum(), "TC": 0, "ET": 0}
@@ -135,21 +136,21 @@ def test_regions_become_labels_of_the_scheme(case, answer, scheme, label):
 def test_volumes_in_mm3_by_hand():
     # Voxels of 1 x 2 x 3 mm: 3 edema, 2 necrosis, 1 enhancing.
     labels = np.array([2, 2, 2, 1, 1, 3, 0], np.uint8).reshape(7, 1, 1)
-    grid = Volume(labels, np.diag([-1.0, 2, 3, 1]))
+    grid = Grid((7, 1, 1), np.diag([-1.0, 2, 3, 1]))
     volumes = Segmentation(labels, grid, BRATS2023).volumes_mm3()
     assert volumes == pytest.approx({"WT": 36, "TC": 18, "ET": 6})
 
 
 def test_an_existing_file_is_kept(tmp_path):
     labels = np.zeros((2, 2, 2), np.uint8)
-    found = Segmentation(labels, Volume(labels, np.eye(4)), BRATS2023)
+    found = Segmentation(labels, Grid((2, 2, 2), np.eye(4)), BRATS2023)
     path = tmp_path / "seg.nii.gz"
     path.write_text("mine")
     with pytest.raises(OutputExistsError, match=f"{path} exists already"):
         found.write(path)
     assert path.read_text() == "mine"
     found.write(path, overwrite=True)
-    assert read_label_map(path).shape == (2, 2, 2)
+    assert read_labels(path).shape == (2, 2, 2)
 
 
 def test_a_case_that_no_memory_suffices_for_is_refused_before_it_is_read(case, monkeypatch):

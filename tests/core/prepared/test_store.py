@@ -22,7 +22,7 @@ from brats_cli.core.errors import (
     OutputError,
     UnreadableFileError,
 )
-from brats_cli.core.images.nifti import read_label_map, read_volume
+from brats_cli.core.images.nifti import read_image, read_labels
 from brats_cli.core.prepared import store as store_module
 from brats_cli.core.prepared.preparation import prepare
 from brats_cli.core.prepared.store import (
@@ -102,13 +102,13 @@ def test_a_case_is_stored_as_preparation_has_it(store, case):
     assert stored(store, [case]) == [case.id]
     found = store.open(case)
     folder = case.folder
-    volumes = [read_volume(folder / f"{case.id}-{suffix}.nii.gz") for suffix in SUFFIX.values()]
+    volumes = [read_image(folder / f"{case.id}-{suffix}.nii.gz") for suffix in SUFFIX.values()]
     expected = prepare(volumes)
     assert found.id == case.id
     assert found.images[:].dtype == np.float16
     np.testing.assert_array_equal(found.images[:], expected.images.astype(np.float16))
     # A phantom's axes run as BraTS's: the first two are flipped; tumours lie in the brain box.
-    labels = read_label_map(case.label).data
+    labels = read_labels(case.label).data
     assert found.labels[:].dtype == np.uint8
     assert [(found.labels[:] == value).sum() for value in (1, 2, 3)] == [
         (labels == value).sum() for value in (1, 2, 3)
@@ -192,7 +192,7 @@ def test_labels_of_mixed_years_are_converted_to_the_stores(tmp_path, case):
     as_2020 = Store(tmp_path / "store", BRATS2020)
     stored(as_2020, [case])
     found = as_2020.open(case)
-    counts = np.bincount(read_label_map(case.label).data.ravel(), minlength=5)
+    counts = np.bincount(read_labels(case.label).data.ravel(), minlength=5)
     converted = np.bincount(found.labels[:].ravel(), minlength=5)
     assert converted[1:].tolist() == [counts[1], counts[2], 0, counts[3]]
     assert set(np.unique(found.labels[:][tuple(found.centres["ET"].T)])) == {4}
@@ -238,7 +238,7 @@ def test_a_case_is_prepared_again_when_its_labels_mean_something_else(store, cas
     stored(store, [case])
     msd = known(case, SCHEMES["msd"])
     assert stored(store, [msd]) == [case.id]
-    edema = read_label_map(case.label).data == 1
+    edema = read_labels(case.label).data == 1
     assert (store.open(msd).labels[:] == 2).sum() == edema.sum()
 
 
@@ -352,7 +352,7 @@ def test_a_damaged_image_is_named_by_the_process_that_read_it(store, phantoms, t
     broken.write_bytes(broken.read_bytes()[:3000])
     with pytest.raises(UnreadableFileError) as caught:
         stored(store, cases, workers=2)
-    assert str(caught.value) == f"cannot read {broken}: the image data are cut short or damaged"
+    assert str(caught.value) == f"cannot read {broken}: it is cut short"
 
 
 def test_a_label_map_of_another_grid_names_both_files(store, case):

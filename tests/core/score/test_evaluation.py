@@ -20,7 +20,7 @@ from brats_cli.core.errors import (
     OutputExistsError,
     UnreadableFileError,
 )
-from brats_cli.core.images.nifti import read_label_map
+from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.score.evaluation import (
     METRICS,
     CaseScore,
@@ -437,8 +437,8 @@ def test_what_is_no_threshold_is_told_how_to_write_one(text, message, hint):
 def test_a_real_pair_overlaps_as_medpy_says():
     report = evaluate(REAL / "pairs/model_a/BraTS20_Training_002.nii.gz", REAL / "pairs/truth")
     assert [each.region for each in report.scores] == ["WT", "TC", "ET"]
-    reference = read_label_map(REAL / "pairs/truth/BraTS20_Training_002_seg.nii.gz")
-    predicted = read_label_map(REAL / "pairs/model_a/BraTS20_Training_002.nii.gz")
+    reference = read_labels(REAL / "pairs/truth/BraTS20_Training_002_seg.nii.gz")
+    predicted = read_labels(REAL / "pairs/model_a/BraTS20_Training_002.nii.gz")
     for each in report.scores:
         region = SCHEMES["brats2020"].region(each.region)
         both = region.mask(predicted.data), region.mask(reference.data)

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import volume
 
-from brats_cli.core.data.labels import SCHEMES
+from brats_cli.core.data.labels import SCHEMES, write_labels
 from brats_cli.core.errors import LabelError, MeshError
-from brats_cli.core.images.nifti import Volume, read_label_map, write_label_map
+from brats_cli.core.images.grid import Volume
+from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.surface.regions import region_surfaces, regions_of, surface, wanted_region
 from brats_cli.core.surface.triangles import TriangleMesh
 
@@ -244,7 +246,7 @@ def label_map(*values: int, name: str = "seg.nii.gz", affine: np.ndarray | None 
     """One voxel of each value and one of background, in a row."""
     data = np.array([0, *values], dtype=np.uint8).reshape(-1, 1, 1)
     path = Path("/data/case") / name
-    return Volume(data, np.eye(4) if affine is None else affine, path=path)
+    return volume(data, np.eye(4) if affine is None else affine, path=path)
 
 
 @pytest.mark.parametrize(
@@ -311,15 +313,15 @@ def test_the_scheme_that_the_user_gives_wins_over_the_name():
 def test_a_post_treatment_grid_tells_the_year():
     data = np.zeros((182, 218, 182), dtype=np.uint8)
     data[90, 100, 90:94] = [1, 2, 3, 4]
-    later = Volume(data, np.eye(4), path=Path("BraTS-GLI-00005-100-seg.nii.gz"))
+    later = volume(data, np.eye(4), path=Path("BraTS-GLI-00005-100-seg.nii.gz"))
     assert [region.name for region in regions_of(later, "all")] == ["WT", "TC", "ET", "RC"]
 
 
 def test_the_scheme_in_the_header_is_known(tmp_path):
     def written(scheme: str) -> Volume:
-        volume = label_map(1, 2, 3)
-        write_label_map(tmp_path / f"{scheme}.nii.gz", volume.data, volume, SCHEMES[scheme])
-        return read_label_map(tmp_path / f"{scheme}.nii.gz")
+        labels = label_map(1, 2, 3)
+        write_labels(tmp_path / f"{scheme}.nii.gz", labels.data, labels.grid, SCHEMES[scheme])
+        return read_labels(tmp_path / f"{scheme}.nii.gz")
 
     assert regions_of(written("brats2023"), "TC")[0].labels == (1, 3)
     assert regions_of(written("msd"), "TC")[0].labels == (2, 3)
@@ -354,7 +356,7 @@ def test_a_surface_comes_with_the_volume_of_its_voxels():
 @pytest.mark.parametrize("case", ["BraTS2021_01479", "BraTS2021_01482", "BraTS-GLI-00000-000"])
 def test_real_tumours_are_closed_where_they_lie_and_of_the_volume_of_their_voxels(case):
     (path,) = (REAL / "cases" / case).glob("*seg.nii.gz")
-    labels = read_label_map(path)
+    labels = read_labels(path)
     surfaces = list(region_surfaces(labels, "all"))
     assert [each.region.name for each in surfaces] == ["WT", "TC", "ET"]
     assert all(each.mesh.is_closed for each in surfaces)

@@ -15,8 +15,8 @@ from ..data.cases import Case, alike_in_labels, nifti_files, scheme_of_all, surv
 from ..data.labels import LabelScheme, fitting_schemes, scheme_named
 from ..data.naming import MODALITIES, parse_name
 from ..errors import LabelError, UnreadableFileError
-from ..images.nifti import LabelCount, Volume, stem, times
-from ..images.scans import Scan, read_scan
+from ..images.grid import Volume, times
+from ..images.nifti import LabelCount, read_volume, stem
 from .rules import (
     ERROR,
     HEADER_RULES,
@@ -30,7 +30,6 @@ from .rules import (
     compare,
     header_is_sound,
     print_of,
-    usable,
 )
 
 FORMAT = "brats-check/1"
@@ -49,12 +48,12 @@ class Intensities:
     largest: float
 
     @classmethod
-    def of(cls, scan: Scan) -> Intensities:
+    def of(cls, volume: Volume) -> Intensities:
         """Those of an image: 1st, 50th and 99th percentile and maximum."""
-        if not scan.foreground.size:
+        if not volume.foreground.size:
             return cls(0.0, 0.0, 0.0, 0.0)
-        low, median, high = np.percentile(scan.foreground, [1, 50, 99])
-        return cls(float(low), float(median), float(high), float(scan.foreground.max()))
+        low, median, high = np.percentile(volume.foreground, [1, 50, 99])
+        return cls(float(low), float(median), float(high), float(volume.foreground.max()))
 
 
 @dataclass(frozen=True)
@@ -184,46 +183,46 @@ def examine(case: Case) -> CaseReport:
     missing = [modality for modality in MODALITIES if modality not in case.images]
     if missing:
         findings.append(Finding(ERROR, "missing", f"no {', '.join(missing)}", case.folder))
-    scans, unreadable = _read(case)
+    volumes, unreadable = _read(case)
     findings += unreadable
-    for role, scan in _one_a_file(scans).items():
+    for role, volume in _one_a_file(volumes).items():
         for rule in (*HEADER_RULES, *(LABEL_RULES if role == "label" else ())):
-            findings += rule.find(scan)
-    images = {role: scan for role, scan in scans.items() if role != "label"}
-    for scan in images.values():
+            findings += rule.find(volume)
+    images = {role: volume for role, volume in volumes.items() if role != "label"}
+    for volume in images.values():
         for rule in IMAGE_RULES:
-            findings += rule.find(scan)
+            findings += rule.find(volume)
     reference = reference_of(images)
     if reference is not None:
-        findings += compare(scans, reference)
+        findings += compare(volumes, reference)
         if not header_is_sound(reference):
             # No file is left that could tell the place of the others.
             findings = [_unless_placing(finding) for finding in findings]
-    label = scans.get("label")
+    label = volumes.get("label")
     return CaseReport(
         case.id,
         case.patient,
         (),
         reference.data.shape if reference else (),
         tuple(round(float(size), 4) for size in reference.spacing_mm) if reference else (),
-        {role: Intensities.of(scan) for role, scan in images.items()},
+        {role: Intensities.of(volume) for role, volume in images.items()},
         _count(label, [each for each in findings if each.file == label.path]) if label else None,
         prints={
-            role: print_of(scan)
-            for role, scan in scans.items()
-            if scan.foreground.size >= _VOXELS_TO_RECOGNISE
+            role: print_of(volume)
+            for role, volume in volumes.items()
+            if volume.foreground.size >= _VOXELS_TO_RECOGNISE
         },
     ).with_findings(*findings)
 
 
-def reference_of(images: Mapping[str, Scan]) -> Scan | None:
+def reference_of(images: Mapping[str, Volume]) -> Volume | None:
     """The image that most others share their grid with, of those whose header is sound."""
-    scans = [scan for scan in images.values() if header_is_sound(scan)]
-    scans = scans or [scan for scan in images.values() if usable(scan.affine)]
-    if not scans:
+    volumes = [volume for volume in images.values() if header_is_sound(volume)]
+    volumes = volumes or [volume for volume in images.values() if volume.grid.is_usable]
+    if not volumes:
         return next(iter(images.values()), None)
-    grids = [(scan.data.shape, *np.round(scan.affine.ravel(), 1)) for scan in scans]
-    return scans[grids.index(Counter(grids).most_common(1)[0][0])]
+    grids = [(volume.data.shape, *np.round(volume.affine.ravel(), 1)) for volume in volumes]
+    return volumes[grids.index(Counter(grids).most_common(1)[0][0])]
 
 
 def _unless_placing(finding: Finding) -> Finding:
@@ -231,9 +230,9 @@ def _unless_placing(finding: Finding) -> Finding:
     return replace(finding, repair="") if placing else finding
 
 
-def read_case(case: Case) -> Iterator[tuple[str, Scan | UnreadableFileError]]:
+def read_case(case: Case) -> Iterator[tuple[str, Volume | UnreadableFileError]]:
     """Each file of a case by modality or `label`, as 3D; or why it cannot be read."""
-    whole: dict[Path, Scan | UnreadableFileError] = {}
+    whole: dict[Path, Volume | UnreadableFileError] = {}
     files = {role: (image.path, image.channel) for role, image in case.images.items()}
     channels = 1 + max((channel or 0 for _, channel in files.values()), default=0)
     if case.label:
@@ -241,57 +240,53 @@ def read_case(case: Case) -> Iterator[tuple[str, Scan | UnreadableFileError]]:
     for role, (path, channel) in files.items():
         if path not in whole:
             whole[path] = _whole(path, 1 if channel is None else channels)
-        scan = whole[path]
-        if isinstance(scan, Scan) and channel is not None:
-            scan = scan.channel(channel)
-        yield role, scan
+        volume = whole[path]
+        if isinstance(volume, Volume) and channel is not None:
+            volume = volume.channel(channel)
+        yield role, volume
 
 
-def _whole(path: Path, channels: int) -> Scan | UnreadableFileError:
+def _whole(path: Path, channels: int) -> Volume | UnreadableFileError:
     """A file of the dimensions and the type of number that are due, or why it is not."""
     try:
-        scan = read_scan(path)
+        volume = read_volume(path)
     except UnreadableFileError as error:
         return error
-    shape = scan.data.shape
-    if len(shape) != (3 if channels == 1 else 4) or 0 in shape:
+    shape = volume.data.shape
+    if len(shape) != (3 if channels == 1 else 4):
         due = "3 dimensions are" if channels == 1 else "4 dimensions (FLAIR, T1, T1ce, T2) are"
         return UnreadableFileError(path, f"it has {times(shape)} voxels where {due} due")
     if channels > 1 and shape[3] < channels:
         return UnreadableFileError(path, f"it has {shape[3]} channels where {channels} are due")
-    if scan.data.dtype.kind not in "biuf":
-        return UnreadableFileError(path, f"its voxels are {scan.data.dtype}, not numbers")
-    return scan
+    return volume
 
 
-def _read(case: Case) -> tuple[dict[str, Scan], list[Finding]]:
-    scans, findings = {}, {}
-    for role, scan in read_case(case):
-        if isinstance(scan, Scan):
-            scans[role] = scan
+def _read(case: Case) -> tuple[dict[str, Volume], list[Finding]]:
+    volumes, findings = {}, {}
+    for role, volume in read_case(case):
+        if isinstance(volume, Volume):
+            volumes[role] = volume
         else:
-            reason = str(scan).removeprefix(f"cannot read {scan.path}: ")
-            findings[scan.path] = Finding(ERROR, "unreadable", reason, scan.path)
-    return scans, list(findings.values())
+            reason = str(volume).removeprefix(f"cannot read {volume.path}: ")
+            findings[volume.path] = Finding(ERROR, "unreadable", reason, volume.path)
+    return volumes, list(findings.values())
 
 
-def _one_a_file(scans: Mapping[str, Scan]) -> dict[str, Scan]:
-    """`scans` with one channel for each 4D file."""
+def _one_a_file(volumes: Mapping[str, Volume]) -> dict[str, Volume]:
+    """`volumes` with one channel for each 4D file."""
     paths: dict[Path, str] = {}
-    for role, scan in scans.items():
-        paths.setdefault(scan.path, role)
-    return {role: scans[role] for role in paths.values()}
+    for role, volume in volumes.items():
+        paths.setdefault(volume.path, role)
+    return {role: volumes[role] for role in paths.values()}
 
 
-def _count(label: Scan, findings: Sequence[Finding]) -> LabelCount | None:
+def _count(label: Volume, findings: Sequence[Finding]) -> LabelCount | None:
     """The voxels of each label, or None if the values are no labels."""
     if any(finding.rule in ("not-finite", "not-whole", "range") for finding in findings):
         return None
-    values, voxels = np.unique(np.rint(label.foreground).astype(np.uint8), return_counts=True)
-    counted = {0: label.values.size - label.foreground.size}
-    counted |= {int(value): int(number) for value, number in zip(values, voxels, strict=True)}
-    volume = Volume(label.data, label.affine, label.header)
-    return LabelCount(counted, float(np.prod(label.spacing_mm)), volume.scheme)
+    if label.data.dtype.kind == "f":
+        label = replace(label, data=np.rint(label.data))
+    return LabelCount.of(label)
 
 
 # --- judging the cases together ----------------------------------------------------------------

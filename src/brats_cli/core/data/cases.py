@@ -16,24 +16,27 @@ from ..errors import (
     NoCasesError,
     UnreadableFileError,
 )
+from ..images.grid import Volume, require_same_grid
 from ..images.nifti import (
     NIFTI_ENDINGS,
     LabelCount,
-    Volume,
-    read_channel,
-    read_volume,
-    require_same_grid,
+    read_channels,
+    read_image,
     shape_on_disk,
     stem,
 )
 from .dataset_json import channel_order, declared_scheme, read_description
-from .labels import SCHEMES, LabelScheme
-from .labels import label_scheme as label_scheme
-from .naming import MODALITIES as MODALITIES
-from .naming import NAMINGS as NAMINGS
-from .naming import case_id_of as case_id_of
-from .naming import label_rank, lies_beside, naming_of, parse_name, schemes_by_name
-from .naming import patient_of as patient_of
+from .labels import SCHEMES, LabelScheme, label_scheme, noted_scheme
+from .naming import (
+    MODALITIES,
+    case_id_of,
+    label_rank,
+    lies_beside,
+    naming_of,
+    parse_name,
+    patient_of,
+    schemes_by_name,
+)
 
 _MSD_ORDER = ("flair", "t1", "t1ce", "t2")
 """Channels of a 4D file of the Medical Decathlon, where no dataset.json says otherwise."""
@@ -206,17 +209,11 @@ def read_images(case: Case, modalities: Sequence[str] = MODALITIES) -> list[Volu
     """
     case.require(modalities)
     files = [case.images[modality] for modality in modalities]
-    paths = {file.path for file in files}
-    if len(paths) == 1 and len(files) > 1:
-        read_channel(files[0].path, files[0].channel)  # checks the dimensions
-        whole = read_volume(files[0].path)  # once, not once a channel
-        return [
-            Volume(whole.data[..., file.channel], whole.affine, whole.header, whole.path)
-            for file in files
-        ]
-    volumes = [read_channel(file.path, file.channel) for file in files]
+    if len({file.path for file in files}) == 1:
+        return read_channels(files[0].path, [file.channel for file in files])
+    volumes = [read_image(file.path, file.channel) for file in files]
     require_same_grid(volumes)
-    return [replace(volume, affine=volumes[0].affine) for volume in volumes]
+    return [replace(volume, grid=volumes[0].grid) for volume in volumes]
 
 
 def schemes_of(
@@ -249,7 +246,7 @@ def alike_in_labels(
     kin: dict[object, list[Case]] = {}
     for case in cases:
         count = counts[case.id]
-        scheme = count.scheme or case.scheme
+        scheme = noted_scheme(count.note) or case.scheme
         if scheme and not scheme.values >= set(count.voxels):
             yield [case]
         else:
@@ -268,7 +265,7 @@ def scheme_of_all(
     """
     first = cases[0]
     present = {value for case in cases for value in counts[case.id].voxels}
-    declared = counts[first.id].scheme or first.scheme
+    declared = noted_scheme(counts[first.id].note) or first.scheme
     return label_scheme(present, declared, _labels_of(cases), labels, allowed=first.allowed)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import LabelError
+from ..images.grid import Grid
+from ..images.nifti import write_image
 
 LabelMap = npt.NDArray[np.integer]
-Mask = npt.NDArray[np.bool_]
 
 REGIONS = ("WT", "TC", "ET")
 """Whole tumour, tumour core, enhancing tumour: nested, from the outside in."""
@@ -196,6 +199,32 @@ def scheme_named(name: str) -> LabelScheme:
         raise LabelError(
             f"there is no label scheme '{name}'", hint=f"the schemes are {', '.join(SCHEMES)}"
         ) from None
+
+
+def noted_scheme(note: str) -> LabelScheme | None:
+    """The label scheme that a label map's description names, as `write_labels` writes it, or None.
+
+    >>> noted_scheme("brats labels=brats2023").years
+    '2023'
+    """
+    noted = re.search(r"labels=(\S+)", note)
+    return SCHEMES.get(noted[1]) if noted else None
+
+
+def write_labels(
+    path: Path, labels: LabelMap, grid: Grid, scheme: LabelScheme, *, overwrite: bool = False
+) -> None:
+    """Write a label map as uint8 on a grid: its shape, affine, and sform and qform codes.
+
+    The scheme's name goes into the header's description, so that later steps need no flag.
+
+    Raises:
+        ValueError: If the shapes differ.
+        OutputExistsError: If `path` exists and `overwrite` is false.
+        OutputError: If it cannot be written.
+    """
+    note = f"brats labels={scheme.name}"
+    write_image(path, labels.astype(np.uint8), grid, note=note, overwrite=overwrite)
 
 
 def fitting_schemes(values: Iterable[int]) -> list[LabelScheme]:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ..images.nifti import Volume, write_label_map
-from ..writing import whole_file
-from .labels import SCHEMES, Mask
+from ..images.grid import Grid, Mask
+from ..images.nifti import write_image
+from .labels import SCHEMES, write_labels
 
 Field = npt.NDArray[np.float32]
 """A number a voxel, (X, Y, Z)."""
@@ -47,6 +46,8 @@ _SOLID_CORE: Mapping[str, float] = {"t1": 0.60, "t1ce": 0.62, "t2": 1.95, "flair
 """The core of a tumour that does not enhance: living tissue, not necrosis, though both are NCR."""
 
 _FILE_SUFFIX: Mapping[str, str] = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}
+
+_MM_AND_SECONDS = 2 + 8  # NIfTI's codes
 
 _SHRINK = 0.88
 """Length of the tumour's axes relative to those at the visit before."""
@@ -159,17 +160,13 @@ def _visits(patient: int) -> int:
 
 
 def _write(phantom: Phantom, folder: Path, *, overwrite: bool) -> None:
+    x, y, z = phantom.labels.shape
+    grid = Grid((x, y, z), phantom.affine, units=_MM_AND_SECONDS)
     for modality, data in phantom.images.items():
-        image = nib.Nifti1Image(data, phantom.affine)
-        image.set_sform(phantom.affine, code=1)
-        image.set_qform(phantom.affine, code=1)
-        image.header.set_xyzt_units("mm", "sec")
         path = folder / f"{folder.name}-{_FILE_SUFFIX[modality]}.nii.gz"
-        with whole_file(path, overwrite=overwrite) as partial:
-            nib.save(image, partial)
-    grid = Volume(data, phantom.affine, image.header)
+        write_image(path, data, grid, overwrite=overwrite)
     path = folder / f"{folder.name}-seg.nii.gz"
-    write_label_map(path, phantom.labels, grid, SCHEME, overwrite=overwrite)
+    write_labels(path, phantom.labels, grid, SCHEME, overwrite=overwrite)
 
 
 def _affine(shape: tuple[int, int, int]) -> npt.NDArray[np.float64]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..compute.processes import in_threads
 from ..errors import SplitError
-from ..images.nifti import LabelCount, count_labels, read_channel
+from ..images.nifti import LabelCount, count_labels, read_image
 from .cases import Case, find_cases, schemes_of
 from .labels import LabelScheme
 from .naming import MODALITIES
@@ -208,7 +208,7 @@ def _clue_on_disk(path: Path) -> bytes:
 
 def _voxels_of(case: Case) -> tuple[object, ...]:
     image = case.images["t1"]
-    data = read_channel(image.path, image.channel).data
+    data = read_image(image.path, image.channel).data
     return data.shape, hashlib.sha256(data[data != 0].tobytes()).digest()
 
 

@@ -14,10 +14,11 @@ import torch
 from ..compute.devices import arithmetic
 from ..compute.machine import free_memory, keep_freed_memory
 from ..data.cases import Case, read_images
-from ..data.labels import LabelScheme, scheme_named
+from ..data.labels import LabelScheme, scheme_named, write_labels
 from ..data.naming import BESIDE
 from ..errors import BratsError, ConfigError, MissingModalityError
-from ..images.nifti import Volume, shape_on_disk, stem, times, write_label_map, write_maps
+from ..images.grid import Grid, times
+from ..images.nifti import shape_on_disk, stem, write_image
 from ..model.checkpoint import Checkpoint
 from ..model.decision import Decision
 from ..model.segmenter import Segmenter
@@ -74,14 +75,14 @@ class Loaded:
 
     Attributes:
         case: The case.
-        grid: Its own grid, without voxels.
+        grid: Its own grid.
         images: (C, X, Y, Z) z-scores in the order of the networks' channels; 0 where missing.
         affine: Of the prepared grid.
         modalities: Those that the case has.
     """
 
     case: Case
-    grid: Volume
+    grid: Grid
     images: npt.NDArray[np.float32]
     affine: npt.NDArray[np.float64]
     modalities: tuple[str, ...]
@@ -138,7 +139,7 @@ class Segmentation:
     """
 
     labels: npt.NDArray[np.uint8]
-    grid: Volume
+    grid: Grid
     scheme: LabelScheme
     modalities: tuple[str, ...] = ()
     doubt: Mapping[str, float] = field(default_factory=dict)
@@ -151,7 +152,7 @@ class Segmentation:
 
     def volumes_mm3(self) -> dict[str, float]:
         """Volume of each region."""
-        voxel = float(np.prod(self.grid.spacing_mm))
+        voxel = self.grid.voxel_mm3
         return {
             region.name: int(region.mask(self.labels).sum()) * voxel
             for region in self.scheme.regions
@@ -168,8 +169,8 @@ class Segmentation:
         for name, values in self.maps.items():
             note = f"brats {name}={','.join(self.doubt)}"
             file = companion(path, name)
-            write_maps(file, values, self.grid, note, step=steps[name], overwrite=overwrite)
-        write_label_map(path, self.labels, self.grid, self.scheme, overwrite=overwrite)
+            write_image(file, values, self.grid, note=note, step=steps[name], overwrite=overwrite)
+        write_labels(path, self.labels, self.grid, self.scheme, overwrite=overwrite)
 
 
 def companion(path: Path, name: str) -> Path:
@@ -233,15 +234,13 @@ class Predictor:
         present = self._present(case)
         _require_memory(case, len(present))
         volumes = read_images(case, present)
-        # Of the case's own grid only shape, affine and header are needed from here on.
-        grid = replace(volumes[0], data=np.broadcast_to(np.uint8(0), volumes[0].shape))
         prepared = prepare(volumes)
         images = prepared.images
         if present != self.modalities:
             images = np.zeros((len(self.modalities), *images.shape[1:]), dtype=np.float32)
             for modality, image in zip(present, prepared.images, strict=True):
                 images[self.modalities.index(modality)] = image
-        return Loaded(case, grid, images, prepared.affine, present)
+        return Loaded(case, volumes[0].grid, images, prepared.affine, present)
 
     @torch.inference_mode()
     def compute(
@@ -284,7 +283,7 @@ class Predictor:
                     written.append(np.floor(values / PROBABILITY_STEP).astype(np.int16))
                 yield values
 
-        voxel_mm3 = float(np.prod(loaded.grid.spacing_mm))
+        voxel_mm3 = loaded.grid.voxel_mm3
         labels = self.decision.label_map(native(), self.scheme, voxel_mm3=voxel_mm3)
         maps = {"probabilities": _stacked(written)} if written else {}
         if self.config.uncertainty:

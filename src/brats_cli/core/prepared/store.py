@@ -31,10 +31,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..compute.processes import in_processes
-from ..data.cases import MODALITIES, Case, read_images
+from ..data.cases import Case, read_images
 from ..data.labels import REGIONS, LabelScheme, scheme_named
+from ..data.naming import MODALITIES
 from ..errors import OutputError, UnreadableFileError
-from ..images.nifti import read_label_map, require_same_grid
+from ..images.grid import require_same_grid
+from ..images.nifti import read_labels
 from ..wording import size_text
 from .preparation import PREPARATION, prepare, prepare_labels
 
@@ -225,7 +227,7 @@ class Store:
         assert case.label is not None
         assert case.scheme is not None
         volumes = read_images(case, self.modalities)
-        label_map = read_label_map(case.label)
+        label_map = read_labels(case.label)
         require_same_grid([volumes[0], label_map])
         case.scheme.require(np.unique(label_map.data).tolist(), str(case.label))
         prepared = prepare(volumes)

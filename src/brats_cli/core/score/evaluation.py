@@ -15,11 +15,12 @@ import numpy as np
 from scipy.special import stdtrit
 
 from ..compute.processes import in_processes
-from ..data.cases import find_label_maps, label_scheme, survey
-from ..data.labels import SCHEMES, LabelScheme, scheme_named
+from ..data.cases import find_label_maps, survey
+from ..data.labels import SCHEMES, LabelScheme, label_scheme, noted_scheme, scheme_named
 from ..data.naming import schemes_by_name
 from ..errors import BratsError, CaseError, ConfigError, LabelError, NoCasesError
-from ..images.nifti import Volume, read_label_map, require_same_grid
+from ..images.grid import Volume, require_same_grid
+from ..images.nifti import read_labels
 from ..writing import whole_file
 from .conventions import BRATS_2022, Convention
 from .metrics import MaskScore, score
@@ -342,7 +343,7 @@ def _outcome(
 def _score_pair(
     pair: Pair, labels: str | None, reference_labels: str | None, tolerance_mm: float
 ) -> tuple[CaseScore, ...]:
-    reference, predicted = read_label_map(pair.reference), read_label_map(pair.predicted)
+    reference, predicted = read_labels(pair.reference), read_labels(pair.predicted)
     require_same_grid([reference, predicted])
     named = schemes_by_name(pair.case, reference.shape)
     theirs = _scheme(reference, reference_labels, pair.allowed or named, "--reference-labels")
@@ -369,7 +370,9 @@ def _scheme(
     """What a label map's values mean: by the user's word, its header, its name, its values."""
     values = np.flatnonzero(np.bincount(volume.data.ravel(order="K"))).tolist()
     source = str(volume.path)
-    return label_scheme(values, volume.scheme, source, labels, allowed=allowed, flag=flag)
+    return label_scheme(
+        values, noted_scheme(volume.note), source, labels, allowed=allowed, flag=flag
+    )
 
 
 def _allowed_by_data_set(root: Path) -> dict[str, tuple[LabelScheme, ...]]:

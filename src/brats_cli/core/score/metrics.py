@@ -11,7 +11,7 @@ from medpy.metric import binary
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from scipy.spatial import KDTree
 
-from ..data.labels import Mask
+from ..images.grid import Mask, bounding_box
 
 Spacing = tuple[float, float, float]
 
@@ -72,7 +72,7 @@ def score(
         raise ValueError(f"masks of shape {reference.shape} and {predicted.shape}")
     # Outside the union box both masks are empty, as medpy takes them to be beyond the array's
     # edge: the numbers are those of the whole grid. Only the specificity counts voxels there.
-    box = _box(reference | predicted)
+    box = bounding_box(reference | predicted)
     expert, guess = reference[box], predicted[box]
     found, drawn = bool(guess.any()), bool(expert.any())
     distances = _surface_distances_mm(expert, guess, spacing_mm) if found and drawn else None
@@ -99,16 +99,6 @@ def _specificity(reference: Mask, predicted: Mask) -> float:
 def _surface_dice(distances: npt.NDArray[np.float64] | None, tolerance_mm: float) -> float:
     """Share of the pooled distances within the tolerance; 0 where one surface is missing."""
     return 0.0 if distances is None else float((distances <= tolerance_mm + _ROUNDING_MM).mean())
-
-
-def _box(mask: Mask) -> tuple[slice, ...]:
-    """The smallest box that holds all of `mask`; no voxel at all if it is empty."""
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        inside = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(inside[0], inside[-1] + 1) if inside.size else slice(0, 0))
-    return tuple(box)
 
 
 def _surface_distances_mm(

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..data.cases import label_scheme
-from ..data.labels import SCHEMES, LabelScheme, Mask, Region, tightest_schemes
+from ..data.labels import SCHEMES, LabelScheme, Region, label_scheme, noted_scheme, tightest_schemes
 from ..data.naming import case_id_of, schemes_by_name
 from ..errors import LabelError, MeshError
-from ..images.nifti import Volume
+from ..images.grid import Mask, Volume, bounding_box
 from .triangles import TriangleMesh
 
 
@@ -48,7 +47,7 @@ def surface(mask: Mask, affine: npt.NDArray[np.floating]) -> TriangleMesh:
         return TriangleMesh(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64))
     from skimage.measure import marching_cubes  # scipy loads with it
 
-    box = _box(mask)
+    box = bounding_box(mask)
     # A mask that touches the edge of the grid would give an open surface.
     padded = np.pad(mask[box], 1)
     # Lorensen's table, because Lewiner's, the default, joins four faces at an edge where masks
@@ -159,10 +158,11 @@ def regions_of(label_map: Volume, wanted: str, *, labels: str | None = None) -> 
     present = {int(value) for value in np.unique(label_map.data)}
     named = schemes_by_name(case_id_of(label_map.path), label_map.shape)
     open_to = [scheme for scheme in named if present <= scheme.values] or tightest_schemes(present)
-    told = labels is not None or (label_map.scheme and present <= label_map.scheme.values)
+    noted = noted_scheme(label_map.note)
+    told = labels is not None or (noted and present <= noted.values)
     if not told and wanted != "all" and (agreed := _agreed(wanted, present, open_to)):
         return [agreed]
-    scheme = label_scheme(present, label_map.scheme, str(label_map.path), labels, allowed=named)
+    scheme = label_scheme(present, noted, str(label_map.path), labels, allowed=named)
     if wanted != "all":
         return [scheme.region(wanted)]
     regions = [region for region in scheme.regions if present & set(region.labels)]
@@ -183,11 +183,3 @@ def _agreed(name: str, present: set[int], schemes: list[LabelScheme]) -> Region 
 def _determinant(affine: npt.NDArray[np.floating]) -> float:
     """How much the affine stretches space, negative if it mirrors; 0 if it is no affine at all."""
     return float(np.linalg.det(affine[:3, :3])) if np.isfinite(affine).all() else 0.0
-
-
-def _box(mask: Mask) -> tuple[slice, slice, slice]:
-    """The smallest box that holds a mask which is not empty."""
-    x, y, z = (
-        np.flatnonzero(mask.any(axis=others))[[0, -1]] for others in ((1, 2), (0, 2), (0, 1))
-    )
-    return slice(x[0], x[1] + 1), slice(y[0], y[1] + 1), slice(z[0], z[1] + 1)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ..data.labels import REGIONS, Mask
+from ..data.labels import REGIONS
+from ..images.grid import Mask
 from ..writing import whole_file
 
 if TYPE_CHECKING:
