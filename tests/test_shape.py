@@ -9,11 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import typer
-from typer.testing import CliRunner
+from helpers import brats, write_case
 
 from brats_cli.app import app
 
@@ -173,7 +172,7 @@ def test_a_library_lives_in_one_module(library):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_an_example(name):
-    result = CliRunner().invoke(app, [name, "--help"])
+    result = brats(name, "--help")
     assert result.exit_code == 0
     assert f"Example: brats {name}" in result.stdout
 
@@ -204,20 +203,13 @@ def loaded_after(*words, cwd):
 def data(tmp_path_factory):
     """Three patients' cases of 4 x 4 x 4 voxels, named as in 2021, with labels."""
     folder = tmp_path_factory.mktemp("shape") / "data"
-    generator = np.random.default_rng(0)
     for number in range(3):
-        case = folder / f"BraTS2021_0000{number}"
-        case.mkdir(parents=True)
         # No two cases may hold the same image or the same tumour.
         labels = np.zeros((4, 4, 4), dtype=np.uint8)
         labels[1:3, 1:3, 1:3] = 4
         labels[1, 1, 1:3] = (1, 2)
         labels[3, 3, number] = 2
-        for suffix in ("t1", "t1ce", "t2", "flair", "seg"):
-            image = generator.integers(1, 999, labels.shape, dtype=np.int16)
-            image[0] = 0
-            voxels = labels if suffix == "seg" else image
-            nib.save(nib.Nifti1Image(voxels, np.eye(4)), case / f"{case.name}_{suffix}.nii.gz")
+        write_case(folder, f"BraTS2021_0000{number}", labels, seed=number)
     return folder
 
 

@@ -18,14 +18,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .core.check.run import check as check
+    from .core.data.splitting import split as split
     from .core.errors import BratsError as BratsError
+    from .core.predict.many import predict as predict
 
 _HOMES = {
     "BratsError": "errors",
+    "check": "check.run",
+    "predict": "predict.many",
+    "split": "data.splitting",
 }
 """The module of the core that each name comes from; it is imported when the name is first used."""
 
-__all__ = ["BratsError", "__version__"]
+__all__ = ["BratsError", "__version__", "check", "predict", "split"]
 
 
 def __getattr__(name: str) -> Any:

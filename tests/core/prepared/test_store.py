@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import REAL, needs_real
 
 from brats_cli.core.data.cases import case_at, find_cases
 from brats_cli.core.data.labels import SCHEMES
@@ -32,8 +33,6 @@ from brats_cli.core.prepared.store import (
     size_text,
     training_scheme,
 )
-
-REAL = Path(__file__).parents[3] / "shared/data"
 
 BRATS2023, BRATS2020 = SCHEMES["brats2023"], SCHEMES["brats2020"]
 SUFFIX = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}
@@ -541,7 +540,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done_and_names_the_place(
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not REAL.exists(), reason="the real cases are not in ../shared/data")
+@needs_real
 def test_a_real_case_takes_the_size_that_was_told(store):
     case = case_at(REAL / "cases" / "BraTS2021_01659")
     stored(store, [case], all_in(BRATS2020, [case]))
