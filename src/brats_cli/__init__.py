@@ -20,18 +20,22 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .core.check.run import check as check
     from .core.data.splitting import split as split
+    from .core.demo import demo as demo
     from .core.errors import BratsError as BratsError
+    from .core.predict.many import Prediction as Prediction
     from .core.predict.many import predict as predict
 
 _HOMES = {
     "BratsError": "errors",
+    "Prediction": "predict.many",
     "check": "check.run",
+    "demo": "demo",
     "predict": "predict.many",
     "split": "data.splitting",
 }
 """The module of the core that each name comes from; it is imported when the name is first used."""
 
-__all__ = ["BratsError", "__version__", "check", "predict", "split"]
+__all__ = ["BratsError", "Prediction", "__version__", "check", "demo", "predict", "split"]
 
 
 def __getattr__(name: str) -> Any:
