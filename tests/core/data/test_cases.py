@@ -18,8 +18,8 @@ from brats_cli.core.data.cases import (
     nifti_files,
     read_images,
     resolve_cases,
-    schemes_of,
     survey,
+    with_schemes,
 )
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import (
@@ -389,7 +389,7 @@ def schemes(root, values, labels=None):
     """Schemes by case id, where the label map of each case holds `values` of that case."""
     cases = find_cases(root)
     counts = {case.id: LabelCount(dict.fromkeys(values[case.id], 1), 1.0) for case in cases}
-    return {case_id: s.name for case_id, s in schemes_of(cases, counts, labels).items()}
+    return {case.id: case.scheme.name for case in with_schemes(cases, counts, labels)}
 
 
 def pair(root, first, second):

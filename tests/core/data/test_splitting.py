@@ -21,13 +21,12 @@ def visits(patients, *, several=0, start=0):
         for patient in range(start, start + patients)
         for visit in range(2 if patient - start < several else 1)
     ]
-    return [Case(case_id, case_id[:-4], {}, None, None) for case_id in ids]
+    return [Case(case_id, case_id[:-4], {}, None, SCHEMES["brats2023"]) for case_id in ids]
 
 
 def assign(cases, strata=None, **kwargs):
-    labels = {case.id: SCHEMES["brats2023"] for case in cases}
     strata = strata or {case.id: "all" for case in cases}
-    return make_split(cases, data=Path("data"), labels=labels, strata=strata, **kwargs)
+    return make_split(cases, data=Path("data"), strata=strata, **kwargs)
 
 
 def random_strata(cases):
@@ -179,11 +178,15 @@ def test_other_ratios_are_refused(text):
 # --- strata ------------------------------------------------------------------------------------
 
 
+def in_scheme(name, ids):
+    return [Case(case_id, case_id, {}, None, SCHEMES[name]) for case_id in ids]
+
+
 def test_tumours_are_told_apart_by_size_and_enhancement():
     voxels = {"a": 10, "b": 20, "c": 30, "d": 40, "e": 50, "f": 60}
     counts = {case: LabelCount({0: 9, 2: n}, 1.0) for case, n in voxels.items()}
     counts["f"] = LabelCount({2: 30, 3: 30}, 1.0)
-    strata = tumour_strata(counts, dict.fromkeys(counts, SCHEMES["brats2023"]))
+    strata = tumour_strata(in_scheme("brats2023", counts), counts)
     # Terciles of 10, 20, ... 60 lie at 26.7 and 43.3.
     assert strata == {
         "a": "small, no ET", "b": "small, no ET", "c": "medium, no ET",
@@ -196,7 +199,7 @@ def test_sizes_are_in_millimetres():
     coarse = LabelCount({2: 20}, 1.0)
     coarser = LabelCount({2: 20}, 8.0)
     counts = {"fine": fine, "coarse": coarse, "coarser": coarser}
-    strata = tumour_strata(counts, dict.fromkeys(counts, SCHEMES["brats2020"]))
+    strata = tumour_strata(in_scheme("brats2020", counts), counts)
     assert [each.split(",")[0] for each in strata.values()] == ["small", "medium", "large"]
 
 
@@ -303,8 +306,8 @@ def test_a_data_set_is_split_with_its_schemes(data):
     made = split(data, on_progress=lambda done, total: seen.append((done, total)))
     assert made.unlabelled == ("BraTS2021_00001",)
     assert len(made.split.ids()) == len(made.strata) == 7
-    assert made.split.scheme_of("BraTS2021_00000").name == "brats2020"
-    assert made.split.scheme_of("BraTS-GLI-00000-000").name == "brats2023"
+    assert made.split.cases()["BraTS2021_00000"].scheme.name == "brats2020"
+    assert made.split.cases()["BraTS-GLI-00000-000"].scheme.name == "brats2023"
     assert seen == [(done, 7) for done in range(1, 8)]
 
 

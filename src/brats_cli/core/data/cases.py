@@ -220,10 +220,10 @@ def read_images(case: Case, modalities: Sequence[str] = MODALITIES) -> list[Volu
     return [replace(volume, grid=volumes[0].grid) for volume in volumes]
 
 
-def schemes_of(
-    cases: Iterable[Case], counts: Mapping[str, LabelCount], labels: LabelScheme | None = None
-) -> dict[str, LabelScheme]:
-    """The label scheme of every case, judged by the values of all cases that are named alike.
+def with_schemes(
+    cases: Sequence[Case], counts: Mapping[str, LabelCount], labels: LabelScheme | None = None
+) -> list[Case]:
+    """The cases with their label schemes, judged by the values of all cases that are named alike.
 
     Args:
         cases: Cases whose label maps were counted.
@@ -237,7 +237,7 @@ def schemes_of(
     for alike in alike_in_labels(cases, counts):
         scheme = scheme_of_all(alike, counts, labels)
         schemes.update({case.id: scheme for case in alike})
-    return schemes
+    return [replace(case, scheme=schemes[case.id], allowed=()) for case in cases]
 
 
 def alike_in_labels(

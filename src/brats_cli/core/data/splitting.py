@@ -18,7 +18,7 @@ from ..errors import SplitError
 from ..images.nifti import LabelCount, count_labels, read_image
 from ..wording import listing
 from ..writing import require_writable
-from .cases import Case, find_cases, schemes_of
+from .cases import Case, find_cases, with_schemes
 from .labels import LabelScheme, as_scheme
 from .naming import MODALITIES
 from .splits import Fold, Split
@@ -94,12 +94,11 @@ def split(
     by_table = table_strata(stratify, cases) if stratify else None
     counts = _count_all(cases, on_progress)
     _require_different(cases, counts)
-    schemes = schemes_of(cases, counts, scheme)
-    strata = by_table or tumour_strata(counts, schemes)
+    cases = with_schemes(cases, counts, scheme)
+    strata = by_table or tumour_strata(cases, counts)
     made = make_split(
         cases,
         data=data,
-        labels=schemes,
         strata=strata,
         ratios=shares,
         folds=folds,
@@ -237,7 +236,6 @@ def make_split(
     cases: Sequence[Case],
     *,
     data: Path,
-    labels: Mapping[str, LabelScheme],
     strata: Mapping[str, str],
     ratios: tuple[float, float, float] = DEFAULT_RATIOS,
     folds: int | None = None,
@@ -251,9 +249,8 @@ def make_split(
     The other cases are assigned so that every fold has its share of each stratum.
 
     Args:
-        cases: Cases with labels, each id once.
+        cases: Cases with label maps and their label schemes, each id once.
         data: Folder of the data set.
-        labels: Label scheme by case id.
         strata: Stratum by case id.
         ratios: Training, validation and test; with `folds`, only the share of the test counts.
         folds: Number of folds; every case outside the test part is in the validation of one.
@@ -273,7 +270,7 @@ def make_split(
         parts = [_part_of_share(rest, groups, strata, share=val / (train + val), seed=seed)]
     return Split(
         data.absolute(),
-        dict(labels),
+        {case.id: case.scheme for case in cases if case.scheme},
         seed,
         tuple(Fold(tuple(i for i in rest if i not in part), tuple(sorted(part))) for part in parts),
         tuple(sorted(case_id for case_id, group in groups.items() if group in held_out)),

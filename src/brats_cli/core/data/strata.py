@@ -13,28 +13,24 @@ from ..errors import SplitError, UnreadableFileError
 from ..images.nifti import LabelCount
 from ..wording import did_you_mean
 from .cases import Case
-from .labels import LabelScheme
 
 
-def tumour_strata(
-    counts: Mapping[str, LabelCount], schemes: Mapping[str, LabelScheme]
-) -> dict[str, str]:
+def tumour_strata(cases: Sequence[Case], counts: Mapping[str, LabelCount]) -> dict[str, str]:
     """Stratum by case id: tercile of the whole-tumour volume, with or without enhancing tumour."""
-    volume = {
-        case_id: _voxels(count, schemes[case_id], "WT") * count.voxel_mm3
-        for case_id, count in counts.items()
-    }
+    volume = {case.id: _voxels(case, counts, "WT") * counts[case.id].voxel_mm3 for case in cases}
     thirds = np.quantile(list(volume.values()), [1 / 3, 2 / 3])
     size = {case_id: int(np.searchsorted(thirds, mm3)) for case_id, mm3 in volume.items()}
     return {
-        case_id: f"{('small', 'medium', 'large')[size[case_id]]}, "
-        + ("ET" if _voxels(count, schemes[case_id], "ET") else "no ET")
-        for case_id, count in counts.items()
+        case.id: f"{('small', 'medium', 'large')[size[case.id]]}, "
+        + ("ET" if _voxels(case, counts, "ET") else "no ET")
+        for case in cases
     }
 
 
-def _voxels(count: LabelCount, scheme: LabelScheme, region: str) -> int:
-    return sum(count.voxels.get(value, 0) for value in scheme.region(region).labels)
+def _voxels(case: Case, counts: Mapping[str, LabelCount], region: str) -> int:
+    assert case.scheme is not None
+    voxels = counts[case.id].voxels
+    return sum(voxels.get(value, 0) for value in case.scheme.region(region).labels)
 
 
 def table_strata(option: str, cases: Sequence[Case]) -> dict[str, str]:
