@@ -55,7 +55,7 @@ def test_a_split_is_what_was_saved(tmp_path, data):
     split.save(tmp_path / "splits.yaml")
     again = Split.load(tmp_path / "splits.yaml")
     assert again == split
-    assert again.scheme_of("BraTS-GLI-00001-000").name == "brats2023"
+    assert again.cases()["BraTS-GLI-00001-000"].scheme.name == "brats2023"
     assert list(again.cases()) == sorted(CASES)
     assert again.cases()[CASES[0]].label.name == "BraTS2021_00001_seg.nii"
 

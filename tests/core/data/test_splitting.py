@@ -303,8 +303,8 @@ def test_a_data_set_is_split_with_its_schemes(data):
     made = split(data, on_progress=lambda done, total: seen.append((done, total)))
     assert made.unlabelled == ("BraTS2021_00001",)
     assert len(made.split.ids()) == len(made.strata) == 7
-    assert made.split.scheme_of("BraTS2021_00000").name == "brats2020"
-    assert made.split.scheme_of("BraTS-GLI-00000-000").name == "brats2023"
+    assert made.split.cases()["BraTS2021_00000"].scheme.name == "brats2020"
+    assert made.split.cases()["BraTS-GLI-00000-000"].scheme.name == "brats2023"
     assert seen == [(done, 7) for done in range(1, 8)]
 
 
