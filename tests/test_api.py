@@ -16,7 +16,7 @@ from brats_cli.core.errors import BratsError
 
 COMMANDS = typer.main.get_command(app).commands
 
-WITHOUT_TWIN = {"evaluate", "mesh", "train"}
+WITHOUT_TWIN = {"evaluate", "mesh"}
 """Commands that are not functions of the API yet."""
 
 VERBS = sorted(set(COMMANDS) - WITHOUT_TWIN)

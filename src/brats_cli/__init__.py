@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from .core.predict.many import Prediction as Prediction
     from .core.predict.many import predict as predict
     from .core.train.run import train as train
+    from .core.train.training import Epoch as Epoch
 
 _HOMES = {
     "BratsError": "errors",
+    "Epoch": "train.training",
     "Prediction": "predict.many",
     "check": "check.run",
     "demo": "demo",
@@ -37,7 +39,17 @@ _HOMES = {
 }
 """The module of the core that each name comes from; it is imported when the name is first used."""
 
-__all__ = ["BratsError", "Prediction", "__version__", "check", "demo", "predict", "split", "train"]
+__all__ = [
+    "BratsError",
+    "Epoch",
+    "Prediction",
+    "__version__",
+    "check",
+    "demo",
+    "predict",
+    "split",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,11 +15,11 @@ from helpers import assert_refused, brats
 from brats_cli.core.data.labels import SCHEMES, noted_scheme
 from brats_cli.core.data.phantom import write_phantoms
 from brats_cli.core.images.nifti import read_labels
+from brats_cli.core.model import segmenter
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.model.windows import probabilities
-from brats_cli.core.predict import predictor as prediction
 from brats_cli.core.train.config import TrainConfig
 
 IDS = [f"BraTS-GLI-{visit}" for visit in ("00000-000", "00000-001", "00001-000", "00002-000")]
@@ -367,7 +367,7 @@ def test_how_far_windows_overlap_is_the_networks_choice_unless_it_is_asked_for(h
         overlaps.append(overlap)
         return probabilities(*arguments, overlap=overlap, **options)
 
-    monkeypatch.setattr(prediction, "probabilities", watched)
+    monkeypatch.setattr(segmenter, "probabilities", watched)
     words = (f"data/{IDS[0]}", "-o", "seg.nii.gz", "--model", "runs/bright", "--overwrite")
     done(*words)
     done(*words, "--overlap", "0.5")

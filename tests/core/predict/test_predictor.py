@@ -168,7 +168,9 @@ def test_a_case_that_no_memory_suffices_for_is_refused_before_it_is_read(case, m
 def test_a_model_that_has_diverged_is_named(case):
     with pytest.raises(BratsError) as caught:
         segment(case, checkpoint(answer=(math.nan, 0.5, 0.5)))
-    assert str(caught.value) == "the output of the model for case BraTS-GLI-00000-000 is NaN"
+    assert str(caught.value) == (
+        "the model's probabilities for case BraTS-GLI-00000-000 are not finite"
+    )
     assert "lower learning rate" in caught.value.hint
 
 

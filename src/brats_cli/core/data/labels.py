@@ -31,7 +31,8 @@ class Region:
     def mask(self, label_map: Any) -> Any:
         """True where `label_map` holds one of the region's labels; same shape.
 
-        Of a numpy array or a torch tensor: both have the operators, and torch is not needed here.
+        `label_map` is a numpy array or a torch tensor: both have these operators, and torch is not
+        imported here.
         """
         first, *others = self.labels
         mask = label_map == first

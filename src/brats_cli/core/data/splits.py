@@ -41,7 +41,7 @@ class Split:
         folds: One with `--ratios`, K with `--folds K`.
         test: Ids of the test cases, which are in no fold.
         grouped: Whether all visits of a patient are in the same part.
-        listing: The cases in the data set by id, where they are known already.
+        listing: The cases of the data set by id, if they have been listed already.
     """
 
     data: Path

@@ -272,12 +272,12 @@ class Predictor:
         """Labels, and the maps requested, on the case's own grid.
 
         Raises:
-            BratsError: If the networks' output is not finite.
+            BratsError: If the networks' probabilities are not finite.
         """
         mean = samples.mean.numpy()
         if not np.isfinite(mean).all():
             raise BratsError(
-                f"the output of the model for case {loaded.case.id} is NaN",
+                f"the model's probabilities for case {loaded.case.id} are not finite",
                 hint="its weights have diverged: use an earlier checkpoint, or train again with "
                 "a lower learning rate",
             )
