@@ -1,6 +1,7 @@
 """brats: from a folder of BraTS scans to scored segmentations and printable meshes.
 
-Every command is also a function of the same name, with the command's parameters:
+Every command is also a function of the same name (`brats import` is `import_model`), with the
+command's parameters:
 
     import brats_cli
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from .core.data.splitting import split as split
     from .core.demo import demo as demo
     from .core.errors import BratsError as BratsError
+    from .core.model.imported import ImportedModel as ImportedModel
+    from .core.model.imported import import_model as import_model
     from .core.predict.many import Prediction as Prediction
     from .core.predict.many import predict as predict
     from .core.train.run import train as train
@@ -30,9 +33,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "BratsError": "errors",
     "Epoch": "train.training",
+    "ImportedModel": "model.imported",
     "Prediction": "predict.many",
     "check": "check.run",
     "demo": "demo",
+    "import_model": "model.imported",
     "predict": "predict.many",
     "split": "data.splitting",
     "train": "train.run",
@@ -42,10 +47,12 @@ _HOMES = {
 __all__ = [
     "BratsError",
     "Epoch",
+    "ImportedModel",
     "Prediction",
     "__version__",
     "check",
     "demo",
+    "import_model",
     "predict",
     "split",
     "train",

@@ -13,6 +13,7 @@ from . import __version__, console
 from .commands.check import check
 from .commands.demo import demo
 from .commands.evaluate import evaluate
+from .commands.import_model import import_model
 from .commands.mesh import mesh
 from .commands.predict import predict
 from .commands.split import split
@@ -84,6 +85,7 @@ def brats(
 app.command()(check)
 app.command()(split)
 app.command()(train)
+app.command("import")(import_model)
 app.command()(predict)
 app.command()(evaluate)
 app.command()(mesh)

@@ -8,9 +8,9 @@ from brats_cli.core.errors import ConfigError
 from brats_cli.core.model import windows as inference
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import MonaiConfig
-from brats_cli.core.model.monai import MonaiShape
 from brats_cli.core.model.network import make_network
 from brats_cli.core.model.summary import costs
+from brats_cli.core.model.trial import TriedShape
 from brats_cli.core.model.windows import around, fused, probabilities
 from brats_cli.core.train.config import TrainConfig
 
@@ -83,7 +83,7 @@ def test_a_network_says_what_it_takes(name, options, multiple, in_windows):
 
 
 def test_edges_by_hand():
-    shape = MonaiShape("monai/X", 8, 4, depends_on_window=False)
+    shape = TriedShape("monai/X", 8, 4, depends_on_window=False)
     assert [shape.input_size(side) for side in (0, 1, 8, 9)] == [8, 8, 8, 16]
     assert shape.output_size(24) == 24
     with pytest.raises(ConfigError, match="a patch of 30 voxels does not fit monai/X") as caught:
@@ -91,7 +91,7 @@ def test_edges_by_hand():
     assert caught.value.hint == "try a patch_size of 32"
     # As of brats' own: 2 voxels of the image on each side, and what makes it divisible.
     assert around(shape, 13) == (5, 6)
-    assert around(MonaiShape("monai/X", 8, 4, depends_on_window=True), 13) == (1, 2)
+    assert around(TriedShape("monai/X", 8, 4, depends_on_window=True), 13) == (1, 2)
 
 
 def test_the_widest_map_of_the_full_resolution_is_what_memory_is_estimated_by():

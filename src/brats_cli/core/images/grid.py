@@ -199,16 +199,23 @@ def bounding_box(mask: Mask, *, margin: int = 0) -> Box:
 
 
 def to_canonical(
-    images: Sequence[npt.NDArray[Any]], affine: Affine
+    images: Sequence[npt.NDArray[Any]], affine: Affine, axes: str = "RAS"
 ) -> tuple[list[npt.NDArray[Any]], Affine]:
-    """Views of images (X, Y, Z) of one grid whose axes run, most nearly, right, anterior, superior.
+    """Views of images (X, Y, Z) of one grid whose axes run, most nearly, in given directions.
+
+    Args:
+        images: The images.
+        affine: Their affine.
+        axes: Right or Left, Anterior or Posterior, Superior or Inferior, in any order.
 
     Returns:
         The views, and their affine.
     """
-    orientation = nib.orientations.io_orientation(affine)
-    turned = [nib.orientations.apply_orientation(image, orientation) for image in images]
-    return turned, affine @ nib.orientations.inv_ornt_aff(orientation, images[0].shape)
+    present = nib.orientations.io_orientation(affine)
+    wanted = nib.orientations.axcodes2ornt(tuple(axes))
+    change = nib.orientations.ornt_transform(present, wanted)
+    turned = [nib.orientations.apply_orientation(image, change) for image in images]
+    return turned, affine @ nib.orientations.inv_ornt_aff(change, images[0].shape)
 
 
 def translation(offset: Sequence[float] | npt.NDArray[Any]) -> Affine:

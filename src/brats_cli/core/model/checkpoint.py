@@ -15,10 +15,12 @@ from ... import __version__
 from ..data.labels import REGIONS, LabelScheme, scheme_named
 from ..errors import CheckpointError, UnreadableFileError
 from ..prepared.preparation import PREPARATION
+from ..prepared.recipe import RECIPE, Recipe
 from ..writing import whole_file
 from .config import stored_network_config
 from .decision import Decision
 from .network import Network, network_without_weights
+from .sliding import SlidingWindow
 
 FORMAT = "brats-checkpoint/1"
 
@@ -29,7 +31,8 @@ class Checkpoint:
 
     Attributes:
         weights: The network's state, by parameter name.
-        config: The training config as plain values.
+        config: The training config as plain values; of an imported network what inference needs,
+            and where it comes from.
         labels: Name of the label scheme that predictions are written in.
         epoch: Epochs trained.
         scores: Validation Dice by region at that epoch.
@@ -83,6 +86,23 @@ class Checkpoint:
         dropout = augmentation.get("modality_dropout", 0)
         return bool(augmentation.get("enabled", True) and dropout > 0)
 
+    @property
+    def recipe(self) -> Recipe | None:
+        """How images are prepared, if not as brats does by default."""
+        content = self.config.get("preparation")
+        return Recipe.of(content) if content else None
+
+    @property
+    def sliding(self) -> SlidingWindow | None:
+        """The rule of its windows, if it was imported; else brats chooses them."""
+        content = self.config.get("inference")
+        return SlidingWindow.of(content) if content else None
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """Where it was imported from, or what its training started from; empty if neither."""
+        return self.config.get("origin") or {}
+
     def network(self) -> Network:
         """The network with these weights (not copies of them), in evaluation mode.
 
@@ -135,7 +155,7 @@ class Checkpoint:
                 f"{path} was not written by this version of brats ({FORMAT})",
                 hint="give best.pt or last.pt of a run that `brats train` wrote",
             )
-        if content["preparation"] != PREPARATION:
+        if content["preparation"] not in (PREPARATION, RECIPE):
             raise CheckpointError(
                 f"{path} expects images prepared as {content['preparation']}, not {PREPARATION}",
                 hint="use the version of brats that trained it "

@@ -1,4 +1,4 @@
-"""The shape of a network: a U-Net's values, or a class of MONAI with its options."""
+"""The shape of a network: a U-Net's values, or a class of others with its options."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from ..wording import did_you_mean
 
 MONAI = "monai/"
 """What the names of MONAI's networks start with."""
+
+NNUNET = "nnunet/"
+"""What the names of nnU-Net's networks start with."""
 
 
 class _Settings(BaseModel):
@@ -170,7 +173,44 @@ WELL_KNOWN = (
 """To hint at only: which networks there are, the MONAI that is installed knows."""
 
 
-NetworkConfig = UNetConfig | MonaiConfig
+class NnunetConfig(_Settings):
+    """A U-Net of nnU-Net v2, one entry per resolution, the full one first."""
+
+    name: Literal["nnunet/PlainConvUNet", "nnunet/ResidualEncoderUNet"]
+    """The class in `dynamic_network_architectures`."""
+    features: tuple[int, ...] = Field(min_length=2, max_length=12)
+    """Channels."""
+    kernels: tuple[tuple[int, int, int], ...]
+    """Voxels of the convolutions' kernels along each axis."""
+    strides: tuple[tuple[int, int, int], ...]
+    """How much coarser than the resolution before, along each axis."""
+    blocks: tuple[int, ...]
+    """Convolutions, or residual blocks, on the way down."""
+    decoder_blocks: tuple[int, ...]
+    """Convolutions on the way up, of every resolution but the lowest."""
+    bias: bool = True
+    """Whether convolutions have a bias."""
+    norm: Literal["instance", "batch"] = "instance"
+    """Between convolution and activation."""
+    eps: float = Field(default=1e-5, gt=0)
+    """What the norm adds to the variance."""
+    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    """After the norm; the slope of `leaky_relu` is 0.01."""
+    outputs: Literal["regions", "labels"] = "regions"
+    """A logit per region, or one per label and one for the background, for a softmax."""
+
+    @model_validator(mode="after")
+    def _one_entry_per_resolution(self) -> NnunetConfig:
+        lengths = {len(self.kernels), len(self.strides), len(self.blocks), len(self.features)}
+        if lengths != {len(self.decoder_blocks) + 1}:
+            raise ConfigError(
+                f"the settings of {self.name} are for different numbers of resolutions",
+                hint="each but decoder_blocks has one entry per resolution, that one less",
+            )
+        return self
+
+
+NetworkConfig = UNetConfig | MonaiConfig | NnunetConfig
 
 
 def network_config(value: object) -> NetworkConfig:
@@ -183,7 +223,7 @@ def network_config(value: object) -> NetworkConfig:
         ConfigError: If no network has the name.
         ValidationError: If it does not have the settings.
     """
-    if isinstance(value, UNetConfig | MonaiConfig):
+    if isinstance(value, UNetConfig | MonaiConfig | NnunetConfig):
         return value
     settings = {"name": value} if isinstance(value, str) else value
     if not isinstance(settings, Mapping) or "name" not in settings:
@@ -191,6 +231,8 @@ def network_config(value: object) -> NetworkConfig:
     name = settings["name"]
     if str(name).startswith(MONAI):
         return MonaiConfig.model_validate(settings)
+    if str(name).startswith(NNUNET):
+        return NnunetConfig.model_validate(settings)
     if name not in PRESETS:
         known = f"networks are {', '.join(PRESETS)} and MONAI's, as monai/SegResNet"
         raise ConfigError(

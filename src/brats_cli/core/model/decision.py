@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..data.labels import REGIONS, LabelScheme
+
+Rule = Literal["thresholds", "most likely"]
 
 THRESHOLD = 0.5
 """Probability from which a voxel belongs to a region, where no other was selected."""
@@ -25,16 +27,24 @@ class Decision:
             region that is not in here.
         smallest_et_mm3: Predicted enhancing tumour below this volume in total is relabelled as
             necrosis.
+        rule: `thresholds`, or `most likely`: the tissue of the highest probability, as a network
+            decides that was trained on labels which exclude each other.
+        temperatures: By region, what the logit is divided by before a probability is written; 1
+            for a region that is not in here.
     """
 
     thresholds: Mapping[str, float] = field(default_factory=dict)
     smallest_et_mm3: float = 0.0
+    rule: Rule = "thresholds"
+    temperatures: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Decision:
         """The decision that a checkpoint's file holds."""
         thresholds = {name: float(value) for name, value in content.get("thresholds", {}).items()}
-        return cls(thresholds, float(content.get("smallest_et_mm3", 0)))
+        heat = {name: float(value) for name, value in content.get("temperatures", {}).items()}
+        rule: Rule = "most likely" if content.get("rule") == "most likely" else "thresholds"
+        return cls(thresholds, float(content.get("smallest_et_mm3", 0)), rule, heat)
 
     @classmethod
     def average(cls, decisions: Sequence[Decision]) -> Decision:
@@ -42,15 +52,35 @@ class Decision:
         return cls(
             {name: fmean(each.threshold(name) for each in decisions) for name in REGIONS},
             fmean(each.smallest_et_mm3 for each in decisions),
+            decisions[0].rule if len({each.rule for each in decisions}) == 1 else "thresholds",
+            # Of several networks only the average is calibrated or not, and nobody has measured it.
+            decisions[0].temperatures if len(decisions) == 1 else {},
         )
 
     def content(self) -> dict[str, Any]:
-        """As plain values, for a file."""
-        return asdict(self)
+        """As plain values, for a file; what brats 0.1.0 did not have is left out by default."""
+        content = asdict(self)
+        if self.rule == "thresholds":
+            del content["rule"]
+        if not self.temperatures:
+            del content["temperatures"]
+        return content
 
     def threshold(self, region: str) -> float:
         """The probability from which a voxel belongs to `region`."""
         return self.thresholds.get(region, THRESHOLD)
+
+    def calibrated(
+        self, region: str, probability: npt.NDArray[np.floating[Any]]
+    ) -> npt.NDArray[np.floating[Any]]:
+        """A region's probability, its logit divided by the region's temperature."""
+        temperature = self.temperatures.get(region, 1.0)
+        if temperature == 1:
+            return probability
+        with np.errstate(divide="ignore"):  # log 0: what is certain stays that
+            odds = np.log(probability) - np.log1p(-probability)
+        calm: npt.NDArray[np.floating[Any]] = 1 / (1 + np.exp(-odds / temperature))
+        return calm
 
     def label_map(
         self,
@@ -66,8 +96,21 @@ class Decision:
             scheme: The scheme to write labels in.
             voxel_mm3: Volume of a voxel.
         """
-        masks = [
-            region >= self.threshold(name)
-            for name, region in zip(REGIONS, probabilities, strict=True)
-        ]
+        if self.rule == "most likely":
+            masks = _most_likely(*probabilities)
+        else:
+            masks = [
+                region >= self.threshold(name)
+                for name, region in zip(REGIONS, probabilities, strict=True)
+            ]
         return scheme.paint(np.stack(masks), smallest_et_voxels=self.smallest_et_mm3 / voxel_mm3)
+
+
+def _most_likely(
+    whole: npt.NDArray[np.floating[Any]],
+    core: npt.NDArray[np.floating[Any]],
+    enhancing: npt.NDArray[np.floating[Any]],
+) -> list[npt.NDArray[np.bool_]]:
+    """Masks of WT, TC and ET by the most likely of background, edema, necrosis and enhancement."""
+    tissue = np.stack([1 - whole, whole - core, core - enhancing, enhancing]).argmax(axis=0)
+    return [tissue >= 1, tissue >= 2, tissue == 3]

@@ -1,15 +1,18 @@
-"""The network: a 3D U-Net, its shape a value in the config, or one of MONAI's."""
+"""The network: a 3D U-Net, its shape a value in the config, or one of MONAI's or nnU-Net's."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import NetworkConfig, UNetConfig
+from ..errors import ConfigError
+from .config import NetworkConfig, NnunetConfig, UNetConfig
 from .monai import MonaiNetwork
+from .nnunet import NnunetNetwork
 
 
 class UNet3D(nn.Module):
@@ -69,7 +72,7 @@ class UNet3D(nn.Module):
         return [logits, *reversed(lower)] if lower else logits
 
 
-Network = UNet3D | MonaiNetwork
+Network = UNet3D | MonaiNetwork | NnunetNetwork
 
 
 def make_network(
@@ -82,9 +85,10 @@ def make_network(
     """
     if isinstance(config, UNetConfig):
         return UNet3D(config, in_channels=in_channels, out_channels=out_channels)
-    return MonaiNetwork(
-        config, in_channels=in_channels, out_channels=out_channels, patch_size=patch_size
-    )
+    sizes = {"in_channels": in_channels, "out_channels": out_channels, "patch_size": patch_size}
+    if isinstance(config, NnunetConfig):
+        return NnunetNetwork(config, **sizes)
+    return MonaiNetwork(config, **sizes)
 
 
 def network_without_weights(
@@ -101,6 +105,35 @@ def network_without_weights(
         return make_network(
             config, in_channels=in_channels, out_channels=out_channels, patch_size=patch_size
         )
+
+
+def in_two_parts(
+    network: Network,
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
+    """What takes images to outputs that may be averaged, and what takes these to regions' logits.
+
+    The second does nothing but for networks of nnU-Net that were trained on labels.
+    """
+    if isinstance(network, NnunetNetwork):
+        return network.outputs, network.regions
+    return network, lambda outputs: outputs
+
+
+def encoder_of(network: Network) -> list[nn.Module]:
+    """The parts of a network that a patch meets on its way down to the lowest resolution.
+
+    Raises:
+        ConfigError: If it is a network of MONAI whose parts are not known.
+    """
+    parts = network.net if isinstance(network, MonaiNetwork | NnunetNetwork) else network
+    for names in (("down",), ("encoder",), ("convInit", "down_layers")):
+        if all(name in parts._modules for name in names):
+            return [parts.get_submodule(name) for name in names]
+    name = getattr(network.config, "name", "unet")
+    raise ConfigError(
+        f"brats does not know which part of {name} is its encoder",
+        hint="train without --freeze, or use brats' own network, SegResNet or nnU-Net's",
+    )
 
 
 def crop(tensor: torch.Tensor, size: torch.Size) -> torch.Tensor:

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from . import sliding
 from .network import Network
+from .sliding import SlidingWindow
 from .windows import probabilities
 
 
@@ -24,6 +26,7 @@ class Segmenter:
         patch_size: Edge of the patches it was trained on, in voxels.
         overlap: Share of a window that its neighbour covers; by default what suits the network.
         batch_windows: Windows computed at once.
+        sliding: The rule of the windows, if it is not brats' own.
     """
 
     network: Network
@@ -32,6 +35,7 @@ class Segmenter:
     patch_size: int
     overlap: float | None = None
     batch_windows: int = 1
+    sliding: SlidingWindow | None = None
 
     def __post_init__(self) -> None:
         self.network.eval()
@@ -40,12 +44,14 @@ class Segmenter:
         self,
         images: torch.Tensor | npt.ArrayLike,
         *,
+        tta: bool = False,
         on_share: Callable[[float], None] = lambda share: None,
     ) -> torch.Tensor:
         """Probability of each region at each voxel of a prepared case.
 
         Args:
             images: (C, X, Y, Z) z-scores.
+            tta: Average over the flips of the rule of the windows, if there is one.
             on_share: Called after each batch of windows with its share of the work.
 
         Returns:
@@ -56,6 +62,18 @@ class Segmenter:
         """
         if not isinstance(images, torch.Tensor):
             images = torch.from_numpy(np.array(images))
+        if self.sliding:
+            return sliding.probabilities(
+                self.network,
+                images,
+                self.sliding,
+                device=self.device,
+                dtype=self.dtype,
+                overlap=self.overlap,
+                batch_windows=self.batch_windows,
+                tta=tta,
+                on_share=on_share,
+            )
         return probabilities(
             self.network,
             images,

@@ -16,8 +16,8 @@ from ..compute.devices import autocast, memory_for_network
 from ..data.labels import REGIONS
 from ..errors import DeviceError
 from .config import UNetConfig
-from .monai import MonaiShape
 from .network import Network, UNet3D
+from .trial import TriedShape
 
 OVERLAP = 0.25
 """Share of a window that its neighbour covers too. Over nine real cases, windows without any cost
@@ -223,7 +223,7 @@ def even_window(length: int, edge: int) -> int:
     return int(np.ceil(length / (count - (count - 1) * OVERLAP)))
 
 
-def around(config: UNetConfig | MonaiShape, side: int) -> tuple[int, int]:
+def around(config: UNetConfig | TriedShape, side: int) -> tuple[int, int]:
     """Voxels that a network reads before and after a window of `side` voxels along an axis.
 
     Its margin under `padding: valid`, else `CONTEXT`, and what makes the sum divisible. Where the

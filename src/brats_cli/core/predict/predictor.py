@@ -23,7 +23,8 @@ from ..model.checkpoint import Checkpoint
 from ..model.decision import Decision
 from ..model.segmenter import Segmenter
 from ..model.windows import MIRRORS, fused
-from ..prepared.preparation import prepare, to_native
+from ..prepared.preparation import to_native
+from ..prepared.recipe import prepare_by
 
 Array = npt.NDArray[Any]
 
@@ -204,6 +205,7 @@ class Predictor:
         for other in self.checkpoints[1:]:
             _require_alike(first, other)
         self.modalities, self.regions = first.modalities, first.regions
+        self.recipe = first.recipe
         self.scheme = self.config.labels or first.scheme
         for region in self.regions:
             self.scheme.region(region)  # raises if it has no such region
@@ -236,7 +238,7 @@ class Predictor:
         present = self._present(case)
         _require_memory(case, len(present))
         volumes = read_images(case, present)
-        prepared = prepare(volumes)
+        prepared = prepare_by(self.recipe, volumes)
         images = prepared.images
         if present != self.modalities:
             images = np.zeros((len(self.modalities), *images.shape[1:]), dtype=np.float32)
@@ -255,13 +257,18 @@ class Predictor:
             on_share: Called with the fraction of the work done since the last call.
         """
         images = torch.from_numpy(loaded.images)
-        mirrors = MIRRORS if self.config.tta else MIRRORS[:1]
-        passes = len(mirrors) * len(self.checkpoints)
+        # Where the windows have a rule of their own, each is flipped on its own.
+        flips = [
+            MIRRORS if self.config.tta and not each.sliding else MIRRORS[:1]
+            for each in self.checkpoints
+        ]
+        passes = sum(map(len, flips))
         samples = Samples()
-        for segmenter in self._segmenters():
+        for segmenter, mirrors in zip(self._segmenters(), flips, strict=True):
             for axes in mirrors:
                 found = segmenter.probabilities(
                     images.flip(axes) if axes else images,
+                    tta=self.config.tta,
                     on_share=lambda share: on_share(share / passes),
                 )
                 found = found.flip(axes) if axes else found
@@ -284,10 +291,11 @@ class Predictor:
         written = []
 
         def native() -> Iterator[Array]:
-            for region in mean:
+            for name, region in zip(self.regions, mean, strict=True):
                 values = to_native(region, loaded.affine, loaded.grid)
                 if self.config.probabilities:
-                    written.append(np.floor(values / PROBABILITY_STEP).astype(np.int16))
+                    calm = self.decision.calibrated(name, values)
+                    written.append(np.floor(calm / PROBABILITY_STEP).astype(np.int16))
                 yield values
 
         voxel_mm3 = loaded.grid.voxel_mm3
@@ -331,6 +339,7 @@ class Predictor:
             patch_size=checkpoint.patch_size,
             overlap=self.config.overlap,
             batch_windows=self.config.batch_windows,
+            sliding=checkpoint.sliding,
         )
 
 
@@ -372,6 +381,12 @@ def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
                 f"{name} {', '.join(here)}, another on {', '.join(there)}",
                 hint="predict with each of them separately, or train them with the same settings",
             )
+    if first.recipe != other.recipe:
+        raise ConfigError(
+            "these models cannot be averaged: their images are prepared differently",
+            hint="predict with each of them separately; networks of different origin can be "
+            "averaged only as folds of one training",
+        )
 
 
 def _ways_out(present: Sequence[str]) -> str:

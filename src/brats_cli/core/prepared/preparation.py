@@ -68,7 +68,7 @@ def prepare(volumes: Sequence[Volume]) -> Prepared:
         UnreadableFileError: If an image holds NaN or infinity, or nothing but zeros.
     """
     for volume in volumes:
-        _require_content(volume)
+        require_content(volume)
     box = bounding_box(_anything([volume.data for volume in volumes]), margin=MARGIN)
     cropped = [volume.data[box] for volume in volumes]
     images, affine = to_canonical(cropped, _shifted(volumes[0].affine, box))
@@ -185,7 +185,12 @@ def _z_scores(images: Sequence[Array], brain: npt.NDArray[np.bool_]) -> npt.NDAr
     return scores
 
 
-def _require_content(volume: Volume) -> None:
+def require_content(volume: Volume) -> None:
+    """Check that an image is finite, and not all 0.
+
+    Raises:
+        UnreadableFileError: If not.
+    """
     if not np.isfinite(volume.data).all():
         raise UnreadableFileError(
             volume.path, "it holds NaN or infinite voxels", hint="repair it: brats check --fix"

@@ -1,0 +1,276 @@
+"""Files that others wrote: read without running anything in them, and refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from ..data.naming import MODALITIES, ROLES
+from ..errors import CheckpointError, ConfigError, UnreadableFileError
+from ..prepared.recipe import RECIPE, Recipe
+from .checkpoint import Checkpoint
+from .config import NetworkConfig
+from .decision import Decision
+from .sliding import SlidingWindow
+
+_MOST_JSON_BYTES = 50_000_000
+
+MOST_PATCH = 128
+"""Edge of the patches that an imported network is fine-tuned on by default, at most."""
+
+# What torch and pickle raise for archives with something else in them.
+_DAMAGED = (
+    pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError,
+    LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError, BadZipFile,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a network is imported from.
+
+    Attributes:
+        weights: The file with its weights.
+        content: What that file holds.
+        folder: The folder with its settings, if there is one.
+    """
+
+    weights: Path
+    content: Mapping[str, Any]
+    folder: Path | None = None
+
+    def origin(self, kind: str, name: str) -> dict[str, Any]:
+        """What a checkpoint records of where it comes from, as plain values."""
+        with self.weights.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest() if _HAS_DIGEST else _sha(file)
+        return {
+            "kind": kind,
+            "name": name,
+            "licence": licence_in(self.folder) if self.folder else "not stated",
+            "file": str(self.weights),
+            "sha256": digest,
+        }
+
+
+_HAS_DIGEST = hasattr(hashlib, "file_digest")  # from Python 3.11
+
+
+def _sha(file: Any) -> str:
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_weights(path: Path) -> Any:
+    """What a file of `torch.save` holds; nothing in it is run.
+
+    Beside tensors and plain values it may hold single numbers of NumPy, as nnU-Net's log does: by
+    the names below, and no others.
+
+    Raises:
+        CheckpointError: If it is none, or holds anything else.
+    """
+    try:
+        with _numbers_of_numpy():
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {_reason(error)}",
+            hint="download it again, and only from who trained it: brats runs no code that a "
+            "file of weights brings along",
+        ) from error
+
+
+@contextmanager
+def _numbers_of_numpy() -> Iterator[None]:
+    scalar = np.float64(0).__reduce__()[0]  # numpy._core.multiarray.scalar, where it now lives
+    names: list[Any] = [
+        (scalar, "numpy._core.multiarray.scalar"),
+        (scalar, "numpy.core.multiarray.scalar"),
+        np.dtype,
+        type(np.dtype(np.float64)),
+        type(np.dtype(np.float32)),
+    ]
+    with torch.serialization.safe_globals(names):
+        yield
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error)
+    if "Unsupported global" in text or "GLOBAL" in text or "weights_only" in text.lower():
+        named = text.partition("GLOBAL ")[2].partition(" ")[0].strip("`.,")
+        return f"it would run code ({named})" if named else "it would run code"
+    return "it is not a whole file of torch.save"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file.
+
+    Raises:
+        UnreadableFileError: If it is something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            raise ValueError("it is too large")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnreadableFileError(path, "it is not JSON") from error
+    if not isinstance(content, dict):
+        raise UnreadableFileError(path, "it holds no JSON object")
+    return content
+
+
+def licence_in(folder: Path) -> str:
+    """The first lines of a licence in a folder, and its file; or that none is stated."""
+    for file in sorted([*folder.glob("*"), *folder.glob("docs/*")]):
+        if file.is_file() and file.stem.lower() in ("license", "licence", "copying"):
+            with file.open(encoding="utf-8", errors="replace") as lines:
+                words = " ".join(lines.read(2000).split())
+            if words:
+                return f"{words[:80]} ({file.name})"
+    return "not stated"
+
+
+def modality_named(name: str) -> str | None:
+    """The modality that a channel's name stands for: `T1c`, `T2-FLAIR`, `t1gd`; or None."""
+    plain = name.lower().replace("-", "").replace(" ", "").replace("_", "")
+    more = {"t2flair": "flair", "t1contrast": "t1ce", "t1post": "t1ce", "t1pre": "t1"}
+    role = ROLES.get(name.lower()) or ROLES.get(plain) or more.get(plain)
+    return role if role in MODALITIES else None
+
+
+def modalities_of(names: Sequence[object], source: Path) -> tuple[str, ...]:
+    """The four modalities by the names of a network's channels.
+
+    Raises:
+        CheckpointError: If they are others.
+    """
+    found = tuple(modality_named(str(name)) for name in names)
+    if None in found or len(set(found)) < len(found) or not found:
+        raise CheckpointError(
+            f"{source} is of a network for other images: {', '.join(map(str, names)) or 'none'}",
+            hint="brats imports networks for T1, T1ce, T2 and FLAIR of the brain",
+        )
+    return tuple(name for name in found if name)
+
+
+def reordered(weight: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+    """The output channels of a last convolution's weight or bias in another order."""
+    return weight[list(order)].clone()
+
+
+def by_inclusion(sets: Sequence[frozenset[int]], source: Path) -> list[int]:
+    """The places of WT, TC and ET among three sets of label values, each inside another.
+
+    Raises:
+        CheckpointError: If they are not three, or not so.
+    """
+    order = sorted(range(len(sets)), key=lambda place: -len(sets[place]))
+    nested = all(sets[inner] < sets[outer] for outer, inner in pairwise(order))
+    if len(sets) != 3 or not nested:
+        shown = ", ".join(str(sorted(values)) for values in sets)
+        raise CheckpointError(
+            f"{source} segments {shown or 'no regions'}, not WT, TC and ET",
+            hint="brats predicts whole tumour, tumour core and enhancing tumour, each inside the "
+            "one before",
+        )
+    return order
+
+
+def checkpoint_of(
+    network: NetworkConfig,
+    weights: Mapping[str, torch.Tensor],
+    *,
+    modalities: Sequence[str],
+    labels: str,
+    multiple: int,
+    recipe: Recipe,
+    sliding: SlidingWindow,
+    origin: Mapping[str, Any],
+    epoch: object = 0,
+    decision: Decision | None = None,
+) -> Checkpoint:
+    """A checkpoint of brats of what was read elsewhere, made and filled once to see that it fits.
+
+    Args:
+        network: Its shape.
+        weights: By the names that the network has where it comes from.
+        modalities: Its input channels.
+        labels: The label scheme of predictions.
+        multiple: Edges of patches are multiples of this.
+        recipe: How images are prepared.
+        sliding: How windows are placed.
+        origin: Where it comes from.
+        epoch: Epochs trained, if it says so.
+        decision: How probabilities become labels, if not by a threshold of a half.
+
+    Raises:
+        CheckpointError: If the weights are not those of the network.
+    """
+    edge = min(MOST_PATCH, *sliding.window)
+    checkpoint = Checkpoint(
+        weights={f"net.{name}": _as_float32(value) for name, value in weights.items()},
+        config={
+            "network": network.model_dump(mode="json"),
+            "modalities": list(modalities),
+            "patch_size": max(2 * multiple, edge - edge % multiple),
+            "precision": "float32",
+            "augmentation": {"enabled": False},
+            "preparation": recipe.content(),
+            "inference": sliding.content(),
+            "origin": dict(origin),
+        },
+        labels=labels,
+        epoch=epoch if type(epoch) is int and epoch >= 0 else 0,
+        scores={},
+        preparation=RECIPE,
+        decision=decision,
+    )
+    if len(modalities) != 4 or len(set(modalities)) != 4:
+        raise CheckpointError(
+            f"{origin['file']} takes {len(modalities)} modalities: {', '.join(modalities)}",
+            hint="give each of t1, t1ce, t2 and flair once, in the order of the network's channels",
+        )
+    try:
+        made = checkpoint.network()
+    except (RuntimeError, ConfigError) as error:
+        if isinstance(error, ConfigError) and "not installed" in str(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise CheckpointError(
+            f"{origin['file']} does not hold the weights of its network: {lines[-1][:200]}",
+            hint="is it whole? download it again",
+        ) from error
+    multiple = made.config.multiple
+    if any(side % multiple for side in sliding.window):
+        raise CheckpointError(
+            f"{origin['file']} has windows of {sliding.window} voxels, which its network does not "
+            "take",
+            hint=f"each side has to be a multiple of {multiple}",
+        )
+    return checkpoint
+
+
+def _as_float32(value: torch.Tensor) -> torch.Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
+def holds_tensors(content: object) -> bool:
+    """Whether something is weights: tensors by name."""
+    return isinstance(content, Mapping) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    )

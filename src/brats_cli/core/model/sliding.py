@@ -1,0 +1,235 @@
+"""Windows as the program places and blends them that a network comes from: MONAI's, nnU-Net's.
+
+Both average the networks' outputs before they become probabilities, and both place, weigh and
+mirror windows in ways of their own, on which the last digits, and with group norm more than these,
+depend. So a checkpoint that was imported is computed by the rule of its origin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import combinations, product
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+from ..compute.devices import autocast
+from ..errors import CheckpointError, DeviceError
+from ..images.grid import times
+from .network import Network, in_two_parts
+
+Rule = Literal["monai", "nnunet"]
+Weights = Literal["constant", "gaussian"]
+
+CPU = torch.device("cpu")
+
+# Least weight of a window where MONAI blends by a Gaussian.
+_MONAI_FLOOR = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingWindow:
+    """How a network goes over a case.
+
+    Attributes:
+        rule: Whose windows: their places, the Gaussian, and what is averaged over flips.
+        window: Size of a window along the network's axes, in voxels.
+        overlap: Share of a window that its neighbour covers.
+        weights: Whether all voxels of a window count the same, or those near its middle more.
+        mirror_axes: Axes that the network may be flipped along, of 0, 1 and 2.
+    """
+
+    rule: Rule
+    window: tuple[int, int, int]
+    overlap: float = 0.5
+    weights: Weights = "gaussian"
+    mirror_axes: tuple[int, ...] = (0, 1, 2)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> SlidingWindow:
+        """The rule that a checkpoint holds.
+
+        Raises:
+            CheckpointError: If a value is unknown or cannot be so.
+        """
+        known = {field.name for field in fields(cls)}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content.items()
+        }
+        wrong = [name for name in values if name not in known or not _fits(name, values[name])]
+        if wrong or not {"rule", "window"} <= set(values):
+            name = wrong[0] if wrong else "window"
+            raise CheckpointError(
+                f"the windows of the checkpoint cannot have {name} {values.get(name)!r}",
+                hint="import the network again with this version of brats",
+            )
+        return cls(**values)
+
+    def content(self) -> dict[str, Any]:
+        """As plain values, for a file."""
+        return asdict(self)
+
+    @property
+    def mirrors(self) -> tuple[tuple[int, ...], ...]:
+        """Flips that are averaged, as axes of (X, Y, Z); the first turns none."""
+        return tuple(
+            axes
+            for count in range(len(self.mirror_axes) + 1)
+            for axes in combinations(self.mirror_axes, count)
+        )
+
+    def starts(self, length: int, axis: int, overlap: float) -> list[int]:
+        """First voxels of the windows along an axis of `length` voxels, at least a window's."""
+        side = self.window[axis]
+        room = length - side
+        if self.rule == "monai":
+            # Of fixed distance; the last is moved back to end with the image.
+            step = max(int(side * (1 - overlap)), 1)
+            return [min(start, room) for start in range(0, room + step, step)]
+        count = int(np.ceil(room / (side * (1 - overlap)))) + 1
+        step_size = room / max(count - 1, 1)
+        return [int(np.round(step_size * number)) for number in range(count)]
+
+    def importance(self) -> torch.Tensor:
+        """Weight of each voxel of a window, (X, Y, Z) float32."""
+        if self.weights == "constant":
+            return torch.ones(self.window)
+        x, y, z = (_gaussian(self.rule, side) for side in self.window)
+        found = x[:, None, None] * y[:, None] * z
+        least = _MONAI_FLOOR if self.rule == "monai" else float(found[found > 0].min())
+        return found.clamp_min(least)
+
+
+def _gaussian(rule: Rule, side: int) -> torch.Tensor:
+    """Weights along an axis: standard deviation an eighth of the window, the highest about 1."""
+    if rule == "monai":
+        offset = torch.arange(side) - (side - 1) / 2
+        return torch.exp(-0.5 * (offset / (side / 8)) ** 2)
+    impulse = np.zeros(side)
+    impulse[side // 2] = 1
+    blurred = ndimage.gaussian_filter(impulse, side / 8, mode="constant")
+    return torch.from_numpy(blurred / blurred.max()).float()
+
+
+@torch.inference_mode()
+def probabilities(
+    network: Network,
+    images: torch.Tensor,
+    sliding: SlidingWindow,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    overlap: float | None = None,
+    batch_windows: int = 1,
+    tta: bool = False,
+    on_share: Callable[[float], None] = lambda share: None,
+) -> torch.Tensor:
+    """Probability of each region at each voxel of a prepared case.
+
+    Args:
+        network: In evaluation mode, on `device`.
+        images: (C, X, Y, Z).
+        sliding: The rule.
+        device: Where to compute.
+        dtype: Type of the convolutions.
+        overlap: In place of that of the rule.
+        batch_windows: Windows computed at once.
+        tta: Average over the flips of the rule as well.
+        on_share: Called after each batch of windows with its share of the work.
+
+    Returns:
+        (R, X, Y, Z) float32 on the CPU.
+
+    Raises:
+        DeviceError: If a window does not fit into the device's memory; a smaller one would
+            compute something else.
+    """
+    outputs, to_regions = in_two_parts(network)
+    padded, inside = _padded(images, sliding.window)
+    share = sliding.overlap if overlap is None else overlap
+    starts = [sliding.starts(side, axis, share) for axis, side in enumerate(padded.shape[1:])]
+    corners = list(product(*starts))
+    importance = sliding.importance()
+    weight = torch.zeros(padded.shape[1:])
+    total = None
+    for batch in _chunks(corners, batch_windows):
+        boxes = [_box(corner, sliding.window) for corner in batch]
+        read = torch.stack([padded[(slice(None), *box)] for box in boxes]).to(device, torch.float32)
+        try:
+            found = _flipped(outputs, read, sliding.mirrors if tta else ((),), device, dtype).cpu()
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"{device} has no memory for a window of {times(sliding.window)} voxels of this "
+                "network, which needs just that",
+                hint="free memory there (see nvidia-smi), or use --device cpu",
+            ) from error
+        if total is None:
+            total = torch.zeros(found.shape[1], *padded.shape[1:])
+        for box, window in zip(boxes, found, strict=True):
+            total[(slice(None), *box)] += window * importance
+            weight[box] += importance
+        on_share(len(batch) / len(corners))
+    assert total is not None
+    logits = (total / weight)[(slice(None), *inside)]
+    return torch.sigmoid(to_regions(logits[None])[0])
+
+
+def _flipped(
+    outputs: Callable[[torch.Tensor], torch.Tensor],
+    read: torch.Tensor,
+    mirrors: Sequence[tuple[int, ...]],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The network's outputs for windows (B, C, X, Y, Z), averaged over flips."""
+    total = None
+    for axes in mirrors:
+        turned = [axis + 2 for axis in axes]
+        with autocast(device, dtype):
+            found = outputs(read.flip(turned) if turned else read).float()
+        found = found.flip(turned) if turned else found
+        total = found if total is None else total + found
+    assert total is not None
+    return total / len(mirrors)
+
+
+def _padded(
+    images: torch.Tensor, window: Sequence[int]
+) -> tuple[torch.Tensor, tuple[slice, slice, slice]]:
+    """`images` with zeros around, so that a window fits; and the box that they fill."""
+    padding: list[int] = []
+    box = []
+    for length, side in zip(images.shape[1:], window, strict=True):
+        missing = max(side - length, 0)
+        padding = [missing // 2, missing - missing // 2, *padding]
+        box.append(slice(missing // 2, missing // 2 + length))
+    return F.pad(images, padding), (box[0], box[1], box[2])
+
+
+def _box(corner: Sequence[int], window: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(first, first + side) for first, side in zip(corner, window, strict=True))
+
+
+def _chunks(corners: Sequence[tuple[int, ...]], size: int) -> Iterator[Sequence[tuple[int, ...]]]:
+    for first in range(0, len(corners), size):
+        yield corners[first : first + size]
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a field of a rule may have a value."""
+    if name == "rule":
+        return value in get_args(Rule)
+    if name == "weights":
+        return value in get_args(Weights)
+    if name == "overlap":
+        return isinstance(value, int | float) and 0 <= value < 1
+    if not isinstance(value, tuple) or not all(type(number) is int for number in value):
+        return False
+    if name == "window":
+        return len(value) == 3 and all(8 <= side <= 1024 for side in value)
+    return len(set(value)) == len(value) and set(value) <= {0, 1, 2}
