@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,7 +84,9 @@ def read_weights(path: Path) -> Any:
         CheckpointError: If it is none, or holds anything else.
     """
     try:
-        with _numbers_of_numpy():
+        with _numbers_of_numpy(), warnings.catch_warnings():
+            # A pickle of another protocol is no reason to tell users to report it to PyTorch.
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         raise CheckpointError(
