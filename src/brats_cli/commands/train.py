@@ -51,6 +51,25 @@ Workers = Annotated[
 StoreFolder = Annotated[
     Path | None, _option("Folder for prepared cases; default: brats-store beside the splits file.")
 ]
+Init = Annotated[
+    Path | None,
+    _option(
+        "Run or checkpoint whose weights training starts from; its network, modalities and patch "
+        "size become the defaults.",
+        metavar="MODEL",
+    ),
+]
+InitPartial = Annotated[
+    bool,
+    _option(
+        "Start although some layers do not fit those of --init; they start from random values.",
+        "--init-partial",
+    ),
+]
+Freeze = Annotated[
+    str | None,
+    _option("encoder: keep that part of the network as it is in --init.", metavar="PART"),
+]
 PrepareOnly = Annotated[bool, _option("Prepare the cases of the fold, and stop.", "--prepare-only")]
 WithProfile = Annotated[
     bool, _option("Report whether data or network is the bottleneck, and stop.", "--profile")
@@ -72,6 +91,9 @@ def train(
     patience: Patience = None,
     workers: Workers = None,
     store: StoreFolder = None,
+    init: Init = None,
+    init_partial: InitPartial = False,
+    freeze: Freeze = None,
     prepare_only: PrepareOnly = False,
     profile: WithProfile = False,
     summary: Summary = False,
@@ -88,6 +110,8 @@ def train(
     Example: brats train --epochs 100 --gpu 0
 
     Example: brats train splits.yaml -c examples/cpu.yaml --device cpu -o runs/first
+
+    Example: brats train --init model.pt --freeze encoder --set learning_rate=1e-4
 
     Example: brats train --summary --set network=monai/SegResNet
     """
@@ -109,6 +133,9 @@ def train(
         patience=patience,
         workers=workers,
         store=store,
+        init=init,
+        init_partial=init_partial,
+        freeze=freeze,
         prepare_only=prepare_only,
         profile=profile,
         summary=summary,

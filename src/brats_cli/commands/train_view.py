@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .. import console
-from ..core.wording import size_text
+from ..core.wording import listing, size_text
 
 if TYPE_CHECKING:
     from ..core.train import events as e
     from ..core.train.run import Event
+    from ..core.train.start import Initialised
     from ..core.train.thresholds import SelectionPass
     from ..core.train.training import Epoch, Profile, StepDone
 
@@ -58,6 +59,7 @@ class TrainView:
     def show(self, event: Event) -> None:
         """Show what has happened."""
         from ..core.train import events as e
+        from ..core.train.start import Initialised
         from ..core.train.thresholds import SelectionPass
         from ..core.train.training import CaseValidated, Epoch, Profile, StepDone
 
@@ -80,6 +82,8 @@ class TrainView:
                 self._live.close()
                 if self.report_prepared:
                     console.message(f"{event.cases} cases in {event.folder}")
+            case Initialised():
+                _show_initialised(event)
             case e.RunStarted():
                 self._start(event)
             case e.Stopped():
@@ -131,6 +135,18 @@ class TrainView:
         bars = self._live.enter_context(console.progress())
         task = bars.add_task(text, total=total)
         self._advance = lambda: bars.advance(task)
+
+
+def _show_initialised(event: Initialised) -> None:
+    total = len(event.fitting) + len(event.random)
+    console.message(f"starting from {event.file}: {len(event.fitting)} of {total} tensors")
+    for name, tensors in (("random", event.random), ("unused", event.unused)):
+        if tensors:
+            console.message(f"{name}: {listing(tensors, shown=8)}")
+    for difference in event.differences:
+        console.warning(difference)
+    if event.frozen:
+        console.message(f"frozen: the encoder, {event.frozen / 1e6:.1f} million weights")
 
 
 class Pace:

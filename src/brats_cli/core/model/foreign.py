@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,10 +112,11 @@ def _numbers_of_numpy() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
+    """Why torch does not read a file, in few words."""
     text = str(error)
-    if "Unsupported global" in text or "GLOBAL" in text or "weights_only" in text.lower():
-        named = text.partition("GLOBAL ")[2].partition(" ")[0].strip("`.,")
-        return f"it would run code ({named})" if named else "it would run code"
+    named = re.search(r"GLOBAL ([\w.]+)", text)
+    if named or re.search(r"unrecognized function|Can only (build|create)", text):
+        return f"it would run code ({named[1]})" if named else "it would run code"
     return "it is not a whole file of torch.save"
 
 

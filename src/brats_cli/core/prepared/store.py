@@ -38,7 +38,8 @@ from ..errors import OutputError, UnreadableFileError
 from ..images.grid import require_same_grid
 from ..images.nifti import read_labels
 from ..wording import size_text
-from .preparation import PREPARATION, prepare, prepare_labels
+from .preparation import PREPARATION, prepare_labels
+from .recipe import RECIPE, Recipe, prepare_by
 
 try:
     import fcntl
@@ -138,11 +139,12 @@ class StoredCases(Sequence[StoredCase]):
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of prepared cases, all in one label scheme."""
+    """A folder of prepared cases, all in one label scheme and prepared alike."""
 
     folder: Path
     scheme: LabelScheme
     modalities: tuple[str, ...] = MODALITIES
+    recipe: Recipe | None = None
 
     def plan(self, cases: Sequence[Case]) -> Preparation:
         """Where each of `cases` is stored, or will be; their files are looked at once, here.
@@ -187,6 +189,7 @@ class Store:
         paths = [*(image.path.resolve() for image in images), case.label.resolve()]
         wanted: list[Any] = [self.scheme.name, case.scheme.name, self.modalities, *map(str, paths)]
         wanted += [image.channel for image in images]
+        wanted += [RECIPE, self.recipe.content()] if self.recipe else []
         state: list[Any] = [FORMAT, PREPARATION]
         for path in paths:
             try:
@@ -230,7 +233,7 @@ class Store:
         label_map = read_labels(case.label)
         require_same_grid([volumes[0], label_map])
         case.scheme.require(np.unique(label_map.data).tolist(), str(case.label))
-        prepared = prepare(volumes)
+        prepared = prepare_by(self.recipe, volumes)
         labels = case.scheme.convert(prepare_labels(label_map, prepared), self.scheme)
         masks = (*self.scheme.masks(labels), prepared.brain)
         centres = [_some_voxels(mask, case.id) for mask in masks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,13 +18,16 @@ from pydantic import (
 from ..errors import ConfigError
 from ..model.config import (
     MONAI,
+    NNUNET,
     MonaiConfig,
     NetworkConfig,
+    NnunetConfig,
     UNetConfig,
     _as_of_its_version,
     _Settings,
     network_config,
 )
+from ..prepared.recipe import Recipe
 from ..wording import did_you_mean
 from ..writing import whole_file
 
@@ -141,6 +145,26 @@ class TrainConfig(_Settings):
     """Processes that read patches; `null` takes what this process may use, less one."""
     seed: int = Field(default=0, ge=0)
     """Decides initial weights, patches and augmentation."""
+    init: str | None = None
+    """Checkpoint or run whose weights training starts from; its network, modalities and patch size
+    are then the defaults."""
+    init_partial: bool = False
+    """Start although some layers of the network do not fit those of `init`, from random values."""
+    freeze: Literal["none", "encoder"] = "none"
+    """`encoder` keeps the way down as it is in `init`, which is less to overfit with few cases."""
+    preparation: Recipe | None = None
+    """How images are prepared, if not as brats does; taken from `init`."""
+    origin: dict[str, Any] | None = None
+    """What `init` was when the run began; filled in by brats."""
+
+    @model_validator(mode="after")
+    def _frozen_weights_must_come_from_somewhere(self) -> TrainConfig:
+        if self.freeze != "none" and not self.init:
+            raise ConfigError(
+                f"freeze: {self.freeze} would keep random weights",
+                hint="add --init MODEL, whose weights it keeps",
+            )
+        return self
 
     @model_validator(mode="after")
     def _patch_must_fit(self) -> TrainConfig:
@@ -162,13 +186,21 @@ class TrainConfig(_Settings):
             partial.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
+_LEFT_TO_INIT = ("preparation", "origin")
+
+
 def load_config(
-    path: Path | None = None, *, of_a_run: bool = False, **overrides: object
+    path: Path | None = None,
+    *,
+    of_a_run: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+    **overrides: object,
 ) -> TrainConfig:
     """Defaults, then the YAML file, then `overrides`.
 
     Args:
         path: YAML file with any of the settings.
+        defaults: Settings that override the usual defaults.
         of_a_run: The file has all that there were when the run began, perhaps under an older brats.
         overrides: Settings by name; `{"network.channels": 16}` reaches into a section, after
             `{"network": "classic"}` has replaced it.
@@ -177,6 +209,10 @@ def load_config(
         ConfigError: If a setting is unknown (the hint suggests the nearest) or cannot be so.
     """
     settings = _read_yaml(path) if path else {}
+    taken_over = copy.deepcopy(dict(defaults or {}))
+    # `null` says that the file leaves these to `init`, not that it wants others.
+    given = {name: value for name, value in settings.items() if name not in _LEFT_TO_INIT or value}
+    settings = {**taken_over, **given}
     if of_a_run:
         settings["network"] = _as_of_its_version(settings.get("network", {}))
     for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
@@ -185,6 +221,12 @@ def load_config(
         return TrainConfig.model_validate(settings)
     except ValidationError as error:
         raise _as_config_error(error, settings, path) from error
+
+
+def initial_model(path: Path | None, overrides: Mapping[str, object]) -> Path | None:
+    """The checkpoint or run that a training starts from, by its YAML file and overrides."""
+    found = overrides.get("init") or (_read_yaml(path).get("init") if path else None)
+    return Path(str(found)) if found else None
 
 
 def parse_setting(text: str) -> tuple[str, object]:
@@ -256,8 +298,10 @@ def _as_config_error(
 
 def _known_settings(section: list[str], settings: Mapping[str, Any]) -> list[str]:
     if section == ["network"]:
-        of_monai = str(settings["network"].get("name")).startswith(MONAI)
-        return list((MonaiConfig if of_monai else UNetConfig).model_fields)
+        name = str(settings["network"].get("name"))
+        others = {MONAI: MonaiConfig, NNUNET: NnunetConfig}
+        kinds = (kind for start, kind in others.items() if name.startswith(start))
+        return list(next(kinds, UNetConfig).model_fields)
     model: Mapping[str, Any] = TrainConfig.model_fields
     for key in section:
         model = model[key].annotation.model_fields

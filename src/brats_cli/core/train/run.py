@@ -24,7 +24,7 @@ from ..model.network import Network, network_without_weights
 from ..model.summary import costs
 from ..prepared.store import Preparation, Store, StoredCases, training_scheme
 from . import training
-from .config import TrainConfig, load_config, parse_setting
+from .config import TrainConfig, initial_model, load_config, parse_setting
 from .events import (
     CasePrepared,
     FoldsFinished,
@@ -36,6 +36,7 @@ from .events import (
     Stopped,
 )
 from .run_record import Board, RunRecord
+from .start import Initialised, settings_of, starting_point
 from .thresholds import SelectionPass, select_thresholds
 from .training import CaseValidated, Epoch, Profile, StepDone, Stop
 
@@ -43,6 +44,7 @@ Event = (
     Preparing
     | CasePrepared
     | Prepared
+    | Initialised
     | RunStarted
     | StepDone
     | CaseValidated
@@ -86,6 +88,9 @@ def train(
     patience: int | None = None,
     workers: int | None = None,
     store: str | Path | None = None,
+    init: str | Path | None = None,
+    init_partial: bool = False,
+    freeze: str | None = None,
     prepare_only: bool = False,
     profile: bool = False,
     summary: bool = False,
@@ -111,6 +116,9 @@ def train(
         patience: Validations without a better score before stopping.
         workers: Processes that read patches.
         store: Folder of prepared cases; default: brats-store beside the splits file.
+        init: Checkpoint or run whose weights training starts from.
+        init_partial: Start although some layers do not fit those of `init`, from random values.
+        freeze: "encoder" keeps that part of the network as it is in `init`.
         prepare_only: Prepare the cases, and stop.
         profile: Find out whether data or network is the bottleneck, and stop.
         summary: Find out what the network costs, and stop; needs no data.
@@ -118,15 +126,24 @@ def train(
         overwrite: Replace the run in `output`.
 
     Yields:
-        `Preparing`, `CasePrepared`, `Prepared`; `RunStarted`; `StepDone`, `CaseValidated`, `Epoch`;
-        `Stopped`; `SelectionPass`; `RunFinished`; `FoldsFinished`. Or `NetworkCosts`, or `Profile`.
+        `Preparing`, `CasePrepared`, `Prepared`; `Initialised`, `RunStarted`; `StepDone`,
+        `CaseValidated`, `Epoch`; `Stopped`; `SelectionPass`; `RunFinished`; `FoldsFinished`. Or
+        `NetworkCosts`, or `Profile`.
 
     Raises:
         BratsError: If data, files or settings are wrong.
         ProcessesNeeded: If several GPUs are asked for in a single process.
     """
     run = RunRecord(Path(output)) if output else _default_run(resume=resume)
-    overrides = _overrides(settings, epochs=epochs, patience=patience, workers=workers)
+    overrides = _overrides(
+        settings,
+        epochs=epochs,
+        patience=patience,
+        workers=workers,
+        init=None if init is None else str(init),
+        init_partial=init_partial or None,
+        freeze=freeze,
+    )
     config = Path(config) if config else None
     gpus = None if gpu is None else str(gpu)
     if summary:
@@ -143,7 +160,10 @@ def train(
         if not job.resume:
             job.run.require_absent(overwrite=overwrite)
     for job in jobs:
-        _network(job.config)  # what cannot be made is reported now, not after preparing the cases
+        # What cannot be made or does not fit is reported now, not after preparing the cases.
+        network = _network(job.config)
+        if job.config.init and not (job.resume and job.run.last.exists()):
+            starting_point(job.config, network)
     if len(devices) > 1 and group.size == 1 and not profile:
         raise ProcessesNeeded(len(devices))
     chosen = group.device(devices)
@@ -188,7 +208,8 @@ def _settled(
     """The settings of a run, which a resumed one has in its own file."""
     if resume and config is None:
         return load_config(run.config, of_a_run=True, **overrides)
-    return load_config(config, **overrides)
+    model = initial_model(config, overrides)
+    return load_config(config, defaults=settings_of(model) if model else None, **overrides)
 
 
 def _jobs(
@@ -316,9 +337,10 @@ class _Work:
         """Prepare the cases of a run that are not in the store."""
         names, cases, config = job.split.fold(0), job.split.cases(), job.config
         used = [cases[case_id] for case_id in (*names.train, *names.val)]
-        key = frozenset(case.id for case in used), config.modalities
+        key = frozenset(case.id for case in used), config.modalities, config.preparation
         if key not in self.plans:
-            store = Store(self.folder, training_scheme(used), config.modalities)
+            scheme = training_scheme(used)
+            store = Store(self.folder, scheme, config.modalities, config.preparation)
             plan = store.plan(used)
             if plan.missing:
                 size = store.bytes_needed(plan.missing)
@@ -340,6 +362,10 @@ def _trained(
     checkpoint = run.resume() if job.resume else None
     if not job.resume and group.leads:
         run.start(config, job.split)
+    weights = None
+    if config.init and checkpoint is None:
+        initialised, weights = starting_point(config, _network(config))
+        yield initialised
     yield RunStarted(
         folder=run.folder,
         device=describe(device),
@@ -351,7 +377,7 @@ def _trained(
         epochs_done=checkpoint.epoch if checkpoint else 0,
         steps_per_epoch=config.steps_per_epoch,
     )
-    stopped = yield from _recorded(job, cases, device, group, checkpoint, max_seconds)
+    stopped = yield from _recorded(job, cases, device, group, checkpoint, weights, max_seconds)
     if stopped is not None:
         yield Stopped(stopped, config.patience)
     best = yield from _selected(run, cases, device, group)
@@ -366,6 +392,7 @@ def _recorded(
     device: torch.device,
     group: Group,
     checkpoint: Checkpoint | None,
+    weights: Mapping[str, torch.Tensor] | None,
     max_seconds: float,
 ) -> Generator[StepDone | CaseValidated | Epoch, None, Stop | None]:
     """Train the epochs, each recorded before it is yielded."""
@@ -379,6 +406,7 @@ def _recorded(
             cases.store.scheme,
             device,
             resume=checkpoint,
+            weights=weights,
             group=group,
             max_seconds=max_seconds,
         ):

@@ -23,12 +23,15 @@ from ..model.config import stored_network_config
 from ..model.decision import THRESHOLD
 from ..model.network import Network, make_network
 from ..model.segmenter import Segmenter
+from ..prepared.preparation import PREPARATION
+from ..prepared.recipe import RECIPE
 from ..prepared.store import StoredCase
 from .augment import augment
 from .config import TrainConfig
 from .figures import Preview
 from .losses import training_loss
 from .sampling import Batch, Patches, batches
+from .start import freeze, into_training
 
 Result = TypeVar("Result")
 
@@ -186,6 +189,7 @@ def train(
     device: torch.device,
     *,
     resume: Checkpoint | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
     group: Group = ALONE,
     max_seconds: float = math.inf,
 ) -> Iterator[StepDone | CaseValidated | Epoch]:
@@ -202,6 +206,7 @@ def train(
         scheme: The label scheme of the stored cases.
         device: Where to compute.
         resume: `last.pt` of the same run, to resume from.
+        weights: Values that the network starts from, of all its tensors or some.
         group: The processes that train together: each reads `batch_size` patches per step.
         max_seconds: Stop after the epoch with which this time is up, or before one that would
             likely not end in it.
@@ -211,7 +216,7 @@ def train(
         CheckpointError: If `resume` holds no state to resume from.
     """
     started = time.monotonic()
-    learner = _Learner(config, scheme, device, resume, group)
+    learner = _Learner(config, scheme, device, resume, group, weights)
     feed = _feed(config, training, learner.progress.epoch, group)
     while learner.progress.epoch < config.epochs and not learner.progress.stops(config):
         before = time.monotonic()
@@ -291,6 +296,7 @@ class _Learner:
         device: torch.device,
         resume: Checkpoint | None,
         group: Group,
+        weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         keep_freed_memory()
         torch.manual_seed(config.seed)
@@ -302,6 +308,9 @@ class _Learner:
             out_channels=len(REGIONS),
             patch_size=config.patch_size,
         ).to(device)
+        if weights is not None:
+            self.network.load_state_dict({**self.network.state_dict(), **weights})
+        freeze(self.network, config)
         self.optimizer = _optimizer(config, self.network)
         # Gradients of float16 would vanish below 6e-8.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -355,7 +364,7 @@ class _Learner:
             TrainingError: If a loss is not a number.
         """
         torch.manual_seed(self._seed())  # for dropout
-        self.network.train()
+        into_training(self.network, self.config)
         losses, cases, waited = [], [], 0.0
         for number in range(self._batches_per_epoch):
             asked = time.perf_counter()
@@ -477,6 +486,7 @@ class _Learner:
             labels=self.scheme.name,
             epoch=self.progress.epoch,
             scores=dice,
+            preparation=RECIPE if self.config.preparation else PREPARATION,
             state=state,
         )
 
@@ -579,7 +589,9 @@ def _optimizer(config: TrainConfig, network: torch.nn.Module) -> torch.optim.Opt
 def _draw_near(average: torch.nn.Module, network: torch.nn.Module, share: float) -> None:
     """Move an average of networks towards one by a share of the way; counts are taken over."""
     for mean, value in zip(
-        average.state_dict().values(), network.state_dict().values(), strict=True
+        (*average.parameters(), *average.buffers()),
+        (*network.parameters(), *network.buffers()),
+        strict=True,
     ):
         if mean.is_floating_point():
             mean.lerp_(value, share)

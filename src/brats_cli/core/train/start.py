@@ -1,0 +1,166 @@
+"""What a training starts from: the weights of a checkpoint, and what of them may change."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.labels import REGIONS
+from ..errors import CheckpointError
+from ..model.checkpoint import Checkpoint
+from ..model.config import stored_network_config
+from ..model.network import Network, encoder_of
+from ..model.run_folder import checkpoint_paths
+from ..wording import listing
+from .config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """The weights that a training starts from.
+
+    Attributes:
+        file: The checkpoint.
+        fitting: Tensors of the network that have their values from it.
+        random: Those that keep random values, as the checkpoint has none that fit.
+        unused: Those of the checkpoint that the network does not have.
+        differences: In what the training differs from that of the checkpoint, in words.
+        frozen: Weights that do not change.
+    """
+
+    file: Path
+    fitting: tuple[str, ...]
+    random: tuple[str, ...]
+    unused: tuple[str, ...]
+    differences: tuple[str, ...]
+    frozen: int
+
+
+def initial_checkpoint(model: Path) -> tuple[Path, Checkpoint]:
+    """The checkpoint that is meant by a file or a run's folder.
+
+    Raises:
+        CheckpointError: If there is none, or several.
+    """
+    paths = checkpoint_paths(model)
+    if len(paths) > 1:
+        raise CheckpointError(
+            f"{model} holds the networks of {len(paths)} folds", hint=f"choose one: {paths[0]}"
+        )
+    return paths[0], Checkpoint.load(paths[0])
+
+
+def settings_of(model: Path) -> dict[str, Any]:
+    """The settings that a training takes over from the checkpoint that it starts from.
+
+    Its network, modalities and patch size, and how images are prepared, as defaults; and what it
+    is, for the record.
+    """
+    file, checkpoint = initial_checkpoint(model)
+    network = stored_network_config(checkpoint.config["network"])
+    recipe = checkpoint.recipe
+    return {
+        "network": network.model_dump(mode="json"),
+        "modalities": list(checkpoint.modalities),
+        "patch_size": checkpoint.patch_size,
+        "preparation": recipe.content() if recipe else None,
+        "origin": {
+            "file": str(file.absolute()),
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "epoch": checkpoint.epoch,
+            "origin": dict(checkpoint.origin),
+        },
+    }
+
+
+def starting_point(
+    config: TrainConfig, network: Network
+) -> tuple[Initialised, dict[str, torch.Tensor]]:
+    """What of the checkpoint in `config.init` fits a network, and the values.
+
+    Raises:
+        CheckpointError: If not all of the network does and that is not wanted, nothing does, or
+            the file is another than when the run began.
+    """
+    file, checkpoint = initial_checkpoint(Path(str(config.init)))
+    noted = (config.origin or {}).get("sha256")
+    if noted and noted != hashlib.sha256(file.read_bytes()).hexdigest():
+        raise CheckpointError(
+            f"{file} is not the file any more that this run started from",
+            hint="start a new run from it with -o NAME, without --resume",
+        )
+    due, weights = network.state_dict(), checkpoint.weights
+    fitting = [name for name in due if _shape(weights, name) == due[name].shape]
+    random = [name for name in due if name not in set(fitting)]
+    if random and (not config.init_partial or not fitting):
+        raise CheckpointError(
+            f"{len(random)} of {len(due)} tensors of the network have no values in {file} that "
+            f"fit: {_described(random, due, weights)}",
+            hint="train without --set network..., to have the network of the checkpoint"
+            + ("; or add --init-partial to start these from random values" if fitting else ""),
+        )
+    frozen = 0
+    if config.freeze == "encoder":
+        frozen = sum(each.numel() for part in encoder_of(network) for each in part.parameters())
+    found = Initialised(
+        file=file,
+        fitting=tuple(fitting),
+        random=tuple(random),
+        unused=tuple(name for name in weights if name not in due),
+        differences=tuple(_differences(config, checkpoint)),
+        frozen=frozen,
+    )
+    return found, {name: weights[name] for name in fitting}
+
+
+def freeze(network: Network, config: TrainConfig) -> None:
+    """Keep the weights of the encoder from changing, if that is set."""
+    if config.freeze == "encoder":
+        for part in encoder_of(network):
+            part.requires_grad_(False)
+
+
+def into_training(network: Network, config: TrainConfig) -> None:
+    """Put a network into training mode; what is frozen keeps its statistics too."""
+    network.train()
+    if config.freeze == "encoder":
+        for part in encoder_of(network):
+            part.eval()
+
+
+def _shape(weights: Mapping[str, torch.Tensor], name: str) -> torch.Size | None:
+    return weights[name].shape if name in weights else None
+
+
+def _described(
+    names: list[str], due: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
+) -> str:
+    """Names of tensors, with their shapes here and there."""
+
+    def words(name: str) -> str:
+        here, there = tuple(due[name].shape), _shape(weights, name)
+        return f"{name} {here}" + (f", not {tuple(there)}" if there is not None else "")
+
+    return listing([words(name) for name in names])
+
+
+def _differences(config: TrainConfig, checkpoint: Checkpoint) -> list[str]:
+    """In what a training differs from that of a checkpoint, beside its cases."""
+    found = []
+    for name, here, there in (
+        ("modalities", config.modalities, checkpoint.modalities),
+        ("regions", REGIONS, checkpoint.regions),
+    ):
+        if here != there:
+            found.append(
+                f"the checkpoint's {name} are {', '.join(there)}, those of this training "
+                f"{', '.join(here)}"
+            )
+    if config.preparation != checkpoint.recipe:
+        found.append("images are prepared in another way than for the checkpoint")
+    return found
