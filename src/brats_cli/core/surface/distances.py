@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from .triangles import Points, TriangleMesh, Triangles, corners_of, crosses_of, dot
+from .triangles import Points, TriangleMesh, corners_of, crosses_of, dot
 from .voxels import VoxelSurface
 
 POINTS = 5000

@@ -80,11 +80,13 @@ class Placing:
     def points(self, mesh: TriangleMesh) -> npt.NDArray[np.float32]:
         """The vertices, (V, 3)."""
         scale = np.array(_FROM_RAS[self.space]) * self.scale
-        return (mesh.vertices * scale).astype(np.float32)
+        points: npt.NDArray[np.float32] = (mesh.vertices * scale).astype(np.float32)
+        return points
 
     def directions(self, normals: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         """Normals, (N, 3). Neither space mirrors."""
-        return (normals * np.array(_FROM_RAS[self.space])).astype(np.float32)
+        turned: npt.NDArray[np.float32] = (normals * _FROM_RAS[self.space]).astype(np.float32)
+        return turned
 
     @property
     def note(self) -> str:

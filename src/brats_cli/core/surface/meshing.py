@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -49,7 +49,10 @@ class MeshResult:
         shells: Connected pieces of the mesh, cavities included.
         voxel_shells: Connected pieces of the voxels' boundary, cavities included.
         unsmoothed: Shells that are too small to be smoothed.
-        smooth: The smoothing.
+        smooth: The smoothing, less than was asked for if the surface would touch itself.
+        wanted_smooth: What was asked for.
+        wanted_faces: To how many triangles it was to be reduced; it may have more, so that it stays
+            closed and no part is lost.
         interpolated: Into how many parts voxels were cut along each axis between thick slices, or
             None.
         mean_mm: Mean distance between the mesh and the faces of the voxels.
@@ -74,6 +77,8 @@ class MeshResult:
     voxel_shells: int
     unsmoothed: int
     smooth: str
+    wanted_smooth: str
+    wanted_faces: int
     interpolated: tuple[int, int, int] | None
     mean_mm: float
     p95_mm: float
@@ -84,6 +89,27 @@ class MeshResult:
     def volume_error(self) -> float:
         """By how much the volume differs from the voxels', as a part of it."""
         return (self.volume_mm3 - self.voxels_mm3) / self.voxels_mm3
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how it was made, a sentence each."""
+        notes = []
+        if self.interpolated:
+            parts = " x ".join(map(str, self.interpolated))
+            notes.append(f"thick slices were interpolated (each voxel cut into {parts})")
+        if self.unsmoothed:
+            notes.append(
+                f"too small to be smoothed: {self.unsmoothed} of its {self.voxel_shells} parts "
+                "(islands and cavities)"
+            )
+        if self.smooth != self.wanted_smooth:
+            notes.append(f"smoothed less than asked ({self.smooth}), as it would touch itself")
+        if self.faces > 1.05 * self.wanted_faces:
+            notes.append(
+                f"kept {self.faces} faces instead of {self.wanted_faces}, so that it stays closed "
+                "and no part is lost"
+            )
+        return notes
 
     def to_json_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -174,9 +200,7 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         if self.placing.space not in get_args(Space):
-            raise ConfigError(
-                f"there is no space '{self.placing.space}'", hint="it is ras or lps"
-            )
+            raise ConfigError(f"there is no space '{self.placing.space}'", hint="it is ras or lps")
         if not 0 < self.placing.scale < float("inf"):
             raise ConfigError(
                 f"cannot scale a mesh by {self.placing.scale:g}",
@@ -224,8 +248,11 @@ def mesh(
     workers: int | None = None,
     skip_existing: bool = False,
     overwrite: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Meshes:
-    """Write closed surfaces of tumour regions, as `brats mesh` does.
+    """Write closed surfaces of tumour regions.
+
+    A label map of a list that fails is among the `failed` and stops no other; a single one raises.
 
     Args:
         segmentations: Label maps (NIfTI); scans for the region `brain`.
@@ -247,21 +274,19 @@ def mesh(
         workers: Number of processes; None: one per CPU, where that pays.
         skip_existing: Whether to keep meshes that exist.
         overwrite: Whether to replace them.
-
-    Returns:
-        The meshes made; where there were several label maps, also those that failed.
+        on_progress: Called with the numbers of label maps done and of all.
 
     Raises:
-        BratsError: If a setting is wrong, or the only label map failed.
+        BratsError: If a setting is wrong, two meshes would have one name, or the one label map
+            that is not in a list fails.
     """
-    one = isinstance(segmentations, str | Path)
-    paths = [Path(each) for each in ([segmentations] if one else segmentations)]
+    is_one = isinstance(segmentations, str | Path)
+    given = [segmentations] if isinstance(segmentations, str | Path) else segmentations
+    paths = [Path(each) for each in given]
     target = None if output is None else Path(output)
     config = MeshConfig(
         region=wanted_region(region),
-        surface=SurfaceConfig(
-            smooth=smooth, faces=faces, reduce=reduce, interpolate=interpolate
-        ),
+        surface=SurfaceConfig(smooth=smooth, faces=faces, reduce=reduce, interpolate=interpolate),
         islands=Islands(min_volume=min_volume, largest=largest, fill_holes=fill_holes),
         format=format_of(format, target),
         placing=Placing(space, scale),
@@ -271,25 +296,17 @@ def mesh(
         skip_existing=skip_existing,
         overwrite=overwrite,
     )
-    meshes = Meshes.of(mesh_each(paths, target, config, workers=workers))
-    if meshes.failed and len(paths) == 1:
+    jobs = list(zip(paths, _bases(paths, target, config), strict=True))
+    parts = []
+    for part in in_processes(
+        partial(_meshes_of, config=config), jobs, workers=workers, name=lambda job: str(job[0])
+    ):
+        parts.append(part)
+        on_progress(len(parts), len(jobs))
+    meshes = Meshes.of(parts)
+    if meshes.failed and is_one:
         raise meshes.failed[0].error
     return meshes
-
-
-def mesh_each(
-    paths: Sequence[Path], output: Path | None, config: MeshConfig, *, workers: int | None = None
-) -> Iterator[Meshes]:
-    """What came of each label map, in their order, as they are done.
-
-    Raises:
-        MeshError: Before anything is read: if two meshes would have one name.
-        BratsError: If a process was killed.
-    """
-    jobs = list(zip(paths, _bases(paths, output, config), strict=True))
-    return in_processes(
-        partial(_meshes_of, config=config), jobs, workers=workers, name=lambda job: str(job[0])
-    )
 
 
 def format_of(name: str | None, output: Path | None) -> str:
@@ -359,9 +376,9 @@ def _meshes_of(job: tuple[Path, _Base], config: MeshConfig) -> Meshes:
     path, base = job
     meshes = Meshes()
     try:
-        if config.region != "all" or config.is_scene:
-            if not _is_due(base.of(config.region), config, meshes):
-                return meshes
+        is_known = config.region != "all" or config.is_scene
+        if is_known and not _is_due(base.of(config.region), config, meshes):
+            return meshes
         image = read_image(path) if config.region == BRAIN else read_labels(path)
         for result in _written(image, base, config, meshes):
             meshes.made.append(result)
@@ -455,6 +472,8 @@ def _result(
         voxel_shells=len(surface.voxels.shell_voxels),
         unsmoothed=surface.unsmoothed,
         smooth=surface.smooth,
+        wanted_smooth=config.surface.smooth,
+        wanted_faces=config.surface.wanted(surface.full_faces),
         interpolated=surface.parts,
         mean_mm=distances.mean_mm,
         p95_mm=distances.p95_mm,

@@ -1,4 +1,4 @@
-"""A surface painted with a scan: a grey for each vertex, or a picture with a place for each face."""
+"""A surface painted with a scan: a grey for each vertex, or a picture with places for faces."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ class Paint:
         )
         black, white = self.window
         shares = np.clip((found - black) / (white - black), 0, 1)
-        return np.round(shares * 255).astype(np.uint8).reshape(points.shape[:-1])
+        greys: Greys = np.round(shares * 255).astype(np.uint8)
+        return greys.reshape(points.shape[:-1])
 
     def texture(self, mesh: TriangleMesh) -> Texture:
         """A picture of the scan along a surface, at more places than its vertices."""

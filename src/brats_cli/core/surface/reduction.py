@@ -95,8 +95,6 @@ def _used(vertices: Points, faces: Triangles) -> tuple[Points, npt.NDArray[np.in
     return vertices[used], number[faces]
 
 
-def _joined(
-    first: tuple[Points, Triangles], second: tuple[Points, Triangles]
-) -> TriangleMesh:
+def _joined(first: tuple[Points, Triangles], second: tuple[Points, Triangles]) -> TriangleMesh:
     faces = np.concatenate((first[1], second[1] + len(first[0])))
     return TriangleMesh(np.concatenate((first[0], second[0])), faces)

@@ -93,10 +93,10 @@ def region_masks(
     # The box of all regions is found once, and all that follows looks at a tenth of the voxels.
     box = bounding_box(image.data != 0)
     data, grid = image.data[box], image.grid.crop(box)
-    for region in regions_of(image, data, wanted, labels=labels):
+    for region in regions_of(image, wanted, labels=labels):
         mask = _brain(data) if wanted == BRAIN else region.mask(data)
         if not mask.any():
-            raise _empty(region, image, data)
+            raise _empty(region, image)
         kept = (islands or Islands()).of(mask, grid.voxel_mm3)
         if not kept.any():
             raise MeshError(
@@ -106,10 +106,10 @@ def region_masks(
         yield RegionMask(region, kept, grid)
 
 
-def _empty(region: Region, image: Volume, data: npt.NDArray[np.generic]) -> MeshError:
+def _empty(region: Region, image: Volume) -> MeshError:
     if not region.labels:
         return MeshError(f"{image.path} is empty: all its voxels are 0", hint="is it a scan?")
-    held = ", ".join(map(str, _present(data)))
+    held = ", ".join(map(str, _present(image)))
     return MeshError(
         f"{image.path} has no {region.name}: its voxels are {held}, "
         f"none is {' or '.join(map(str, region.labels))}",
@@ -121,9 +121,9 @@ def _brain(data: npt.NDArray[np.generic]) -> Mask:
     return filled(np.isfinite(data) & (data != 0))
 
 
-def _present(data: npt.NDArray[np.generic]) -> list[int]:
+def _present(label_map: Volume) -> list[int]:
     """The values in a label map, background included."""
-    return sorted({0, *(int(value) for value in np.unique(data))})
+    return sorted({0, *(int(value) for value in np.unique(label_map.foreground))})
 
 
 def wanted_region(text: str) -> str:
@@ -150,11 +150,7 @@ def wanted_region(text: str) -> str:
 
 
 def regions_of(
-    label_map: Volume,
-    data: npt.NDArray[np.generic],
-    wanted: str,
-    *,
-    labels: LabelScheme | str | None = None,
+    label_map: Volume, wanted: str, *, labels: LabelScheme | str | None = None
 ) -> list[Region]:
     """The regions of a label map that `wanted` names.
 
@@ -163,7 +159,6 @@ def regions_of(
 
     Args:
         label_map: As read; its header, its name, its grid and its values tell the scheme.
-        data: Its voxels, or a box of them that holds all that are not 0.
         wanted: From `wanted_region`: `all` means every region that is not empty.
         labels: The scheme as the user gave it; overrides the others.
 
@@ -175,7 +170,7 @@ def regions_of(
         return [Region(BRAIN, ())]
     if wanted.isdecimal():
         return [Region(wanted, (int(wanted),))]
-    present = set(_present(data))
+    present = set(_present(label_map))
     named = schemes_by_name(case_id_of(label_map.path), label_map.shape)
     open_to = [scheme for scheme in named if present <= scheme.values] or tightest_schemes(present)
     noted = noted_scheme(label_map.note)

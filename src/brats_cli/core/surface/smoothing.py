@@ -46,7 +46,7 @@ def iterations(strength: str, spacing_mm: npt.ArrayLike) -> int:
     """
     spacing = np.asarray(spacing_mm)
     ratio = float(spacing.max() / spacing.min())
-    return min(round(ITERATIONS[strength] * ratio**1.5), MOST_ITERATIONS)
+    return min(round(ITERATIONS[strength] * float(ratio**1.5)), MOST_ITERATIONS)
 
 
 def smoothed(surface: VoxelSurface, times: int, volumes: Points) -> Points:
@@ -123,7 +123,8 @@ def with_volumes(
         points = points + directions * distance[of_vertex]
         if (np.abs(distance) < longest).all():
             break  # the cubic is exact
-    return points.T + centre
+    moved: Points = points.T + centre
+    return moved
 
 
 def _weights(faces: Indices) -> npt.NDArray[np.float64]:

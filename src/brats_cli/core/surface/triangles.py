@@ -177,7 +177,8 @@ def crosses_of(corners: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 def dot(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Scalar products of columns, (3, N) and (3, N) -> (N,)."""
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+    products: npt.NDArray[Any] = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+    return products
 
 
 def unit(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
