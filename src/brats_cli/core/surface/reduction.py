@@ -6,7 +6,7 @@ import fast_simplification
 import numpy as np
 import numpy.typing as npt
 
-from .repair import repaired
+from .repair import moved_apart, repaired
 from .smoothing import UNSMOOTHED_FACES, with_volumes
 from .triangles import Indices, Points, TriangleMesh, Triangles, is_closed
 
@@ -81,6 +81,7 @@ def _collapsed(
             return None
         found = manifold
     vertices, corners = _used(*found)
+    vertices = moved_apart(vertices, corners, spacing_mm)
     moved = with_volumes(vertices, corners, np.array([volume]), longest=spacing_mm / 5)
     if abs(TriangleMesh(moved, corners).volume_mm3 - volume) > 1e-5 * volume:
         return None

@@ -27,6 +27,9 @@ PILLOW = 0.1
 APART = 0.08
 """How far at most the copies of a vertex move, likewise: too far for any reader to merge them."""
 
+_ONE_PLACE = 1e-4
+"""Vertices on the same point of a grid this fine, likewise, are in one place."""
+
 _SHARE_APART = 0.15  # but never farther than this part of the way to their neighbours
 
 _MOST_ROUNDS = 6  # of thousands of random masks two needed a third round, and none a fourth
@@ -54,6 +57,17 @@ def repaired(
             return vertices, corners
         vertices, corners = _crowded_edges_split(vertices, corners, twin, APART * spacing_mm)
     return None
+
+
+def moved_apart(vertices: Points, faces: Triangles, spacing_mm: float) -> Points:
+    """Vertices of which those in one place have moved into their own fans, by a hair.
+
+    On flat parts collapses put several vertices into one place.
+    """
+    places = np.round(vertices / (_ONE_PLACE * spacing_mm)).astype(np.int64)
+    _, place, count = np.unique(places, axis=0, return_inverse=True, return_counts=True)
+    together = np.flatnonzero(count[place.ravel()] > 1)
+    return _moved_inwards(vertices, faces, together, APART * spacing_mm)
 
 
 def _pillows(
@@ -149,15 +163,7 @@ def _split(
     original[fan_of] = faces.ravel()
     points, corners = vertices[original], fan_of.reshape(-1, 3).astype(np.int64)
     copied = np.flatnonzero(np.bincount(original, minlength=len(vertices))[original] > 1)
-    if len(copied):
-        is_copy = np.zeros(fans, dtype=bool)
-        is_copy[copied] = True
-        near = corners[is_copy[corners].any(axis=1)]
-        start, end = near.ravel(), near[:, [1, 2, 0]].ravel()
-        ends = np.bincount(start, minlength=fans)[copied, None]
-        sums = np.stack([np.bincount(start, points[end, i], fans)[copied] for i in range(3)], 1)
-        points[copied] += _hair(sums / ends - points[copied], apart)
-    return points, corners
+    return _moved_inwards(points, corners, copied, apart), corners
 
 
 def _crowded_edges_split(
@@ -191,6 +197,21 @@ def _crowded_edges_split(
         return vertices, faces
     kept = np.delete(faces, sorted(gone), axis=0)
     return np.concatenate((vertices, middles)), np.concatenate((kept, added))
+
+
+def _moved_inwards(points: Points, faces: Triangles, chosen: Indices, apart: float) -> Points:
+    """Points of which the chosen ones are moved a hair towards the mean of their neighbours."""
+    if not len(chosen):
+        return points
+    is_chosen = np.zeros(len(points), dtype=bool)
+    is_chosen[chosen] = True
+    near = faces[is_chosen[faces].any(axis=1)]
+    start, end = near.ravel(), near[:, [1, 2, 0]].ravel()
+    degree = np.bincount(start, minlength=len(points))[chosen, None]
+    sums = [np.bincount(start, points[end, axis], len(points))[chosen] for axis in range(3)]
+    moved = points.copy()
+    moved[chosen] += _hair(np.stack(sums, axis=1) / degree - points[chosen], apart)
+    return moved
 
 
 def _hair(ways: Points, apart: float) -> Points:

@@ -39,14 +39,21 @@ _SMOOTHED_FACES = 400  # from so many on, shells are smoothed in full; between, 
 _MOST_ROUNDS = 20
 
 
-def iterations(strength: str, spacing_mm: npt.ArrayLike) -> int:
-    """Iterations for a strength, more on voxels that are longer than wide.
+_BETWEEN_SLICES = 2.5
 
-    With the ratio's power of 1.5 the area of ellipsoids is within 2 % up to a ratio of 3.3.
+
+def iterations(strength: str, spacing_mm: npt.ArrayLike, *, interpolated: bool = False) -> int:
+    """Iterations for a strength: more on voxels that are longer than wide, and between slices.
+
+    With the ratio's power of 1.5 the area of ellipsoids is within 2 % up to a ratio of 3.3. Between
+    interpolated slices steps are longer than on cubic voxels: on 0.9 x 1.1 x 3 mm, 8 iterations
+    leave 3.2 % too much of a sphere's area, 20 leave 1.7 %, and real tumours lie as near to their
+    1 mm truth (0.24 mm).
     """
     spacing = np.asarray(spacing_mm)
     ratio = float(spacing.max() / spacing.min())
-    return min(round(ITERATIONS[strength] * float(ratio**1.5)), MOST_ITERATIONS)
+    times = ITERATIONS[strength] * float(ratio**1.5) * (_BETWEEN_SLICES if interpolated else 1)
+    return min(round(times), MOST_ITERATIONS)
 
 
 def smoothed(surface: VoxelSurface, times: int, volumes: Points) -> Points:

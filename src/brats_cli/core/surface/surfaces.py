@@ -13,7 +13,7 @@ from ..wording import did_you_mean
 from .reduction import reduced
 from .slices import THICK, between_slices, parts_of_slices
 from .smoothing import UNSMOOTHED_FACES, Smoothing, iterations, smoothed
-from .triangles import TriangleMesh
+from .triangles import Points, TriangleMesh
 from .voxels import VoxelSurface, voxel_surface
 
 LEAST_FACES = 20
@@ -105,15 +105,20 @@ def surface_of(mask: Mask, grid: Grid, config: SurfaceConfig | None = None) -> S
     config = config or SurfaceConfig()
     voxels = fine = voxel_surface(mask)
     voxels_mm3 = float(voxels.shell_voxels.sum()) * abs(grid.determinant)
+    cut = grid
     parts = parts_of_slices(grid.spacing_mm) if is_interpolated(config, grid) else None
     if parts:
         box = bounding_box(mask)
         finer, to_coarse = between_slices(mask[box], grid.spacing_mm, parts)
-        grid = replace(grid.crop(box), shape=finer.shape)
-        grid = replace(grid, affine=grid.affine @ to_coarse)
+        cut = replace(grid.crop(box), shape=finer.shape)
+        cut = replace(cut, affine=cut.affine @ to_coarse)
         fine = voxel_surface(finer)
     for smooth in _STRENGTHS[_STRENGTHS.index(config.smooth) :]:
-        mesh = _mesh(fine, grid, smooth, voxels_mm3, config)
+        times = iterations(smooth, cut.spacing_mm, interpolated=parts is not None)
+        mesh = _mesh(fine, cut, times, voxels_mm3, config)
+        if parts:
+            # Half a slice more at one end than at the other would move the centre.
+            mesh = replace(mesh, vertices=mesh.vertices + _centre(mask, grid) - mesh.centre_mm)
         if mesh.is_apart:
             break
     unsmoothed = int((fine.shell_faces < UNSMOOTHED_FACES).sum()) if smooth != "none" else 0
@@ -130,18 +135,24 @@ def is_interpolated(config: SurfaceConfig, grid: Grid) -> bool:
     return max(spacing) / min(spacing) >= THICK
 
 
+def _centre(mask: Mask, grid: Grid) -> Points:
+    """The mean of the centres of a mask's voxels, in mm, (3,)."""
+    centre: Points = np.argwhere(mask).mean(axis=0) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    return centre
+
+
 _STRENGTHS: tuple[Smoothing, ...] = ("strong", "medium", "light", "none")
 
 
 def _mesh(
-    surface: VoxelSurface, grid: Grid, smooth: Smoothing, voxels_mm3: float, config: SurfaceConfig
+    surface: VoxelSurface, grid: Grid, times: int, voxels_mm3: float, config: SurfaceConfig
 ) -> TriangleMesh:
-    """The mesh of a surface whose shells together hold `voxels_mm3`."""
+    """The mesh of a surface, smoothed so many times, whose shells together hold `voxels_mm3`."""
     voxel_mm3 = abs(grid.determinant)
     # Between slices the shells are those of the interpolated mask, which holds more or less.
     correction = voxels_mm3 / (float(surface.shell_voxels.sum()) * voxel_mm3)
     volumes = surface.shell_voxels * correction
-    points = smoothed(surface, iterations(smooth, grid.spacing_mm), volumes)
+    points = smoothed(surface, times, volumes)
     # An affine that mirrors turns the surface inside out.
     faces = surface.faces if grid.determinant > 0 else surface.faces[:, ::-1]
     vertices = points @ grid.affine[:3, :3].T + grid.affine[:3, 3]

@@ -63,6 +63,16 @@ class TriangleMesh:
         return float(dot(corners[0], crosses_of(corners)).sum() / 6)
 
     @property
+    def centre_mm(self) -> Points:
+        """The centre of the volume enclosed, (3,)."""
+        origin = self.vertices[0]
+        corners = corners_of((self.vertices - origin).T, self.faces)
+        # Each face spans a tetrahedron with the origin, whose centre is the mean of its corners.
+        volumes = dot(corners[0], crosses_of(corners))
+        sums: Points = ((corners[0] + corners[1] + corners[2]) * volumes).sum(axis=1) / 4
+        return origin + sums / volumes.sum()
+
+    @property
     def area_mm2(self) -> float:
         """The sum of the triangles' areas."""
         return float(np.sqrt(dot(self._crosses, self._crosses)).sum() / 2)
