@@ -57,8 +57,9 @@ class Islands:
 
 def filled(mask: Mask) -> Mask:
     """`mask` with its cavities, which are those that its surface has a shell for."""
-    everywhere = np.ones((3, 3, 3), dtype=bool)  # the outside passes between voxels of one edge
-    full: Mask = ndimage.binary_fill_holes(mask, structure=everywhere)
+    # The outside passes between two voxels that share an edge, and not through a corner.
+    passages = ndimage.generate_binary_structure(3, 2)
+    full: Mask = ndimage.binary_fill_holes(mask, structure=passages)
     return full
 
 

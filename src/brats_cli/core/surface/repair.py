@@ -13,13 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .triangles import (
-    Indices,
-    Points,
-    Triangles,
-    fans_of,
-    is_closed,
-)
+from .triangles import Indices, Points, Triangles, fans_of, hashed_rows, is_closed
 
 PILLOW = 0.1
 """How far the two sides of a film are pushed apart, in parts of the smallest voxel spacing."""
@@ -65,8 +59,8 @@ def moved_apart(vertices: Points, faces: Triangles, spacing_mm: float) -> Points
     On flat parts collapses put several vertices into one place.
     """
     places = np.round(vertices / (_ONE_PLACE * spacing_mm)).astype(np.int64)
-    _, place, count = np.unique(places, axis=0, return_inverse=True, return_counts=True)
-    together = np.flatnonzero(count[place.ravel()] > 1)
+    _, place, count = np.unique(hashed_rows(places), return_inverse=True, return_counts=True)
+    together = np.flatnonzero(count[place] > 1)
     return _moved_inwards(vertices, faces, together, APART * spacing_mm)
 
 
