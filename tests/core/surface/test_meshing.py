@@ -153,9 +153,7 @@ def test_parts_and_cavities(tmp_path):
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "seg.nii")
 
     def voxels(**options) -> float:
-        (result,) = brats_cli.mesh(
-            tmp_path / "seg.nii", region="1", overwrite=True, **options
-        ).made
+        (result,) = brats_cli.mesh(tmp_path / "seg.nii", region="1", overwrite=True, **options).made
         return result.voxels_mm3
 
     assert voxels() == 124 + 2

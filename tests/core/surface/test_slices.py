@@ -35,3 +35,11 @@ def test_the_slices_themselves_stay_what_they_are(seed):
     # What is between them is next to one of them.
     between = finer[:, :, 1::3] | finer[:, :, 2::3]
     assert not (between & ~(finer[:, :, :-3:3] | finer[:, :, 3::3])).any()
+
+
+def test_what_is_thin_ends_where_its_voxels_end():
+    # A single voxel of 1 x 1 x 5 mm: its five parts, two of them on either side of the middle.
+    mask = np.ones((1, 1, 1), dtype=bool)
+    finer, _ = between_slices(mask, (1, 1, 5), (1, 1, 5))
+    assert np.flatnonzero(finer[1, 1]).tolist() == [3, 4, 5, 6, 7]
+    assert finer.sum() == 5

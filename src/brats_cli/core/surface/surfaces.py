@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
+from scipy import ndimage
 
 from ..errors import ConfigError
 from ..images.grid import Grid, Mask, bounding_box
@@ -103,26 +104,32 @@ def surface_of(mask: Mask, grid: Grid, config: SurfaceConfig | None = None) -> S
     if not grid.is_usable:
         raise ValueError("the affine is singular or not finite")
     config = config or SurfaceConfig()
-    voxels = fine = voxel_surface(mask)
-    voxels_mm3 = float(voxels.shell_voxels.sum()) * abs(grid.determinant)
-    cut = grid
+    voxels = voxel_surface(mask)
+    fine, volumes, cut = voxels, voxels.shell_voxels, grid
     parts = parts_of_slices(grid.spacing_mm) if is_interpolated(config, grid) else None
     if parts:
         box = bounding_box(mask)
         finer, to_coarse = between_slices(mask[box], grid.spacing_mm, parts)
-        cut = replace(grid.crop(box), shape=finer.shape)
-        cut = replace(cut, affine=cut.affine @ to_coarse)
+        cut = Grid(finer.shape, grid.crop(box).affine @ to_coarse)
         fine = voxel_surface(finer)
+        volumes = _interpolated_volumes(fine, finer, parts)
     for smooth in _STRENGTHS[_STRENGTHS.index(config.smooth) :]:
         times = iterations(smooth, cut.spacing_mm, interpolated=parts is not None)
-        mesh = _mesh(fine, cut, times, voxels_mm3, config)
+        mesh = _mesh(fine, volumes, cut, times, config)
         if parts:
             # Half a slice more at one end than at the other would move the centre.
             mesh = replace(mesh, vertices=mesh.vertices + _centre(mask, grid) - mesh.centre_mm)
         if mesh.is_apart:
             break
-    unsmoothed = int((fine.shell_faces < UNSMOOTHED_FACES).sum()) if smooth != "none" else 0
-    return Surface(mesh, voxels, voxels_mm3, len(fine.faces), smooth, unsmoothed, parts)
+    return Surface(
+        mesh=mesh,
+        voxels=voxels,
+        voxels_mm3=float(voxels.shell_voxels.sum()) * abs(grid.determinant),
+        full_faces=len(fine.faces),
+        smooth=smooth,
+        unsmoothed=int((fine.shell_faces < UNSMOOTHED_FACES).sum()) if smooth != "none" else 0,
+        parts=parts,
+    )
 
 
 def is_interpolated(config: SurfaceConfig, grid: Grid) -> bool:
@@ -145,13 +152,9 @@ _STRENGTHS: tuple[Smoothing, ...] = ("strong", "medium", "light", "none")
 
 
 def _mesh(
-    surface: VoxelSurface, grid: Grid, times: int, voxels_mm3: float, config: SurfaceConfig
+    surface: VoxelSurface, volumes: Points, grid: Grid, times: int, config: SurfaceConfig
 ) -> TriangleMesh:
-    """The mesh of a surface, smoothed so many times, whose shells together hold `voxels_mm3`."""
-    voxel_mm3 = abs(grid.determinant)
-    # Between slices the shells are those of the interpolated mask, which holds more or less.
-    correction = voxels_mm3 / (float(surface.shell_voxels.sum()) * voxel_mm3)
-    volumes = surface.shell_voxels * correction
+    """The mesh of a surface, smoothed so many times, whose shells hold `volumes` voxels, (S,)."""
     points = smoothed(surface, times, volumes)
     # An affine that mirrors turns the surface inside out.
     faces = surface.faces if grid.determinant > 0 else surface.faces[:, ::-1]
@@ -159,7 +162,25 @@ def _mesh(
     return reduced(
         TriangleMesh(vertices, np.ascontiguousarray(faces)),
         surface.shell,
-        volumes * voxel_mm3,
+        volumes * abs(grid.determinant),
         faces=config.wanted(len(faces)),
         spacing_mm=min(grid.spacing_mm),
     )
+
+
+def _interpolated_volumes(
+    surface: VoxelSurface, finer: Mask, parts: tuple[int, int, int]
+) -> Points:
+    """What the shells of an interpolated mask are to hold, in its voxels, (S,).
+
+    Each island holds as much as the voxels of the slices in it, of which the interpolation makes
+    more or less; its cavities change by the same factor.
+    """
+    islands, _ = ndimage.label(finer)
+    of_slices = islands[tuple(slice(None, None, count) for count in parts)]
+    size = np.bincount(islands.ravel())
+    factor = np.bincount(of_slices.ravel(), minlength=len(size)) * np.prod(parts) / size
+    inside = (surface.vertices - surface.steps / 2).astype(np.int64)
+    island = np.zeros(len(surface.shell_voxels), dtype=np.int64)
+    island[surface.shell] = islands[tuple(inside.T)]
+    return surface.shell_voxels * factor[island]
