@@ -151,11 +151,12 @@ def mesh(
 def _show(meshes: Meshes) -> None:
     """The meshes on stdout; where they are, and what is special about them, on stderr."""
     if meshes.made:
+        files = [result.file for result in meshes.made]
         console.table(
             ["file", "faces", "volume", "area", "mean mm", "closed"],
             [
                 [
-                    result.file.name,
+                    result.file.name + f" ({result.region})" * (files.count(result.file) > 1),
                     str(result.faces),
                     console.volume(result.volume_mm3),
                     f"{result.area_mm2 / 100:.1f} cm2",
@@ -165,7 +166,7 @@ def _show(meshes: Meshes) -> None:
                 for result in meshes.made
             ],
         )
-        folders = {result.file.parent for result in meshes.made}
+        folders = {file.parent for file in files}
         place = f"to {folders.pop()}" if len(folders) == 1 else "beside the label maps"
         console.message(f"written {place}")
     if meshes.skipped:
