@@ -36,6 +36,19 @@ def test_trimesh_finds_the_same_nearest_points():
     np.testing.assert_allclose(_to_triangles(points, corners), theirs, atol=1e-9)
 
 
+def test_triangles_of_very_different_sizes_are_found_too():
+    # A large square of two triangles with a finely divided one 4 mm above a corner of it.
+    large = trimesh.Trimesh(
+        [[0, 0, 0], [40, 0, 0], [40, 40, 0], [0, 40, 0]], [[0, 1, 2], [0, 2, 3]]
+    )
+    fine = trimesh.Trimesh([[0, 0, 4], [9, 0, 4], [0, 9, 4]], [[0, 1, 2]])
+    for _ in range(5):
+        fine = fine.subdivide()
+    corners = [np.vstack([large.triangles[:, i], fine.triangles[:, i]]) for i in range(3)]
+    points = np.array([[1.0, 1, 1], [20, 20, 3], [39, 1, 2], [1, 1, 3.5]])
+    np.testing.assert_allclose(_to_triangles(points, corners), [1, 3, 2, 0.5], atol=1e-9)
+
+
 def box(low: float, high: float) -> TriangleMesh:
     made = trimesh.creation.box(bounds=[[low] * 3, [high] * 3])
     return TriangleMesh(made.vertices, made.faces)
