@@ -6,6 +6,7 @@ import trimesh
 
 from brats_cli.core.surface import reduction
 from brats_cli.core.surface.reduction import reduced
+from brats_cli.core.surface.shells import Shells
 from brats_cli.core.surface.triangles import TriangleMesh
 
 
@@ -20,10 +21,14 @@ def balls(*radii: float, subdivisions: int = 4) -> tuple[TriangleMesh, np.ndarra
     return TriangleMesh(np.vstack(vertices), np.vstack(faces)), shell, volumes
 
 
+def shells_of(shell: np.ndarray, volumes: np.ndarray) -> Shells:
+    return Shells(shell, volumes, np.full((len(volumes), 3), np.nan))
+
+
 @pytest.mark.parametrize("faces", [3000, 1000, 600])
 def test_a_ball_of_fewer_triangles_is_closed_and_of_the_same_volume(faces):
     mesh, shell, volumes = balls(20)  # of 5,120 triangles
-    few = reduced(mesh, shell, volumes, faces=faces, spacing_mm=1)
+    few = reduced(mesh, shells_of(shell, volumes), faces=faces, spacing_mm=1)
     assert len(few.faces) == pytest.approx(faces, rel=0.01)
     assert few.is_closed
     assert few.volume_mm3 == pytest.approx(volumes[0], rel=1e-6)
@@ -32,7 +37,7 @@ def test_a_ball_of_fewer_triangles_is_closed_and_of_the_same_volume(faces):
 
 def test_no_fewer_than_a_tenth_of_the_triangles_are_left():
     mesh, shell, volumes = balls(20)
-    assert len(reduced(mesh, shell, volumes, faces=20, spacing_mm=1).faces) >= 500
+    assert len(reduced(mesh, shells_of(shell, volumes), faces=20, spacing_mm=1).faces) >= 500
 
 
 def test_small_shells_are_kept_whole():
@@ -43,7 +48,9 @@ def test_small_shells_are_kept_whole():
         np.vstack([mesh.faces, octahedron.faces + len(mesh.vertices)]),
     )
     shell = np.append(shell, np.full(len(octahedron.vertices), 2))
-    few = reduced(island, shell, np.append(volumes, octahedron.volume), faces=1000, spacing_mm=1)
+    few = reduced(
+        island, shells_of(shell, np.append(volumes, octahedron.volume)), faces=1000, spacing_mm=1
+    )
     assert few.shells == 3
     kept = few.vertices[few.vertices[:, 0] < -50]
     np.testing.assert_allclose(np.sort(kept, axis=0), np.sort(octahedron.vertices - 100, axis=0))
@@ -51,22 +58,30 @@ def test_small_shells_are_kept_whole():
 
 def test_nothing_is_done_where_there_is_nothing_to_do():
     mesh, shell, volumes = balls(20, subdivisions=2)
-    assert reduced(mesh, shell, volumes, faces=len(mesh.faces), spacing_mm=1) is mesh
+    assert reduced(mesh, shells_of(shell, volumes), faces=len(mesh.faces), spacing_mm=1) is mesh
     tiny, shell, volumes = balls(1, subdivisions=0)
-    assert reduced(tiny, shell, volumes, faces=10, spacing_mm=1) is tiny
+    assert reduced(tiny, shells_of(shell, volumes), faces=10, spacing_mm=1) is tiny
 
 
 def test_where_a_reduction_fails_more_triangles_are_kept(monkeypatch):
     mesh, shell, volumes = balls(20)
     collapsed, tried = reduction._collapsed, []
 
-    def failing(points, faces, wanted, *more):
+    def failing(points, faces, shells, wanted, spacing_mm):
         tried.append(wanted)
-        return None if len(tried) < 3 else collapsed(points, faces, wanted, *more)
+        return None if len(tried) < 3 else collapsed(points, faces, shells, wanted, spacing_mm)
 
     monkeypatch.setattr(reduction, "_collapsed", failing)
-    few = reduced(mesh, shell, volumes, faces=1000, spacing_mm=1)
+    few = reduced(mesh, shells_of(shell, volumes), faces=1000, spacing_mm=1)
     assert tried == [1000, 1500, 2250]
     assert len(few.faces) == pytest.approx(2250, rel=0.01)
     monkeypatch.setattr(reduction, "_collapsed", lambda *_: None)
-    assert reduced(mesh, shell, volumes, faces=1000, spacing_mm=1) is mesh
+    assert reduced(mesh, shells_of(shell, volumes), faces=1000, spacing_mm=1) is mesh
+
+
+def test_each_ball_keeps_its_own_volume():
+    mesh, shell, volumes = balls(20, 5, 2)
+    few = reduced(mesh, shells_of(shell, volumes), faces=1500, spacing_mm=1)
+    assert len(few.faces) == pytest.approx(1500, rel=0.1)
+    parts = trimesh.Trimesh(few.vertices, few.faces).split()
+    assert sorted(part.volume for part in parts) == pytest.approx(sorted(volumes), rel=1e-6)

@@ -44,3 +44,12 @@ def test_shells_of_random_masks_hold_whole_voxels_and_together_all(density):
     )
     assert (surface.shell_voxels > 0).sum() == islands
     assert (surface.shell_voxels < 0).sum() == outsides - 1
+
+
+def test_the_centre_of_a_shell_is_that_of_its_voxels():
+    mask = np.zeros((9, 8, 20), dtype=bool)
+    mask[1:6, 2:4, 3:9] = mask[1, 1, 15:18] = True
+    surface = voxel_surface(mask)
+    order = surface.shell_voxels.argsort()
+    np.testing.assert_allclose(surface.shell_voxels[order], [3, 60], rtol=1e-6)
+    np.testing.assert_allclose(surface.shell_centres[order], [[1, 1, 16], [3, 2.5, 5.5]])

@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..images.grid import Grid, Mask, bounding_box
 from ..wording import did_you_mean
 from .reduction import reduced
+from .shells import Shells
 from .slices import THICK, between_slices, parts_of_slices
 from .smoothing import UNSMOOTHED_FACES, Smoothing, iterations, smoothed
 from .triangles import Points, TriangleMesh
@@ -105,17 +106,20 @@ def surface_of(mask: Mask, grid: Grid, config: SurfaceConfig | None = None) -> S
         raise ValueError("the affine is singular or not finite")
     config = config or SurfaceConfig()
     voxels = voxel_surface(mask)
-    fine, volumes, cut = voxels, voxels.shell_voxels, grid
+    fine, cut = voxels, grid
+    is_large = (voxels.shell_faces >= UNSMOOTHED_FACES)[:, None]
+    centres = np.where(is_large, voxels.shell_centres, np.nan)
+    shells = Shells(voxels.shell, voxels.shell_voxels, centres)
     parts = parts_of_slices(grid.spacing_mm) if is_interpolated(config, grid) else None
     if parts:
         box = bounding_box(mask)
         finer, to_coarse = between_slices(mask[box], grid.spacing_mm, parts)
         cut = Grid(finer.shape, grid.crop(box).affine @ to_coarse)
         fine = voxel_surface(finer)
-        volumes = _interpolated_volumes(fine, finer, parts)
+        shells = _interpolated_shells(fine, finer, parts)
     for smooth in _STRENGTHS[_STRENGTHS.index(config.smooth) :]:
         times = iterations(smooth, cut.spacing_mm, interpolated=parts is not None)
-        mesh = _mesh(fine, volumes, cut, times, config)
+        mesh = _mesh(fine, shells, cut, times, config)
         if parts:
             # Half a slice more at one end than at the other would move the centre.
             mesh = replace(mesh, vertices=mesh.vertices + _centre(mask, grid) - mesh.centre_mm)
@@ -152,26 +156,23 @@ _STRENGTHS: tuple[Smoothing, ...] = ("strong", "medium", "light", "none")
 
 
 def _mesh(
-    surface: VoxelSurface, volumes: Points, grid: Grid, times: int, config: SurfaceConfig
+    surface: VoxelSurface, shells: Shells, grid: Grid, times: int, config: SurfaceConfig
 ) -> TriangleMesh:
-    """The mesh of a surface, smoothed so many times, whose shells hold `volumes` voxels, (S,)."""
-    points = smoothed(surface, times, volumes)
+    """The mesh of a surface, smoothed so many times, with what its shells enclose in voxels."""
+    points = smoothed(surface, times, shells)
     # An affine that mirrors turns the surface inside out.
     faces = surface.faces if grid.determinant > 0 else surface.faces[:, ::-1]
     vertices = points @ grid.affine[:3, :3].T + grid.affine[:3, 3]
     return reduced(
         TriangleMesh(vertices, np.ascontiguousarray(faces)),
-        surface.shell,
-        volumes * abs(grid.determinant),
+        shells.mapped(grid.affine),
         faces=config.wanted(len(faces)),
         spacing_mm=min(grid.spacing_mm),
     )
 
 
-def _interpolated_volumes(
-    surface: VoxelSurface, finer: Mask, parts: tuple[int, int, int]
-) -> Points:
-    """What the shells of an interpolated mask are to hold, in its voxels, (S,).
+def _interpolated_shells(surface: VoxelSurface, finer: Mask, parts: tuple[int, int, int]) -> Shells:
+    """What the shells of an interpolated mask are to enclose, in its voxels.
 
     Each island holds as much as the voxels of the slices in it, of which the interpolation makes
     more or less; its cavities change by the same factor.
@@ -183,4 +184,5 @@ def _interpolated_volumes(
     inside = (surface.vertices - surface.steps / 2).astype(np.int64)
     island = np.zeros(len(surface.shell_voxels), dtype=np.int64)
     island[surface.shell] = islands[tuple(inside.T)]
-    return surface.shell_voxels * factor[island]
+    volumes = surface.shell_voxels * factor[island]
+    return Shells(surface.shell, volumes, np.full((len(volumes), 3), np.nan))

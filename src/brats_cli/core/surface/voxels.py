@@ -54,6 +54,16 @@ class VoxelSurface:
         return np.bincount(self.shell, flux) / 3
 
     @cached_property
+    def shell_centres(self) -> npt.NDArray[np.float64]:
+        """The centre of the voxels that each shell holds, (S, 3).
+
+        The same theorem, for x^2 / 2 along each axis: only the faces across it count.
+        """
+        moments = self.vertices.astype(np.float64) ** 2 * self.steps / 2
+        sums = [np.bincount(self.shell, each) for each in moments.T]
+        return np.stack(sums, axis=1) / self.shell_voxels[:, None]
+
+    @cached_property
     def shell_faces(self) -> Indices:
         """How many triangles each shell has, (S,)."""
         return np.bincount(self.shell[self.faces[:, 0]], minlength=len(self.shell_voxels))
