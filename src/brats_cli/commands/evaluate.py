@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import console
 from ..core.errors import BratsError
-from ..core.writing import require_writable
+from ..core.wording import listing
+from . import options
 from .batch import raise_failures
 
 if TYPE_CHECKING:
-    from ..core.score.evaluation import Matching, Report, Summary, Threshold
     from ..core.score.metrics import MaskScore
+    from ..core.score.pairing import Matching
+    from ..core.score.scores import Report
+    from ..core.score.statistics import Summary
 
 SHOWN_CASES = 20
 """Up to so many cases, the table has a row for each."""
@@ -40,23 +43,18 @@ def evaluate(
         Path | None,
         typer.Option("--output", "-o", metavar="CSV", help="Write every score to this file."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
     labels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SCHEME", help="Label scheme of the predictions, if they do not tell it."
-        ),
+        Any,
+        options.scheme("Label scheme of the predictions, if their files do not record it."),
     ] = None,
     reference_labels: Annotated[
-        str | None, typer.Option(metavar="SCHEME", help="That of the references.")
+        Any, options.scheme("Label scheme of the references, if their files do not record it.")
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, metavar="MM", help="How far off surface Dice takes as found.")
+        float, typer.Option(min=0, metavar="MM", help="Tolerance of the surface Dice, in mm.")
     ] = 1.0,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="N", help="Processes. Default: one a CPU that may be used."),
-    ] = None,
+    workers: options.Workers = None,
     fail_under: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,59 +63,74 @@ def evaluate(
             "WT.dice=0.8 or ET.hausdorff95_mm=10. Repeatable.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace CSV.")] = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Score label maps: Dice, Jaccard, sensitivity, specificity, Hausdorff distances and more.
 
-    Files belong together by case id, whatever suffix they have. Regions are compared, so that
+    Files are paired by case id, whatever suffix they have. Regions are compared, so that
     predictions and references may be in the label schemes of different years. Distances are in
-    mm, and medpy's. Where an empty mask leaves a metric without a value, the BraTS convention up
-    to 2022 gives one: Dice 1 and HD95 0 if both masks are empty, Dice 0 and HD95 373.13 mm if one
-    is. Where that matters, a row 'defined' has the means without such values.
+    mm, and medpy's. Where an empty mask leaves a metric undefined, the BraTS convention up
+    to 2022 gives a value: Dice 1 and HD95 0 if both masks are empty, Dice 0 and HD95 373.13 mm if
+    one is. Where that matters, a row 'defined' has the means without such values.
 
     Example: brats evaluate out/ data/ -o scores.csv --fail-under WT.dice=0.8
     """
-    from ..core.score.evaluation import Report, Threshold, match, score_pairs
+    from ..core.score.evaluation import evaluate
 
-    thresholds = [Threshold.parse(text) for text in fail_under or ()]
-    if output is not None:
-        require_writable(output, overwrite=overwrite)
-    matching = match(predictions, references)
-    _tell_left_over(matching)
     with console.progress() as bars:
-        outcomes = score_pairs(
-            matching.pairs,
+        cases = bars.add_task("cases", total=None, visible=False)
+
+        def on_progress(matching: Matching, scored: int) -> None:
+            if not scored:
+                _report_left_over(matching)
+            bars.update(cases, completed=scored, total=len(matching.pairs), visible=True)
+
+        def on_report(report: Report) -> None:
+            bars.update(cases, visible=False)
+            if report.scores and as_json:
+                console.result_json(report.to_json_dict())
+            elif report.scores:
+                _show(report)
+
+        report = evaluate(
+            predictions,
+            references,
+            output=output,
             labels=labels,
             reference_labels=reference_labels,
-            tolerance_mm=tolerance,
+            tolerance=tolerance,
             workers=workers,
+            fail_under=fail_under or (),
+            overwrite=overwrite,
+            on_progress=on_progress,
+            on_report=on_report,
         )
-        scored = bars.track(outcomes, total=len(matching.pairs), description="cases")
-        report = Report.of(matching, scored, tolerance)
-    if report.scores:
-        if as_json:
-            console.result_json(report.to_json_dict())
-        else:
-            _show(report)
-        if output is not None:  # last, so that a full disk does not take the tables along
-            report.to_csv(output, overwrite=overwrite)
-            console.message(f"wrote {output}")
-    missed = _missed(report, thresholds)
-    for problem in missed[: None if report.failures else -1]:
-        console.error(str(problem), problem.hint)
-    failed = [BratsError(each.message, hint=each.hint) for each in report.failures]
-    raise_failures(failed, tried=len(matching.pairs), of="cases")
-    if missed:
-        raise missed[-1]
+    if output is not None and report.scores:
+        console.message(f"wrote {output}")
+    _raise_problems(report)
 
 
-def _tell_left_over(matching: Matching) -> None:
+def _report_left_over(matching: Matching) -> None:
     if unknown := matching.without_reference:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        console.message(f"not scored, for want of a reference: {', '.join(unknown[:5])}{more}")
+        console.message(f"not scored, for want of a reference: {listing(unknown, shown=5)}")
     if matching.without_prediction:
         count = len(matching.without_prediction)
         console.message(f"{count} reference{'s have' if count > 1 else ' has'} no prediction")
+
+
+def _raise_problems(report: Report) -> None:
+    """Name the means that were missed and the cases that failed; nothing if there are none."""
+    missed = BratsError(
+        "; ".join(report.missed),
+        hint="the means of all cases that could be scored; -o FILE.csv shows which are the worst",
+    )
+    if report.missed and report.failures:
+        console.error(str(missed), missed.hint)
+    failed = [BratsError(each.message, hint=each.hint) for each in report.failures]
+    tried = len({each.case for each in report.scores}) + len(failed)
+    raise_failures(failed, tried=tried, of="cases")
+    if report.missed:
+        raise missed
 
 
 def _show(report: Report) -> None:
@@ -155,13 +168,3 @@ def _mean_row(region: str, summary: Summary, suffix: str = "") -> tuple[str, ...
 def _cells(metrics: MaskScore) -> tuple[str, ...]:
     values = [getattr(metrics, metric) for metric in _METRICS]
     return tuple(map(console.number, values, _DIGITS))
-
-
-def _missed(report: Report, thresholds: list[Threshold]) -> list[BratsError]:
-    """An error for all thresholds that the means miss."""
-    summary = report.summary()
-    missed = [words for each in thresholds if (words := each.missed_by(summary))]
-    if not missed or not report.scores:
-        return []
-    hint = "the means of all cases that could be scored; -o FILE.csv tells which are the worst"
-    return [BratsError("; ".join(missed), hint=hint)]

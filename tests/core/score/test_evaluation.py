@@ -21,20 +21,13 @@ from brats_cli.core.errors import (
     UnreadableFileError,
 )
 from brats_cli.core.images.nifti import read_label_map
-from brats_cli.core.score.evaluation import (
-    METRICS,
-    CaseScore,
-    Failure,
-    Report,
-    Statistics,
-    Threshold,
-    evaluate,
-    match,
-    score_pairs,
-)
+from brats_cli.core.score.evaluation import evaluate, score_pairs
+from brats_cli.core.score.pairing import match
+from brats_cli.core.score.scores import METRICS, CaseScore, Failure, Report, Threshold
+from brats_cli.core.score.statistics import Statistics
 from brats_cli.core.score.metrics import MaskScore, score
 
-REAL = Path(__file__).parents[3] / "shared/data"
+REAL = Path(__file__).parents[4] / "shared/data"
 
 # Ten voxels in a row. Reference: WT 1-6, TC 1-4, ET 3-4. Prediction: WT 2-6, TC 2-5, ET 3-5.
 TRUTH = (0, 1, 1, 4, 4, 2, 2, 0, 0, 0)
@@ -147,7 +140,7 @@ def test_an_empty_folder_and_a_missing_one_are_errors(folders, tmp_path):
 def test_regions_are_scored_in_millimetres(tmp_path):
     put(tmp_path / "pred/BraTS20_Training_001.nii.gz", GUESS, spacing=2)
     put(tmp_path / "ref/BraTS20_Training_001_seg.nii.gz", TRUTH, spacing=2)
-    report = evaluate(tmp_path / "pred", tmp_path / "ref", tolerance_mm=1.9)
+    report = evaluate(tmp_path / "pred", tmp_path / "ref", tolerance=1.9)
     assert dice(report) == DICE
     whole = report.scores[0].metrics
     # WT: reference voxel 1 is one voxel, 2 mm, from the prediction; the 10 others lie on both.
@@ -465,3 +458,27 @@ def test_a_data_set_of_several_years_is_perfect_against_itself(tmp_path):
     wt = {each.case: each.metrics for each in report.scores if each.region == "WT"}
     assert wt["BraTS-GLI-00000-000"].reference_mm3 == pytest.approx(57305)
     assert isinstance(wt["BraTS-GLI-00000-000"], MaskScore)
+
+
+# --- the twin of the command -------------------------------------------------------------------
+
+
+def test_the_twin_takes_text_for_paths_and_writes_the_csv(folders, tmp_path):
+    path = tmp_path / "new/scores.csv"
+    report = evaluate(str(folders[0]), str(folders[1]), output=str(path), labels="brats2020")
+    assert len(path.read_text().splitlines()) == 1 + len(report.scores)
+    with pytest.raises(OutputExistsError):
+        evaluate(*folders, output=path)
+    evaluate(*folders, output=path, labels=SCHEMES["brats2020"], overwrite=True)
+
+
+def test_the_twin_names_the_means_that_are_missed(folders):
+    report = evaluate(*folders, fail_under=["WT.dice=0.95", Threshold("ET", "dice", 0.1)])
+    assert report.missed == ("WT.dice is 0.9091, under 0.95",)
+
+
+def test_the_twin_reports_progress_and_what_was_left_over(folders):
+    heard = []
+    report = evaluate(*folders, on_progress=lambda matching, scored: heard.append(scored))
+    assert heard == [0, 1, 2]
+    assert report.without_prediction == ("BraTS20_Training_003",)
