@@ -22,10 +22,10 @@ from brats_cli.core.errors import (
 )
 from brats_cli.core.images.nifti import read_label_map
 from brats_cli.core.score.evaluation import evaluate, score_pairs
+from brats_cli.core.score.metrics import MaskScore, score
 from brats_cli.core.score.pairing import match
 from brats_cli.core.score.scores import METRICS, CaseScore, Failure, Report, Threshold
 from brats_cli.core.score.statistics import Statistics
-from brats_cli.core.score.metrics import MaskScore, score
 
 REAL = Path(__file__).parents[4] / "shared/data"
 
