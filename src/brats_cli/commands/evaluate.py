@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,17 +16,44 @@ from . import options
 from .batch import raise_failures
 
 if TYPE_CHECKING:
-    from ..core.score.metrics import MaskScore
     from ..core.score.pairing import Matching
     from ..core.score.scores import Report
-    from ..core.score.statistics import Summary
+    from ..core.score.statistics import Statistics, Summary
+
+Columns = Mapping[str, tuple[str, int]]
+"""The metrics that a table shows: heading and decimals of each."""
 
 SHOWN_CASES = 20
 """Up to so many cases, the table has a row for each."""
 
-_COLUMNS = ("Dice", "Jaccard", "sens.", "spec.", "HD mm", "HD95 mm")
-_METRICS = ("dice", "jaccard", "sensitivity", "specificity", "hausdorff_mm", "hausdorff95_mm")
-_DIGITS = (3, 3, 3, 4, 2, 2)
+_SHOWN = {
+    "dice": ("Dice", 3),
+    "jaccard": ("Jaccard", 3),
+    "sensitivity": ("sens.", 3),
+    "specificity": ("spec.", 4),
+    "hausdorff_mm": ("HD mm", 2),
+    "hausdorff95_mm": ("HD95 mm", 2),
+}
+_LESIONS = {
+    "lesions": ("lesions", 1),
+    "lesions_found": ("found", 1),
+    "lesions_missed": ("missed", 1),
+    "lesions_invented": ("invented", 1),
+    "lesion_dice": ("Dice", 3),
+    "lesion_hausdorff95_mm": ("HD95 mm", 2),
+    "lesion_surface_dice_05": ("SD 0.5", 3),
+    "lesion_surface_dice_1": ("SD 1.0", 3),
+}
+_UNCERTAINTY = {
+    "uncertainty_dice_auc": ("Dice AUC", 4),
+    "uncertainty_ftp_auc": ("FTP AUC", 4),
+    "uncertainty_ftn_auc": ("FTN AUC", 4),
+    "uncertainty_score": ("score", 4),
+}
+
+
+def _file(metavar: str, help: str) -> Any:  # noqa: A002
+    return typer.Option(metavar=metavar, help=help)
 
 
 def evaluate(
@@ -51,9 +80,55 @@ def evaluate(
     reference_labels: Annotated[
         Any, options.scheme("Label scheme of the references, if their files do not record it.")
     ] = None,
+    convention: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Rules for empty masks and HD95: brats2020, brats2023, brats2024, brats2025 or "
+            "plain.",
+        ),
+    ] = "brats2020",
     tolerance: Annotated[
         float, typer.Option(min=0, metavar="MM", help="Tolerance of the surface Dice, in mm.")
     ] = 1.0,
+    within_brain: Annotated[
+        bool, typer.Option("--within-brain", help="Count specificity inside the brain only.")
+    ] = False,
+    lesion_wise: Annotated[
+        str | None,
+        typer.Option(metavar="YEAR", help="Score lesion by lesion as well: 2023 or 2024."),
+    ] = None,
+    challenge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Whose lesion-wise rules: GLI, MET, PED, SSA, MEN or MEN-RT; default: by case "
+            "id, else by label scheme, else GLI.",
+        ),
+    ] = None,
+    lesions: Annotated[Path | None, _file("CSV", "Write one row per lesion to this file.")] = None,
+    uncertainty: Annotated[
+        Path | None,
+        _file("DIR", "Score the uncertainty maps in this folder, as BraTS 2020's task 3."),
+    ] = None,
+    brain: Annotated[
+        Path | None,
+        _file("DIR", "Folder of brain masks; default: where the case's T1 scan is not 0."),
+    ] = None,
+    missing_as_empty: Annotated[
+        bool,
+        typer.Option("--missing-as-empty", help="Score references without a prediction as missed."),
+    ] = False,
+    report: Annotated[
+        Path | None,
+        _file("HTML", "Write a page with tables, plots and the worst cases; opens offline."),
+    ] = None,
+    plots: Annotated[
+        Path | None, _file("DIR", "Write the plots of the page as PNG to this folder.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, _file("FILE", "Write the table of means in Markdown, for papers.")
+    ] = None,
     workers: options.Workers = None,
     fail_under: Annotated[
         list[str] | None,
@@ -69,11 +144,11 @@ def evaluate(
 
     Files are paired by case id, whatever suffix they have. Regions are compared, so that
     predictions and references may be in the label schemes of different years. Distances are in
-    mm, and medpy's. Where an empty mask leaves a metric undefined, the BraTS convention up
-    to 2022 gives a value: Dice 1 and HD95 0 if both masks are empty, Dice 0 and HD95 373.13 mm if
-    one is. Where that matters, a row 'defined' has the means without such values.
+    mm, and medpy's. Where an empty mask leaves a metric undefined, the convention gives a value,
+    by default that of BraTS up to 2022: Dice 1 and HD95 0 if both masks are empty, Dice 0 and
+    HD95 373.13 mm if one is. Where that matters, a row 'defined' has the means without such values.
 
-    Example: brats evaluate out/ data/ -o scores.csv --fail-under WT.dice=0.8
+    Example: brats evaluate out/ data/ -o scores.csv --report report.html
     """
     from ..core.score.evaluation import evaluate
 
@@ -85,37 +160,52 @@ def evaluate(
                 _report_left_over(matching)
             bars.update(cases, completed=scored, total=len(matching.pairs), visible=True)
 
-        def on_report(report: Report) -> None:
+        def on_report(found: Report) -> None:
             bars.update(cases, visible=False)
-            if report.scores and as_json:
-                console.result_json(report.to_json_dict())
-            elif report.scores:
-                _show(report)
+            if found.scores and as_json:
+                console.result_json(found.to_json_dict())
+            elif found.scores:
+                _show(found)
 
-        report = evaluate(
+        found = evaluate(
             predictions,
             references,
             output=output,
             labels=labels,
             reference_labels=reference_labels,
+            convention=convention,
             tolerance=tolerance,
+            within_brain=within_brain,
+            lesion_wise=lesion_wise,
+            challenge=challenge,
+            lesions=lesions,
+            uncertainty=uncertainty,
+            brain=brain,
+            missing_as_empty=missing_as_empty,
+            report=report,
+            plots=plots,
+            markdown=markdown,
             workers=workers,
             fail_under=fail_under or (),
             overwrite=overwrite,
             on_progress=on_progress,
             on_report=on_report,
         )
-    if output is not None and report.scores:
-        console.message(f"wrote {output}")
-    _raise_problems(report)
+    if found.scores:
+        for path in filter(None, (output, lesions, markdown, plots, report)):
+            console.message(f"wrote {path}")
+    _raise_problems(found)
 
 
 def _report_left_over(matching: Matching) -> None:
     if unknown := matching.without_reference:
         console.message(f"not scored, for want of a reference: {listing(unknown, shown=5)}")
-    if matching.without_prediction:
-        count = len(matching.without_prediction)
-        console.message(f"{count} reference{'s have' if count > 1 else ' has'} no prediction")
+    if missing := matching.without_prediction:
+        as_empty = any(pair.predicted is None for pair in matching.pairs)
+        console.message(
+            f"{len(missing)} reference{'s have' if len(missing) > 1 else ' has'} no prediction"
+            f"{', scored as missed' if as_empty else ''}: {listing(missing, shown=5)}"
+        )
 
 
 def _raise_problems(report: Report) -> None:
@@ -127,44 +217,98 @@ def _raise_problems(report: Report) -> None:
     if report.missed and report.failures:
         console.error(str(missed), missed.hint)
     failed = [BratsError(each.message, hint=each.hint) for each in report.failures]
-    tried = len({each.case for each in report.scores}) + len(failed)
-    raise_failures(failed, tried=tried, of="cases")
+    raise_failures(failed, tried=len(report.cases) + len(failed), of="cases")
     if report.missed:
         raise missed
 
 
 def _show(report: Report) -> None:
-    cases = len({each.case for each in report.scores})
-    if cases <= SHOWN_CASES:
-        rows = [(each.case, each.region, *_cells(each.metrics)) for each in report.official]
-        console.table(("case", "region", *_COLUMNS), rows, left=("region",))
+    official, defined = report.summary(), report.summary_of_defined()
+    for line in textwrap.wrap(f"{report.convention.name}: {report.convention.about}", 80):
+        console.result(line)
+    console.result("")
+    if len(report.cases) <= SHOWN_CASES:
+        rows = [
+            (each.case, each.region, *_cells(each.values(), _SHOWN)) for each in report.official
+        ]
+        console.table(("case", "region", *_headings(_SHOWN)), rows, left=("region",))
         console.result("")
+    count = f"{len(report.cases)} case{'s' * (len(report.cases) != 1)}"
     console.table(
-        ("region", "n", *_COLUMNS),
-        _mean_rows(report.summary(), report.summary_of_defined()),
-        title=f"mean of {cases} case{'s' * (cases != 1)}, empty masks as in "
-        f"{report.convention.name}",
+        ("region", "n", *_headings(_SHOWN)),
+        _mean_rows(official, defined, _SHOWN),
+        title=f"mean of {count}",
     )
+    _show_decided(report)
+    _show_intervals(official)
+    for columns, title in (
+        (_LESIONS, f"lesion-wise by the rules of {report.lesion_wise}, mean of {count}"),
+        (_UNCERTAINTY, f"uncertainty, mean of {count}"),
+    ):
+        if shown := {name: how for name, how in columns.items() if name in report.columns}:
+            console.result("")
+            rows = [(region, *_means(official[region], shown)) for region in official]
+            console.table(("region", *_headings(shown)), rows, title=title)
 
 
-def _mean_rows(official: Summary, defined: Summary) -> list[tuple[str, ...]]:
-    """A row a region, and one of the defined values alone where they are others."""
+def _show_decided(report: Report) -> None:
+    """The cases that the rule for empty masks decides, which the means do not show."""
+    lines = []
+    for region, decided in report.decided_by_rule().items():
+        for how in ("both empty", "missed", "invented"):
+            if cases := [case for case, kind in decided if kind == how]:
+                lines.append(f"  {region} {how}: {listing(cases)}")
+    if lines:
+        console.result("\nempty masks:")
+        for line in lines:
+            console.result(line)
+
+
+def _show_intervals(summary: Summary) -> None:
+    rows = []
+    for region, found in summary.items():
+        for name in ("dice", "hausdorff95_mm"):
+            each, (heading, digits) = found[name], _SHOWN[name]
+            if each.n > 1:
+                intervals = (each.ci95, each.ci95_bootstrap)
+                cells = [f"{low:.{digits}f} to {high:.{digits}f}" for low, high in intervals]
+                rows.append((region, heading, console.number(each.mean, digits), *cells))
+    if rows:
+        console.result("")
+        console.table(
+            ("region", "metric", "mean", "Student's t", "bootstrap"),
+            rows,
+            left=("metric",),
+            title="95 % intervals of the mean",
+        )
+
+
+def _headings(columns: Columns) -> list[str]:
+    return [heading for heading, _ in columns.values()]
+
+
+def _cells(values: Mapping[str, float], columns: Columns) -> list[str]:
+    return [console.number(values[name], digits) for name, (_, digits) in columns.items()]
+
+
+def _means(found: Mapping[str, Statistics], columns: Columns) -> list[str]:
+    return _cells({name: found[name].mean for name in columns}, columns)
+
+
+def _mean_rows(official: Summary, defined: Summary, columns: Columns) -> list[tuple[str, ...]]:
+    """A row per region, and one of the defined values alone where they are others."""
     rows = []
     for region in official:
-        rows.append(_mean_row(region, official))
-        if any(official[region][metric].n != defined[region][metric].n for metric in _METRICS):
-            rows.append(_mean_row(region, defined, suffix=" defined"))
-    return rows
+        rows.append((region, _counts(official[region], columns)))
+        if any(official[region][name].n != defined[region][name].n for name in columns):
+            rows.append((f"{region} defined", _counts(defined[region], columns)))
+    summaries = {"": official, "defined": defined}
+    return [
+        (name, n, *_means(summaries[name.partition(" ")[2]][name.partition(" ")[0]], columns))
+        for name, n in rows
+    ]
 
 
-def _mean_row(region: str, summary: Summary, suffix: str = "") -> tuple[str, ...]:
-    found = [summary[region][metric] for metric in _METRICS]
-    counts = sorted({each.n for each in found})
-    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-    means = (console.number(each.mean, digits) for each, digits in zip(found, _DIGITS, strict=True))
-    return (region + suffix, n, *means)
-
-
-def _cells(metrics: MaskScore) -> tuple[str, ...]:
-    values = [getattr(metrics, metric) for metric in _METRICS]
-    return tuple(map(console.number, values, _DIGITS))
+def _counts(found: Mapping[str, Statistics], columns: Columns) -> str:
+    counts = sorted({found[name].n for name in columns})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"

@@ -363,18 +363,21 @@ def test_a_csv_is_not_replaced_unless_asked(report, tmp_path):
 def test_json_has_no_nan_and_says_by_which_rule(report):
     content = json.loads(json.dumps(report.to_json_dict(), allow_nan=False))
     assert content["format"] == "brats-scores/1"
-    assert content["convention"] == "BraTS 2022 and before"
+    assert content["convention"] == "brats2020"
     assert content["missed_mm"] == 373.12866
     assert content["tolerance_mm"] == 1.0
     assert list(content["cases"][0]) == ["case", "region", *METRICS]
     assert content["cases"][1]["precision"] is None
-    assert list(content["summary"]["ET"]["dice"]) == ["mean", "std", "median", "ci95", "n"]
+    assert list(content["summary"]["ET"]["dice"]) == [
+        *("mean", "std", "median", "ci95", "n", "ci95_bootstrap")
+    ]
     assert content["summary_defined"]["ET"]["hausdorff_mm"] == {
         "mean": 1.0,
         "std": None,
         "median": 1.0,
         "ci95": None,
         "n": 1,
+        "ci95_bootstrap": None,
     }
 
 

@@ -29,7 +29,7 @@ class Convention:
 
     Attributes:
         name: What `--convention` calls it.
-        about: Where it comes from, and its rule, in words.
+        about: Its rule, in words.
         missed_mm: The distances of a tumour that was missed or invented; NaN if there is no rule.
         by_challenge: Those challenges whose penalty is another; NaN stands for the diagonal of
             the image in voxels.
@@ -76,7 +76,7 @@ class Convention:
 # and ASSD follows HD.
 BRATS_2022 = Convention(
     "brats2020",
-    "BraTS up to 2022: both empty Dice 1, HD95 0; one empty Dice 0, HD95 373.13 mm",
+    "both empty Dice 1, HD95 0 mm; one empty Dice 0, HD95 373.13 mm",
     missed_mm=373.12866,
 )
 
@@ -86,29 +86,29 @@ CONVENTIONS: Mapping[str, Convention] = {
         BRATS_2022,
         Convention(
             "brats2023",
-            "BraTS 2023, whole regions: both empty Dice 1, HD95 0; one empty Dice 0, HD95 374 mm; "
-            "HD95 directed and weighted by surface area",
+            "both empty Dice 1, HD95 0 mm; one empty Dice 0, HD95 374 mm; HD95 is the larger "
+            "directed percentile, weighted by surface area",
             missed_mm=374.0,
             weighted=True,
         ),
         Convention(
             "brats2024",
-            "BraTS 2024, whole regions: both empty Dice 1, HD95 0; one empty Dice 0, HD95 337 mm "
-            "(GLI), 374 mm (PED, SSA, MEN) or the image's diagonal (MET, MEN-RT); HD95 directed "
-            "and weighted by surface area",
+            "both empty Dice 1, HD95 0 mm; one empty Dice 0, HD95 337 mm (GLI), 374 mm (PED, SSA, "
+            "MEN) or the image's diagonal (MET, MEN-RT); HD95 is the larger directed percentile, "
+            "weighted by surface area",
             missed_mm=374.0,
             by_challenge={"GLI": 337.0, "MET": math.nan, "MEN-RT": math.nan},
             weighted=True,
         ),
         Convention(
             "brats2025",
-            "BraTS 2025 and 2026: both empty left out; one empty Dice 0, HD95 373 mm",
+            "both empty left out; one empty Dice 0, HD95 373 mm",
             missed_mm=373.0,
             scores_double_empties=False,
         ),
         Convention(
             "plain",
-            "plain: what an empty mask leaves undefined is left out",
+            "what an empty mask leaves undefined is left out",
             missed_mm=math.nan,
             scores_double_empties=False,
         ),

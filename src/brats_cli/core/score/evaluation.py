@@ -2,21 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..compute.processes import in_processes
-from ..data.labels import LabelScheme, label_scheme, scheme_named
-from ..data.naming import schemes_by_name
-from ..errors import BratsError, LabelError
-from ..images.nifti import Volume, read_label_map, require_same_grid
+from ..data.cases import nifti_files
+from ..data.labels import LabelScheme, Mask, label_scheme, scheme_named
+from ..data.naming import case_id_of, schemes_by_name
+from ..errors import BratsError, CaseError, ConfigError, LabelError, UnreadableFileError
+from ..images.nifti import Volume, read_channel, read_label_map, require_same_grid, stem
 from ..writing import require_writable
-from .metrics import score
+from .conventions import (
+    BRATS_2022,
+    Convention,
+    challenge_named,
+    challenge_of,
+    convention_named,
+)
+from .lesions import YEARS, LesionScore, lesion_rules, score_lesions
+from .metrics import bounding_box, score
 from .pairing import Matching, Pair, match
 from .scores import CaseScore, Failure, Outcome, Report, Threshold
+from .surfaces import weighted_hausdorff95_mm
+from .uncertainty import UncertaintyScore, read_uncertainty, score_uncertainty
+
+_MARGIN = 6
+"""Voxels kept around the tumours: no challenge dilates lesions more often than five times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How each pair is scored.
+
+    Attributes:
+        labels: Label scheme of the predictions; by default each file's header, name or values
+            decide.
+        reference_labels: Label scheme of the references, likewise.
+        tolerance_mm: Of the surface Dice.
+        convention: Whose rules to follow for empty masks and HD95.
+        within_brain: Whether the specificity counts only voxels inside the brain.
+        lesion_wise: Year of the lesion-wise rules, if any.
+        challenge: Whose rules; by default each case's id or labels decide.
+        uncertainty: Folder of uncertainty maps, if they are to be scored.
+        brain: Brain masks by case id; by default the brain is where T1 is not 0.
+    """
+
+    labels: LabelScheme | None = None
+    reference_labels: LabelScheme | None = None
+    tolerance_mm: float = 1.0
+    convention: Convention = BRATS_2022
+    within_brain: bool = False
+    lesion_wise: str | None = None
+    challenge: str | None = None
+    uncertainty: Path | None = None
+    brain: Mapping[str, Path] | None = None
 
 
 def evaluate(
@@ -26,7 +72,18 @@ def evaluate(
     output: str | Path | None = None,
     labels: LabelScheme | str | None = None,
     reference_labels: LabelScheme | str | None = None,
+    convention: Convention | str = "brats2020",
     tolerance: float = 1.0,
+    within_brain: bool = False,
+    lesion_wise: str | int | None = None,
+    challenge: str | None = None,
+    lesions: str | Path | None = None,
+    uncertainty: str | Path | None = None,
+    brain: str | Path | None = None,
+    missing_as_empty: bool = False,
+    report: str | Path | None = None,
+    plots: str | Path | None = None,
+    markdown: str | Path | None = None,
     workers: int | None = None,
     fail_under: Sequence[Threshold | str] = (),
     overwrite: bool = False,
@@ -44,67 +101,109 @@ def evaluate(
         labels: Label scheme of the predictions; by default each file's header, name or values
             decide.
         reference_labels: Label scheme of the references, likewise.
+        convention: Whose rules to follow for empty masks and HD95, one of `CONVENTIONS`.
         tolerance: Of the surface Dice, in mm.
+        within_brain: Whether the specificity counts only voxels inside the brain.
+        lesion_wise: 2023 or 2024, to score lesion by lesion by that year's rules as well.
+        challenge: Whose lesion-wise rules, one of `CHALLENGES`; by default each case's id or
+            labels decide.
+        lesions: A CSV file to write a row per lesion to.
+        uncertainty: Folder of uncertainty maps, to score as BraTS 2020's task 3 did.
+        brain: Folder of brain masks; by default the brain is where the case's T1 is not 0.
+        missing_as_empty: Whether references without a prediction are scored as missed.
+        report: An HTML file to write a page with tables, plots and the worst cases to.
+        plots: A folder to write the page's plots to, as PNG.
+        markdown: A file to write the table of means to, for papers.
         workers: Processes to use, as `in_processes` has them.
         fail_under: Means that have to be reached, as `WT.dice=0.8`; the report has those `missed`.
-        overwrite: Whether `output` may exist.
+        overwrite: Whether outputs may exist.
         on_progress: Called with what belongs together and the number of cases scored so far,
             first with 0.
-        on_report: Called with the report before `output` is written, so that a full disk does not
+        on_report: Called with the report before files are written, so that a full disk does not
             take the scores along.
 
     Raises:
-        BratsError: If nothing belongs together, a setting is wrong or `output` cannot be written.
+        BratsError: If nothing belongs together, a setting is wrong or a file cannot be written.
     """
     thresholds = [Threshold.parse(each) if isinstance(each, str) else each for each in fail_under]
-    if output is not None:
-        require_writable(Path(output), overwrite=overwrite)
-    matching = match(Path(predictions), Path(references))
+    if lesions is not None and lesion_wise is None:
+        raise ConfigError(
+            "a table of lesions needs the rules of a year", hint="add --lesion-wise 2023 or 2024"
+        )
+    scoring = Scoring(
+        labels=_scheme_given(labels),
+        reference_labels=_scheme_given(reference_labels),
+        tolerance_mm=tolerance,
+        convention=convention_named(convention) if isinstance(convention, str) else convention,
+        within_brain=within_brain,
+        lesion_wise=_year(lesion_wise),
+        challenge=challenge_named(challenge) if challenge else None,
+        uncertainty=_folder(uncertainty),
+        brain=_brain_masks(brain),
+    )
+    if scoring.lesion_wise and scoring.challenge:
+        lesion_rules(scoring.lesion_wise, scoring.challenge, "WT", (1, 1, 1), (1.0, 1.0, 1.0))
+    for path in (output, lesions, report, markdown):
+        if path is not None:
+            require_writable(Path(path), overwrite=overwrite)
+    matching = match(Path(predictions), Path(references), missing_as_empty=missing_as_empty)
     on_progress(matching, 0)
     outcomes = []
-    for outcome in score_pairs(
-        matching.pairs,
-        labels=labels,
-        reference_labels=reference_labels,
-        tolerance_mm=tolerance,
-        workers=workers,
-    ):
+    for outcome in score_pairs(matching.pairs, scoring, workers=workers):
         outcomes.append(outcome)
         on_progress(matching, len(outcomes))
-    report = Report.of(matching, outcomes, tolerance, thresholds)
-    on_report(report)
-    if output is not None and report.scores:
-        report.to_csv(Path(output), overwrite=overwrite)
-    return report
+    found = Report.of(
+        matching,
+        outcomes,
+        tolerance_mm=tolerance,
+        convention=scoring.convention,
+        lesion_wise=scoring.lesion_wise,
+    ).with_missed(thresholds)
+    on_report(found)
+    if found.scores:
+        _write(found, output, lesions, report, plots, markdown, overwrite=overwrite)
+    return found
+
+
+def _write(
+    found: Report,
+    output: str | Path | None,
+    lesions: str | Path | None,
+    report: str | Path | None,
+    plots: str | Path | None,
+    markdown: str | Path | None,
+    *,
+    overwrite: bool,
+) -> None:
+    if output is not None:
+        found.to_csv(Path(output), overwrite=overwrite)
+    if lesions is not None:
+        found.lesions_to_csv(Path(lesions), overwrite=overwrite)
+    if markdown is not None:
+        found.to_markdown(Path(markdown), overwrite=overwrite)
+    if plots is not None or report is not None:
+        from .report import write_page, write_plots  # matplotlib takes half a second to load
+
+        if plots is not None:
+            write_plots(found, Path(plots), overwrite=overwrite)
+        if report is not None:
+            write_page(found, Path(report), overwrite=overwrite)
 
 
 def score_pairs(
-    pairs: Sequence[Pair],
-    *,
-    labels: LabelScheme | str | None = None,
-    reference_labels: LabelScheme | str | None = None,
-    tolerance_mm: float = 1.0,
-    workers: int | None = None,
+    pairs: Sequence[Pair], scoring: Scoring | None = None, *, workers: int | None = None
 ) -> Iterator[Outcome]:
     """Score each pair, in order; one that cannot be scored is a Failure and stops no other.
 
     Args:
         pairs: What to score.
-        labels: Label scheme of the predictions.
-        reference_labels: Label scheme of the references.
-        tolerance_mm: How far off a surface may be for the surface Dice.
+        scoring: How.
         workers: Processes to use, as `in_processes` has them.
 
     Raises:
-        LabelError: If there is no label scheme of a name given.
         BratsError: If a process was killed.
     """
-    task = partial(
-        _outcome,
-        labels=_scheme_given(labels),
-        reference_labels=_scheme_given(reference_labels),
-        tolerance_mm=tolerance_mm,
-    )
+    task = partial(_outcome, scoring=scoring or Scoring())
     yield from in_processes(task, pairs, workers=workers, name=lambda pair: pair.case)
 
 
@@ -112,30 +211,107 @@ def _scheme_given(labels: LabelScheme | str | None) -> LabelScheme | None:
     return scheme_named(labels) if isinstance(labels, str) else labels
 
 
-def _outcome(
-    pair: Pair,
-    *,
-    labels: LabelScheme | None,
-    reference_labels: LabelScheme | None,
-    tolerance_mm: float,
-) -> Outcome:
+def _year(lesion_wise: str | int | None) -> str | None:
+    if lesion_wise is not None and str(lesion_wise) not in YEARS:
+        raise ConfigError(
+            f"there are no lesion-wise rules of {lesion_wise}", hint=f"choose {' or '.join(YEARS)}"
+        )
+    return None if lesion_wise is None else str(lesion_wise)
+
+
+def _folder(path: str | Path | None) -> Path | None:
+    if path is not None and not Path(path).is_dir():
+        raise UnreadableFileError(Path(path), "it is not a folder", hint="check the path")
+    return None if path is None else Path(path)
+
+
+def _brain_masks(folder: str | Path | None) -> dict[str, Path] | None:
+    """Brain masks by case id: files `CASE.nii.gz`, `CASE_brain.nii.gz` or `CASE_mask.nii.gz`."""
+    root = _folder(folder)
+    if root is None:
+        return None
+    masks = {}
+    for path in nifti_files(root):
+        name = stem(path)
+        for ending in ("_mask", "_brainmask", "_brain"):
+            name = name.removesuffix(ending)
+        masks[case_id_of(path.with_name(f"{name}.nii.gz"))] = path
+    return masks
+
+
+# --- one case ----------------------------------------------------------------------------------
+
+
+def _outcome(pair: Pair, *, scoring: Scoring) -> Outcome:
     try:
-        return _score_pair(pair, labels, reference_labels, tolerance_mm)
+        return _score_pair(pair, scoring)
     except BratsError as error:
         return Failure(pair.case, str(error), error.hint)
 
 
-def _score_pair(
-    pair: Pair,
-    labels: LabelScheme | None,
-    reference_labels: LabelScheme | None,
-    tolerance_mm: float,
-) -> tuple[CaseScore, ...]:
-    reference, predicted = read_label_map(pair.reference), read_label_map(pair.predicted)
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """A label map, cut to where either side has any label, and what its values mean."""
+
+    labels: npt.NDArray[np.uint8]
+    scheme: LabelScheme
+
+    def region(self, name: str) -> Mask:
+        return self.scheme.region(name).mask(self.labels)
+
+    def tissue(self, name: str) -> Mask:
+        values = [value for value, tissue in self.scheme.tissues.items() if tissue == name]
+        return np.isin(self.labels, values)
+
+
+def _score_pair(pair: Pair, scoring: Scoring) -> tuple[CaseScore, ...]:
+    reference = read_label_map(pair.reference)
+    if pair.predicted is None:
+        predicted = replace(reference, data=np.zeros_like(reference.data))
+    else:
+        predicted = read_label_map(pair.predicted)
     require_same_grid([reference, predicted])
     named = schemes_by_name(pair.case, reference.shape)
-    theirs = _scheme(reference, reference_labels, pair.allowed or named, "--reference-labels")
-    ours = _scheme(predicted, labels, named, "--labels")
+    allowed = pair.allowed or named
+    theirs = _scheme(reference, scoring.reference_labels, allowed, "--reference-labels")
+    ours = theirs
+    if pair.predicted is not None:
+        ours = _scheme(predicted, scoring.labels, named, "--labels")
+    shared = _shared_regions(pair, theirs, ours)
+    brain, maps = _brain_and_uncertainty(pair, scoring, reference)
+    box = _tumours(reference, predicted)
+    expert, guess = _Side(reference.data[box], theirs), _Side(predicted.data[box], ours)
+    challenge = scoring.challenge or challenge_of(pair.case, theirs)
+    penalty_mm = scoring.convention.penalty_mm(challenge, reference.shape)
+    scores = []
+    for name in shared:
+        masks = expert.region(name), guess.region(name)
+        metrics = score(
+            *masks,
+            reference.spacing_mm,
+            tolerance_mm=scoring.tolerance_mm,
+            outside=reference.data.size - masks[0].size,
+        )
+        if scoring.convention.weighted:
+            weighted = weighted_hausdorff95_mm(*masks, reference.spacing_mm)
+            metrics = replace(metrics, hausdorff95_mm=weighted)
+        if brain is not None and scoring.within_brain:
+            within = _specificity_within(brain, box, *masks)
+            metrics = replace(metrics, specificity=within)
+        scores.append(
+            CaseScore(
+                pair.case,
+                name,
+                metrics,
+                penalty_mm,
+                _lesions(scoring, challenge, name, reference, box, expert, guess),
+                _uncertainty(name, maps, brain, box, *masks),
+            )
+        )
+    return tuple(scores)
+
+
+def _shared_regions(pair: Pair, theirs: LabelScheme, ours: LabelScheme) -> list[str]:
     available = {region.name for region in ours.regions}
     shared = [region.name for region in theirs.regions if region.name in available]
     if not shared:
@@ -144,12 +320,41 @@ def _score_pair(
             "have no region in common",
             hint="say what their labels are with --labels and --reference-labels",
         )
-    scores = []
-    for name in shared:
-        masks = theirs.region(name).mask(reference.data), ours.region(name).mask(predicted.data)
-        metrics = score(*masks, reference.spacing_mm, tolerance_mm=tolerance_mm)
-        scores.append(CaseScore(pair.case, name, metrics))
-    return tuple(scores)
+    return shared
+
+
+def _tumours(reference: Volume, predicted: Volume) -> tuple[slice, ...]:
+    """Where either label map has any label, and a margin; a small part of a head."""
+    box = bounding_box((reference.data | predicted.data) != 0)
+    return tuple(
+        slice(max(each.start - _MARGIN, 0), min(each.stop + _MARGIN, size))
+        for each, size in zip(box, reference.shape, strict=True)
+    )
+
+
+def _lesions(
+    scoring: Scoring,
+    challenge: str,
+    region: str,
+    grid: Volume,
+    box: tuple[slice, ...],
+    expert: _Side,
+    guess: _Side,
+) -> LesionScore | None:
+    if scoring.lesion_wise is None:
+        return None
+    rules = lesion_rules(scoring.lesion_wise, challenge, region, grid.shape, grid.spacing_mm)
+    affine = grid.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [each.start for each in box]
+    tissues = [each.tissue for each in rules.united_by]
+    return score_lesions(
+        expert.region(region),
+        guess.region(region),
+        rules,
+        affine,
+        reference_tissues={tissue: expert.tissue(tissue) for tissue in tissues},
+        predicted_tissues={tissue: guess.tissue(tissue) for tissue in tissues},
+    )
 
 
 def _scheme(
@@ -160,3 +365,72 @@ def _scheme(
     source = str(volume.path)
     chosen = labels.name if labels else None
     return label_scheme(values, volume.scheme, source, chosen, allowed=allowed, flag=flag)
+
+
+# --- inside the brain --------------------------------------------------------------------------
+
+
+def _brain_and_uncertainty(
+    pair: Pair, scoring: Scoring, reference: Volume
+) -> tuple[Mask | None, Mapping[str, npt.NDArray[Any]]]:
+    """The brain mask, if it is needed, and the uncertainty maps by region, if there are any."""
+    if not scoring.within_brain and scoring.uncertainty is None:
+        return None, {}
+    brain = _brain(pair, scoring.brain, reference)
+    if scoring.uncertainty is None:
+        return brain, {}
+    return brain, read_uncertainty(scoring.uncertainty, pair.case, reference)
+
+
+def _brain(pair: Pair, masks: Mapping[str, Path] | None, reference: Volume) -> Mask:
+    """Where the brain is.
+
+    Raises:
+        CaseError: If there is neither a mask nor a T1 scan of the case.
+    """
+    if masks is not None:
+        if pair.case not in masks:
+            raise CaseError(
+                f"case {pair.case} has no brain mask in the folder given with --brain",
+                hint=f"name it {pair.case}.nii.gz or {pair.case}_brain.nii.gz",
+            )
+        volume = read_channel(masks[pair.case], None)
+    elif "t1" in pair.images:
+        volume = read_channel(pair.images["t1"].path, pair.images["t1"].channel)
+    else:
+        raise CaseError(
+            f"case {pair.case} has no T1 scan beside {pair.reference}, from which to know the "
+            "brain",
+            hint="give the data set with its scans as REFERENCES, or brain masks with --brain",
+        )
+    require_same_grid([reference, volume])
+    brain: Mask = volume.data != 0
+    return brain
+
+
+def _specificity_within(
+    brain: Mask, box: tuple[slice, ...], reference: Mask, predicted: Mask
+) -> float:
+    """Share of the brain outside the reference that the prediction leaves out too."""
+    inside = brain[box]
+    outside = np.count_nonzero(brain) - np.count_nonzero(inside)
+    negative = outside + np.count_nonzero(inside & ~reference)
+    right = outside + np.count_nonzero(inside & ~(reference | predicted))
+    return right / negative if negative else math.nan
+
+
+def _uncertainty(
+    region: str,
+    maps: Mapping[str, npt.NDArray[Any]],
+    brain: Mask | None,
+    box: tuple[slice, ...],
+    reference: Mask,
+    predicted: Mask,
+) -> UncertaintyScore | None:
+    if region not in maps or brain is None:
+        return None
+    # Voxels outside the brain and both masks count nowhere.
+    there, found = np.zeros((2, *brain.shape), dtype=bool)
+    there[box], found[box] = reference, predicted
+    counted = brain | there | found
+    return score_uncertainty(there[counted], found[counted], maps[region][counted], brain[counted])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.cases import find_label_maps, survey
+from ..data.cases import Case, ImageFile, find_label_maps, survey
 from ..data.labels import LabelScheme
 from ..errors import CaseError, NoCasesError
 from ..wording import listing
@@ -17,16 +18,18 @@ class Pair:
 
     Attributes:
         case: Case id.
-        predicted: The label map to score.
+        predicted: The label map to score; None if there is none and it counts as empty.
         reference: The expert's.
         allowed: The label schemes that the references' data set leaves open; empty if it says
             nothing.
+        images: The scans of the case by modality, where the references lie among them.
     """
 
     case: str
-    predicted: Path
+    predicted: Path | None
     reference: Path
     allowed: tuple[LabelScheme, ...] = ()
+    images: Mapping[str, ImageFile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,14 @@ class Matching:
     without_prediction: tuple[str, ...] = ()
 
 
-def match(predictions: Path, references: Path) -> Matching:
+def match(predictions: Path, references: Path, *, missing_as_empty: bool = False) -> Matching:
     """Pair label maps by case id, whatever their files are called.
 
     Args:
         predictions: A folder of label maps, or one file.
         references: A data set with labels, a folder of label maps, or one file. Two files belong
             together by being given together.
+        missing_as_empty: Whether references without a prediction belong to an empty one.
 
     Raises:
         NoCasesError: If there is no label map on either side.
@@ -53,12 +57,12 @@ def match(predictions: Path, references: Path) -> Matching:
     expert, predicted = find_label_maps(references), find_label_maps(predictions)
     if references.is_file() and predictions.is_file():
         predicted = dict.fromkeys(expert, predictions)
-    allowed = _allowed_by_data_set(references)
-    pairs = tuple(
-        Pair(case, path, expert[case], allowed.get(case, ()))
+    cases = _cases_of_data_set(references)
+    pairs = [
+        _pair(case, path, expert[case], cases.get(case))
         for case, path in predicted.items()
         if case in expert
-    )
+    ]
     if not pairs:
         raise CaseError(
             f"no prediction in {predictions} ({listing(list(predicted))}) has the case id of a "
@@ -68,15 +72,25 @@ def match(predictions: Path, references: Path) -> Matching:
         )
     without_reference = tuple(case for case in predicted if case not in expert)
     without_prediction = tuple(case for case in expert if case not in predicted)
-    return Matching(pairs, without_reference, without_prediction)
+    if missing_as_empty:
+        pairs += [_pair(case, None, expert[case], cases.get(case)) for case in without_prediction]
+        pairs.sort(key=lambda pair: pair.case)
+    return Matching(tuple(pairs), without_reference, without_prediction)
 
 
-def _allowed_by_data_set(root: Path) -> dict[str, tuple[LabelScheme, ...]]:
-    """The label schemes that names, grids and layout of a data set leave open, by case id."""
+def _pair(case_id: str, predicted: Path | None, reference: Path, case: Case | None) -> Pair:
+    if case is None:
+        return Pair(case_id, predicted, reference)
+    allowed = (case.scheme,) if case.scheme else case.allowed
+    return Pair(case_id, predicted, reference, allowed, case.images)
+
+
+def _cases_of_data_set(root: Path) -> dict[str, Case]:
+    """The cases of a data set by id; none in a folder of label maps alone."""
     if not root.is_dir():
         return {}
     try:
         cases, _ = survey(root)
     except NoCasesError:
-        return {}  # a folder of label maps alone
-    return {case.id: (case.scheme,) if case.scheme else case.allowed for case in cases}
+        return {}
+    return {case.id: case for case in cases}
