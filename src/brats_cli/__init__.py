@@ -19,15 +19,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .core.errors import BratsError as BratsError
+    from .core.score.comparison import compare as compare
     from .core.score.evaluation import evaluate as evaluate
 
 _HOMES = {
     "BratsError": "errors",
+    "compare": "score.comparison",
     "evaluate": "score.evaluation",
 }
 """The module of the core that each name comes from; it is imported when the name is first used."""
 
-__all__ = ["BratsError", "__version__", "evaluate"]
+__all__ = ["BratsError", "__version__", "compare", "evaluate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,55 +14,21 @@ import numpy.typing as npt
 
 from ..compute.processes import in_processes
 from ..data.cases import nifti_files
-from ..data.labels import LabelScheme, Mask, label_scheme, scheme_named
-from ..data.naming import case_id_of, schemes_by_name
-from ..errors import BratsError, CaseError, ConfigError, LabelError, UnreadableFileError
-from ..images.nifti import Volume, read_channel, read_label_map, require_same_grid, stem
+from ..data.labels import LabelScheme, Mask, scheme_named
+from ..data.naming import case_id_of
+from ..errors import BratsError, CaseError, ConfigError, UnreadableFileError
+from ..images.nifti import Volume, read_channel, require_same_grid, stem
 from ..writing import require_writable
-from .conventions import (
-    BRATS_2022,
-    Convention,
-    challenge_named,
-    challenge_of,
-    convention_named,
-)
-from .lesions import YEARS, LesionScore, lesion_rules, score_lesions
+from .conventions import Convention, challenge_named, challenge_of, convention_named
+from .lesions import YEARS, LesionRules, LesionScore, lesion_rules, score_lesions
 from .metrics import bounding_box, score
-from .pairing import Matching, Pair, match
+from .pairing import Matching, Pair, Scoring, Side, match, read_pair, shared_regions
 from .scores import CaseScore, Failure, Outcome, Report, Threshold
 from .surfaces import weighted_hausdorff95_mm
 from .uncertainty import UncertaintyScore, read_uncertainty, score_uncertainty
 
 _MARGIN = 6
 """Voxels kept around the tumours: no challenge dilates lesions more often than five times."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """How each pair is scored.
-
-    Attributes:
-        labels: Label scheme of the predictions; by default each file's header, name or values
-            decide.
-        reference_labels: Label scheme of the references, likewise.
-        tolerance_mm: Of the surface Dice.
-        convention: Whose rules to follow for empty masks and HD95.
-        within_brain: Whether the specificity counts only voxels inside the brain.
-        lesion_wise: Year of the lesion-wise rules, if any.
-        challenge: Whose rules; by default each case's id or labels decide.
-        uncertainty: Folder of uncertainty maps, if they are to be scored.
-        brain: Brain masks by case id; by default the brain is where T1 is not 0.
-    """
-
-    labels: LabelScheme | None = None
-    reference_labels: LabelScheme | None = None
-    tolerance_mm: float = 1.0
-    convention: Convention = BRATS_2022
-    within_brain: bool = False
-    lesion_wise: str | None = None
-    challenge: str | None = None
-    uncertainty: Path | None = None
-    brain: Mapping[str, Path] | None = None
 
 
 def evaluate(
@@ -152,13 +118,7 @@ def evaluate(
     for outcome in score_pairs(matching.pairs, scoring, workers=workers):
         outcomes.append(outcome)
         on_progress(matching, len(outcomes))
-    found = Report.of(
-        matching,
-        outcomes,
-        tolerance_mm=tolerance,
-        convention=scoring.convention,
-        lesion_wise=scoring.lesion_wise,
-    ).with_missed(thresholds)
+    found = Report.of(matching, outcomes, scoring).with_missed(thresholds)
     on_report(found)
     if found.scores:
         _write(found, output, lesions, report, plots, markdown, overwrite=overwrite)
@@ -249,78 +209,44 @@ def _outcome(pair: Pair, *, scoring: Scoring) -> Outcome:
         return Failure(pair.case, str(error), error.hint)
 
 
-@dataclass(frozen=True, eq=False)
-class _Side:
-    """A label map, cut to where either side has any label, and what its values mean."""
-
-    labels: npt.NDArray[np.uint8]
-    scheme: LabelScheme
-
-    def region(self, name: str) -> Mask:
-        return self.scheme.region(name).mask(self.labels)
-
-    def tissue(self, name: str) -> Mask:
-        values = [value for value, tissue in self.scheme.tissues.items() if tissue == name]
-        return np.isin(self.labels, values)
-
-
 def _score_pair(pair: Pair, scoring: Scoring) -> tuple[CaseScore, ...]:
-    reference = read_label_map(pair.reference)
-    if pair.predicted is None:
-        predicted = replace(reference, data=np.zeros_like(reference.data))
-    else:
-        predicted = read_label_map(pair.predicted)
-    require_same_grid([reference, predicted])
-    named = schemes_by_name(pair.case, reference.shape)
-    allowed = pair.allowed or named
-    theirs = _scheme(reference, scoring.reference_labels, allowed, "--reference-labels")
-    ours = theirs
-    if pair.predicted is not None:
-        ours = _scheme(predicted, scoring.labels, named, "--labels")
-    shared = _shared_regions(pair, theirs, ours)
-    brain, maps = _brain_and_uncertainty(pair, scoring, reference)
-    box = _tumours(reference, predicted)
-    expert, guess = _Side(reference.data[box], theirs), _Side(predicted.data[box], ours)
-    challenge = scoring.challenge or challenge_of(pair.case, theirs)
-    penalty_mm = scoring.convention.penalty_mm(challenge, reference.shape)
+    expert, guess = read_pair(pair, scoring)
+    grid = expert.volume
+    shared = shared_regions(pair, expert.scheme, guess.scheme)
+    brain, maps = _brain_and_uncertainty(pair, scoring, grid)
+    challenge = scoring.challenge or challenge_of(pair.case, expert.scheme)
+    box = _tumours(grid, guess.volume)
+    expert, guess = expert.cut(box), guess.cut(box)
     scores = []
     for name in shared:
         masks = expert.region(name), guess.region(name)
         metrics = score(
             *masks,
-            reference.spacing_mm,
+            grid.spacing_mm,
             tolerance_mm=scoring.tolerance_mm,
-            outside=reference.data.size - masks[0].size,
+            outside=grid.data.size - masks[0].size,
         )
         if scoring.convention.weighted:
-            weighted = weighted_hausdorff95_mm(*masks, reference.spacing_mm)
+            weighted = weighted_hausdorff95_mm(*masks, grid.spacing_mm)
             metrics = replace(metrics, hausdorff95_mm=weighted)
         if brain is not None and scoring.within_brain:
             within = _specificity_within(brain, box, *masks)
             metrics = replace(metrics, specificity=within)
+        lesions = None
+        if scoring.lesion_wise is not None:
+            rules = lesion_rules(scoring.lesion_wise, challenge, name, grid.shape, grid.spacing_mm)
+            lesions = _lesions(rules, name, expert, guess)
         scores.append(
             CaseScore(
                 pair.case,
                 name,
                 metrics,
-                penalty_mm,
-                _lesions(scoring, challenge, name, reference, box, expert, guess),
+                scoring.convention.penalty_mm(challenge, grid.shape),
+                lesions,
                 _uncertainty(name, maps, brain, box, *masks),
             )
         )
     return tuple(scores)
-
-
-def _shared_regions(pair: Pair, theirs: LabelScheme, ours: LabelScheme) -> list[str]:
-    available = {region.name for region in ours.regions}
-    shared = [region.name for region in theirs.regions if region.name in available]
-    if not shared:
-        raise LabelError(
-            f"{pair.predicted} ({ours.name}) and {pair.reference} ({theirs.name}) "
-            "have no region in common",
-            hint="say what their labels are with --labels and --reference-labels",
-        )
-    return shared
 
 
 def _tumours(reference: Volume, predicted: Volume) -> tuple[slice, ...]:
@@ -332,39 +258,16 @@ def _tumours(reference: Volume, predicted: Volume) -> tuple[slice, ...]:
     )
 
 
-def _lesions(
-    scoring: Scoring,
-    challenge: str,
-    region: str,
-    grid: Volume,
-    box: tuple[slice, ...],
-    expert: _Side,
-    guess: _Side,
-) -> LesionScore | None:
-    if scoring.lesion_wise is None:
-        return None
-    rules = lesion_rules(scoring.lesion_wise, challenge, region, grid.shape, grid.spacing_mm)
-    affine = grid.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [each.start for each in box]
+def _lesions(rules: LesionRules, region: str, expert: Side, guess: Side) -> LesionScore:
     tissues = [each.tissue for each in rules.united_by]
     return score_lesions(
         expert.region(region),
         guess.region(region),
         rules,
-        affine,
+        expert.volume.affine,
         reference_tissues={tissue: expert.tissue(tissue) for tissue in tissues},
         predicted_tissues={tissue: guess.tissue(tissue) for tissue in tissues},
     )
-
-
-def _scheme(
-    volume: Volume, labels: LabelScheme | None, allowed: Sequence[LabelScheme], flag: str
-) -> LabelScheme:
-    """What a label map's values mean: by the user's word, its header, its name, its values."""
-    values = np.flatnonzero(np.bincount(volume.data.ravel(order="K"))).tolist()
-    source = str(volume.path)
-    chosen = labels.name if labels else None
-    return label_scheme(values, volume.scheme, source, chosen, allowed=allowed, flag=flag)
 
 
 # --- inside the brain --------------------------------------------------------------------------

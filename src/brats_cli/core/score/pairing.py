@@ -1,15 +1,20 @@
-"""Which prediction belongs to which reference: by case id, whatever the files are called."""
+"""Which prediction belongs to which reference, how the two are read, and how they are scored."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from ..data.cases import Case, ImageFile, find_label_maps, survey
-from ..data.labels import LabelScheme
-from ..errors import CaseError, NoCasesError
+from ..data.labels import LabelScheme, Mask, label_scheme
+from ..data.naming import schemes_by_name
+from ..errors import CaseError, LabelError, NoCasesError
+from ..images.nifti import Volume, read_label_map, require_same_grid
 from ..wording import listing
+from .conventions import BRATS_2022, Convention
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,34 @@ class Matching:
     pairs: tuple[Pair, ...]
     without_reference: tuple[str, ...] = ()
     without_prediction: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How each pair is scored.
+
+    Attributes:
+        labels: Label scheme of the predictions; by default each file's header, name or values
+            decide.
+        reference_labels: Label scheme of the references, likewise.
+        tolerance_mm: Of the surface Dice.
+        convention: Whose rules to follow for empty masks and HD95.
+        within_brain: Whether the specificity counts only voxels inside the brain.
+        lesion_wise: Year of the lesion-wise rules, if any.
+        challenge: Whose rules; by default each case's id or labels decide.
+        uncertainty: Folder of uncertainty maps, if they are to be scored.
+        brain: Brain masks by case id; by default the brain is where T1 is not 0.
+    """
+
+    labels: LabelScheme | None = None
+    reference_labels: LabelScheme | None = None
+    tolerance_mm: float = 1.0
+    convention: Convention = BRATS_2022
+    within_brain: bool = False
+    lesion_wise: str | None = None
+    challenge: str | None = None
+    uncertainty: Path | None = None
+    brain: Mapping[str, Path] | None = None
 
 
 def match(predictions: Path, references: Path, *, missing_as_empty: bool = False) -> Matching:
@@ -94,3 +127,74 @@ def _cases_of_data_set(root: Path) -> dict[str, Case]:
     except NoCasesError:
         return {}
     return {case.id: case for case in cases}
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One of the two label maps of a pair, and what its values mean."""
+
+    volume: Volume
+    scheme: LabelScheme
+
+    def region(self, name: str) -> Mask:
+        """Where the region is, (X, Y, Z)."""
+        return self.scheme.region(name).mask(self.volume.data)
+
+    def tissue(self, name: str) -> Mask:
+        """Where the tissue is, (X, Y, Z); nowhere if the scheme does not have it."""
+        values = [value for value, tissue in self.scheme.tissues.items() if tissue == name]
+        return np.isin(self.volume.data, values)
+
+    def cut(self, box: tuple[slice, ...]) -> Side:
+        """What lies inside `box`."""
+        affine = self.volume.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ [each.start for each in box]
+        return replace(self, volume=replace(self.volume, data=self.volume.data[box], affine=affine))
+
+
+def read_pair(pair: Pair, scoring: Scoring) -> tuple[Side, Side]:
+    """The reference and the prediction, on one grid.
+
+    Raises:
+        BratsError: If a file cannot be read, the grids differ, or it is not known what the labels
+            mean.
+    """
+    reference = read_label_map(pair.reference)
+    named = schemes_by_name(pair.case, reference.shape)
+    allowed = pair.allowed or named
+    if pair.predicted is None:
+        theirs = _scheme(reference, scoring.reference_labels, allowed, "--reference-labels")
+        nothing = replace(reference, data=np.zeros_like(reference.data))
+        return Side(reference, theirs), Side(nothing, theirs)
+    predicted = read_label_map(pair.predicted)
+    require_same_grid([reference, predicted])
+    theirs = _scheme(reference, scoring.reference_labels, allowed, "--reference-labels")
+    ours = _scheme(predicted, scoring.labels, named, "--labels")
+    return Side(reference, theirs), Side(predicted, ours)
+
+
+def _scheme(
+    volume: Volume, labels: LabelScheme | None, allowed: Sequence[LabelScheme], flag: str
+) -> LabelScheme:
+    """What a label map's values mean: by the user's word, its header, its name, its values."""
+    values = np.flatnonzero(np.bincount(volume.data.ravel(order="K"))).tolist()
+    source = str(volume.path)
+    chosen = labels.name if labels else None
+    return label_scheme(values, volume.scheme, source, chosen, allowed=allowed, flag=flag)
+
+
+def shared_regions(pair: Pair, theirs: LabelScheme, ours: LabelScheme) -> list[str]:
+    """The regions that both label schemes have.
+
+    Raises:
+        LabelError: If there is none.
+    """
+    available = {region.name for region in ours.regions}
+    shared = [region.name for region in theirs.regions if region.name in available]
+    if not shared:
+        raise LabelError(
+            f"{pair.predicted} ({ours.name}) and {pair.reference} ({theirs.name}) "
+            "have no region in common",
+            hint="say what their labels are with --labels and --reference-labels",
+        )
+    return shared

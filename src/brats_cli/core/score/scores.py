@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,20 @@ from ..data.labels import SCHEMES
 from ..errors import ConfigError
 from ..wording import did_you_mean
 from ..writing import whole_file
-from .conventions import BRATS_2022, Convention
+from .conventions import Convention
 from .lesions import Lesion, LesionScore
 from .metrics import MaskScore
-from .pairing import Matching, Pair
+from .pairing import Matching, Pair, Scoring
 from .statistics import Statistics, Summary, known
 from .uncertainty import UncertaintyScore
 
 FORMAT = "brats-scores/1"
 
-METRICS = tuple(field.name for field in fields(MaskScore))
+METRICS = tuple(each.name for each in fields(MaskScore))
 """The columns of `scores.csv` after case and region."""
 
-LESION_METRICS = tuple(field.name for field in fields(LesionScore) if field.name != "table")
-UNCERTAINTY_METRICS = tuple(field.name for field in fields(UncertaintyScore))
+LESION_METRICS = tuple(each.name for each in fields(LesionScore) if each.name != "table")
+UNCERTAINTY_METRICS = tuple(each.name for each in fields(UncertaintyScore))
 """Further columns, where they were asked for."""
 
 SURFACE_DICE_OF_LESIONS = ("lesion_surface_dice_05", "lesion_surface_dice_1")
@@ -172,9 +172,7 @@ class Report:
         failures: The cases that could not be scored.
         without_reference: Ids of predictions that had no reference to be scored by.
         without_prediction: Ids of references that had no prediction.
-        tolerance_mm: How far off a surface may be for the surface Dice.
-        convention: What an empty mask scores in the official values.
-        lesion_wise: The year whose lesion-wise rules were followed, if any.
+        scoring: How they were scored.
         missed: The thresholds that the official means miss, each in words.
         pairs: The files.
     """
@@ -183,22 +181,12 @@ class Report:
     failures: tuple[Failure, ...] = ()
     without_reference: tuple[str, ...] = ()
     without_prediction: tuple[str, ...] = ()
-    tolerance_mm: float = 1.0
-    convention: Convention = BRATS_2022
-    lesion_wise: str | None = None
+    scoring: Scoring = field(default_factory=Scoring)
     missed: tuple[str, ...] = ()
     pairs: tuple[Pair, ...] = ()
 
     @classmethod
-    def of(
-        cls,
-        matching: Matching,
-        outcomes: Iterable[Outcome],
-        *,
-        tolerance_mm: float,
-        convention: Convention,
-        lesion_wise: str | None = None,
-    ) -> Report:
+    def of(cls, matching: Matching, outcomes: Iterable[Outcome], scoring: Scoring) -> Report:
         """The report on what `score_pairs` made of `matching`."""
         scores: list[CaseScore] = []
         failures = []
@@ -212,11 +200,19 @@ class Report:
             tuple(failures),
             matching.without_reference,
             matching.without_prediction,
-            tolerance_mm,
-            convention,
-            lesion_wise,
+            scoring,
             pairs=matching.pairs,
         )
+
+    @property
+    def convention(self) -> Convention:
+        """What an empty mask scores in the official values."""
+        return self.scoring.convention
+
+    @property
+    def lesion_wise(self) -> str | None:
+        """The year whose lesion-wise rules were followed, if any."""
+        return self.scoring.lesion_wise
 
     def with_missed(self, thresholds: Sequence[Threshold]) -> Report:
         """This report with what the means miss of `thresholds`; nothing if no case was scored."""
@@ -278,7 +274,7 @@ class Report:
             OutputExistsError: If `path` exists and `overwrite` is false.
             OutputError: If it cannot be written.
         """
-        names = [field.name for field in fields(Lesion)]
+        names = [each.name for each in fields(Lesion)]
         if self.lesion_wise != "2024":
             names = [name for name in names if not name.startswith("surface_dice")]
         rows = [
@@ -320,7 +316,7 @@ class Report:
             "convention": self.convention.name,
             "convention_about": self.convention.about,
             "missed_mm": known(self.convention.missed_mm),
-            "tolerance_mm": self.tolerance_mm,
+            "tolerance_mm": self.scoring.tolerance_mm,
             "cases": _plain(self.official, self.columns),
             "summary": _plain_summary(self.summary()),
             "summary_defined": _plain_summary(self.summary_of_defined()),
