@@ -83,7 +83,7 @@ def _show(found: Comparison) -> None:
         )
         console.result("")
     rows = [
-        (str(each.rank), each.model, console.number(each.score), console.number(each.p_next))
+        (str(each.rank), each.model, console.number(each.score), _p(each.p_next))
         for each in found.ranking
     ]
     console.table(

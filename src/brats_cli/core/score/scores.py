@@ -133,8 +133,8 @@ HEADINGS: Mapping[str, str] = {
     "surface_dice": "surface Dice",
     "sensitivity": "sensitivity",
     "precision": "precision",
-    "lesion_dice": "lesion-wise Dice",
-    "lesion_hausdorff95_mm": "lesion-wise HD95 (mm)",
+    "lesion_dice": "lesion Dice",
+    "lesion_hausdorff95_mm": "lesion HD95 (mm)",
     "uncertainty_score": "uncertainty score",
 }
 """What papers report, and how they call it."""
