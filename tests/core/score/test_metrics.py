@@ -12,7 +12,7 @@ from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.score.conventions import BRATS_2022
 from brats_cli.core.score.metrics import score
 
-REAL = Path(__file__).parents[3] / "shared/data"
+REAL = Path(__file__).parents[4] / "shared/data"
 UNIT = (1.0, 1.0, 1.0)
 
 
