@@ -221,52 +221,39 @@ def score_lesions(
         reference_tissues: The masks of the tissues of `rules.united_by`, in the reference.
         predicted_tissues: The same in the prediction.
     """
-    spacing_mm = _spacing(affine)
     lesions = _united(reference, rules, reference_tissues or {}, drops=False)
     if rules.merges_predictions:
         parts = _united(predicted, rules, predicted_tissues or {}, drops=True)
     else:
         parts = _components(predicted)
-    found_parts = find_objects(parts)
-    sizes = np.bincount(parts.ravel(), minlength=len(found_parts) + 1)
-    voxel_mm3 = math.prod(spacing_mm)
-    touched: set[int] = set()
+    part_boxes = find_objects(parts)
+    touched = np.zeros(len(part_boxes) + 1, dtype=bool)
     table = []
     for number, box in enumerate(find_objects(lesions), 1):
         if box is None:
             continue
         near = _padded(box, rules.dilations, reference.shape)
         reach = dilated(lesions[near] == number, rules.dilations)
-        hit = set(np.unique(parts[near][reach]).tolist()) - {0}
+        hit = np.bincount(parts[near][reach], minlength=len(touched)) > 0
+        hit[0] = False
         touched |= hit
-        around = _around([box, *(found_parts[part - 1] for part in hit)])
-        table.append(
-            _compared(
-                lesions[around] == number,
-                np.isin(parts[around], list(hit)),
-                rules,
-                spacing_mm,
-                _centre_mm(lesions[around] == number, around, affine),
-            )
-        )
-    for part in np.flatnonzero(sizes[1:]) + 1:
-        if int(part) not in touched:
-            box = found_parts[part - 1]
-            centre = _centre_mm(parts[box] == part, box, affine)
-            table.append(_invented(float(sizes[part] * voxel_mm3), rules, centre))
+        around = _around([box, *(part_boxes[part - 1] for part in np.flatnonzero(hit))])
+        lesion, united = lesions[around] == number, hit[parts[around]]
+        table.append(_compared(lesion, united, rules, _moved(affine, around)))
+    for part, box in enumerate(part_boxes, 1):
+        if box is not None and not touched[part]:
+            table.append(_invented(parts[box] == part, rules, _moved(affine, box)))
     return LesionScore.of(table, rules)
 
 
 def _compared(
-    lesion: Mask,
-    parts: Mask,
-    rules: LesionRules,
-    spacing_mm: Spacing,
-    centre_mm: tuple[float, float, float],
+    lesion: Mask, parts: Mask, rules: LesionRules, affine: npt.NDArray[np.float64]
 ) -> Lesion:
     """A lesion and the predicted components that touch it."""
+    spacing_mm = _spacing(affine)
     voxel_mm3 = math.prod(spacing_mm)
     size, predicted = np.count_nonzero(lesion), np.count_nonzero(parts)
+    x, y, z = _centre_mm(lesion, affine)
     if rules.surface_dice:
         surface = _surface_dice(lesion, parts, spacing_mm) if predicted else (0.0, 0.0)
     else:
@@ -276,9 +263,9 @@ def _compared(
         counts=bool(size * voxel_mm3 > rules.dropped_mm3),
         reference_mm3=size * voxel_mm3,
         predicted_mm3=predicted * voxel_mm3,
-        x_mm=centre_mm[0],
-        y_mm=centre_mm[1],
-        z_mm=centre_mm[2],
+        x_mm=x,
+        y_mm=y,
+        z_mm=z,
         dice=2 * np.count_nonzero(lesion & parts) / (size + predicted),
         hausdorff95_mm=(
             weighted_hausdorff95_mm(lesion, parts, spacing_mm) if predicted else rules.missed_mm
@@ -295,18 +282,17 @@ def _surface_dice(lesion: Mask, parts: Mask, spacing_mm: Spacing) -> tuple[float
     return at[0], at[1]
 
 
-def _invented(
-    volume_mm3: float, rules: LesionRules, centre_mm: tuple[float, float, float]
-) -> Lesion:
+def _invented(part: Mask, rules: LesionRules, affine: npt.NDArray[np.float64]) -> Lesion:
     no_surface = 0.0 if rules.surface_dice else math.nan
+    x, y, z = _centre_mm(part, affine)
     return Lesion(
         kind="invented",
         counts=rules.counts_invented,
         reference_mm3=0.0,
-        predicted_mm3=volume_mm3,
-        x_mm=centre_mm[0],
-        y_mm=centre_mm[1],
-        z_mm=centre_mm[2],
+        predicted_mm3=float(np.count_nonzero(part) * math.prod(_spacing(affine))),
+        x_mm=x,
+        y_mm=y,
+        z_mm=z,
         dice=0.0,
         hausdorff95_mm=rules.missed_mm,
         surface_dice_05=no_surface,
@@ -318,7 +304,10 @@ def _invented(
 
 
 def _components(mask: Mask) -> Labels:
-    found: Labels = label(mask, structure=_TOUCHING, output=np.int32)[0]
+    found: Labels = np.zeros(mask.shape, dtype=np.int32)
+    if mask.any():
+        box = bounding_box(mask)
+        label(mask[box], structure=_TOUCHING, output=found[box])
     return found
 
 
@@ -327,7 +316,8 @@ def _merged(mask: Mask, dilations: int) -> Labels:
     found: Labels = np.zeros(mask.shape, dtype=np.int32)
     if mask.any():
         box = _padded(bounding_box(mask), dilations, mask.shape)
-        found[box] = _components(dilated(mask[box], dilations)) * mask[box]
+        found[box] = _components(dilated(mask[box], dilations))
+        found[~mask] = 0
     return found
 
 
@@ -411,8 +401,22 @@ def _around(boxes: Sequence[Box]) -> Box:
     )
 
 
-def _centre_mm(mask: Mask, box: Box, affine: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    centre = np.argwhere(mask).mean(axis=0) + [each.start for each in box]
+def _moved(affine: npt.NDArray[np.float64], box: Box) -> npt.NDArray[np.float64]:
+    """The affine of what lies inside `box`."""
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ [each.start for each in box]
+    return moved
+
+
+def _centre_mm(mask: Mask, affine: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    # Sums by slice: where each voxel lies is not asked.
+    size = np.count_nonzero(mask)
+    centre = [
+        mask.sum(axis=tuple(other for other in range(3) if other != axis))
+        @ np.arange(length)
+        / size
+        for axis, length in enumerate(mask.shape)
+    ]
     x, y, z = affine[:3, :3] @ centre + affine[:3, 3]
     return float(x), float(y), float(z)
 
