@@ -32,10 +32,11 @@ import scipy.ndimage
 from medpy.metric import binary
 
 from brats_cli.core.data.labels import REGIONS, SCHEMES
-from brats_cli.core.images.nifti import read_label_map
+from brats_cli.core.images.grid import bounding_box
+from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.score.conventions import CONVENTIONS
 from brats_cli.core.score.evaluation import score_pairs
-from brats_cli.core.score.metrics import bounding_box, score
+from brats_cli.core.score.metrics import score
 from brats_cli.core.score.pairing import Pair, Scoring
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "pairs"
@@ -217,10 +218,9 @@ def in_process(pairs: list[tuple[Path, Path]]) -> dict[str, list[float]]:
     """CPU seconds of everybody for each pair, in turn."""
     evaluator = panoptica_evaluator()
     taken: dict[str, list[float]] = {}
+    lesion_dice: list[dict[str, float]] = []
     for reference_path, predicted_path in pairs:
-        reference, predicted = (
-            read_label_map(path).data for path in (reference_path, predicted_path)
-        )
+        reference, predicted = (read_labels(path).data for path in (reference_path, predicted_path))
         regions = SCHEMES["brats2020"].regions
         masks = {each.name: (each.mask(reference), each.mask(predicted)) for each in regions}
         assert list(masks) == list(REGIONS)
@@ -240,8 +240,9 @@ def in_process(pairs: list[tuple[Path, Path]]) -> dict[str, list[float]]:
         ):
             time_taken, found = seconds(lesions, *paths)
             taken.setdefault(name, []).append(time_taken)
-            dice = found if name == "brats, lesions" else dice
-            assert all(abs(found[region] - dice[region]) < 1e-9 for region in dice)
+            lesion_dice.append(found)
+        ours, theirs = lesion_dice[-2:]
+        assert all(abs(ours[region] - theirs[region]) < 1e-9 for region in theirs)
     return taken
 
 

@@ -115,7 +115,7 @@ def test_a_csv_that_exists_is_told_before_anything_is_scored(folders, tmp_path):
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.splitlines() == [
         f"error: {path} exists already",
-        " hint: give another name with -o, or --overwrite to replace it",
+        " hint: choose another path with -o, or replace it with --overwrite",
     ]
     assert path.read_text() == "mine"
     assert brats(*folders, "-o", path, "--overwrite").exit_code == 0
@@ -175,7 +175,7 @@ def test_one_bad_pair_is_two_lines(folders, tmp_path):
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.splitlines() == [
         f"error: cannot read {predicted}: it is not a NIfTI file",
-        " hint: is it text, or an archive that was renamed?",
+        " hint: is it text, an archive or another format that was renamed?",
     ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from medpy.metric import binary
 
-from ..data.labels import Mask
+from ..images.grid import Mask, bounding_box
 from .surfaces import Distances, Spacing, border_distances_mm
 
 # Headers hold the spacing as float32: a neighbour 1.0000001 mm away is within 1 mm.
@@ -103,13 +103,3 @@ def _specificity(reference: Mask, predicted: Mask, outside: int) -> float:
 def _surface_dice(distances: Distances | None, tolerance_mm: float) -> float:
     """Share of the pooled distances within the tolerance; 0 where one surface is missing."""
     return 0.0 if distances is None else float((distances <= tolerance_mm + _ROUNDING_MM).mean())
-
-
-def bounding_box(mask: Mask) -> tuple[slice, ...]:
-    """The smallest box that holds all of `mask`; no voxel at all if it is empty."""
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        inside = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(inside[0], inside[-1] + 1) if inside.size else slice(0, 0))
-    return tuple(box)

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from ..data.cases import Case, ImageFile, find_label_maps, survey
-from ..data.labels import LabelScheme, Mask, label_scheme
+from ..data.labels import LabelScheme, label_scheme, noted_scheme
 from ..data.naming import schemes_by_name
 from ..errors import CaseError, LabelError, NoCasesError
-from ..images.nifti import Volume, read_label_map, require_same_grid
+from ..images.grid import Box, Mask, Volume, require_same_grid
+from ..images.nifti import read_labels
 from ..wording import listing
 from .conventions import BRATS_2022, Convention
 
@@ -138,18 +139,19 @@ class Side:
 
     def region(self, name: str) -> Mask:
         """Where the region is, (X, Y, Z)."""
-        return self.scheme.region(name).mask(self.volume.data)
+        mask: Mask = self.scheme.region(name).mask(self.volume.data)
+        return mask
 
     def tissue(self, name: str) -> Mask:
         """Where the tissue is, (X, Y, Z); nowhere if the scheme does not have it."""
         values = [value for value, tissue in self.scheme.tissues.items() if tissue == name]
         return np.isin(self.volume.data, values)
 
-    def cut(self, box: tuple[slice, ...]) -> Side:
+    def cut(self, box: Box) -> Side:
         """What lies inside `box`."""
-        affine = self.volume.affine.copy()
-        affine[:3, 3] += affine[:3, :3] @ [each.start for each in box]
-        return replace(self, volume=replace(self.volume, data=self.volume.data[box], affine=affine))
+        volume = self.volume
+        cut = replace(volume, data=volume.data[box], grid=volume.grid.crop(box))
+        return replace(self, volume=cut)
 
 
 def read_pair(pair: Pair, scoring: Scoring) -> tuple[Side, Side]:
@@ -159,14 +161,14 @@ def read_pair(pair: Pair, scoring: Scoring) -> tuple[Side, Side]:
         BratsError: If a file cannot be read, the grids differ, or it is not known what the labels
             mean.
     """
-    reference = read_label_map(pair.reference)
+    reference = read_labels(pair.reference)
     named = schemes_by_name(pair.case, reference.shape)
     allowed = pair.allowed or named
     if pair.predicted is None:
         theirs = _scheme(reference, scoring.reference_labels, allowed, "--reference-labels")
         nothing = replace(reference, data=np.zeros_like(reference.data))
         return Side(reference, theirs), Side(nothing, theirs)
-    predicted = read_label_map(pair.predicted)
+    predicted = read_labels(pair.predicted)
     require_same_grid([reference, predicted])
     theirs = _scheme(reference, scoring.reference_labels, allowed, "--reference-labels")
     ours = _scheme(predicted, scoring.labels, named, "--labels")
@@ -177,10 +179,9 @@ def _scheme(
     volume: Volume, labels: LabelScheme | None, allowed: Sequence[LabelScheme], flag: str
 ) -> LabelScheme:
     """What a label map's values mean: by the user's word, its header, its name, its values."""
-    values = np.flatnonzero(np.bincount(volume.data.ravel(order="K"))).tolist()
-    source = str(volume.path)
-    chosen = labels.name if labels else None
-    return label_scheme(values, volume.scheme, source, chosen, allowed=allowed, flag=flag)
+    values = np.flatnonzero(np.bincount(volume.values)).tolist()
+    declared = noted_scheme(volume.note)
+    return label_scheme(values, declared, str(volume.path), labels, allowed=allowed, flag=flag)
 
 
 def shared_regions(pair: Pair, theirs: LabelScheme, ours: LabelScheme) -> list[str]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import KDTree
 
-from ..data.labels import Mask
+from ..images.grid import Mask
 
 Spacing = tuple[float, float, float]
 Distances = npt.NDArray[np.float64]
