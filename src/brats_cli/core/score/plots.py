@@ -22,7 +22,7 @@ from ..errors import BratsError
 from ..images.grid import Grid, Mask, to_canonical
 from ..images.nifti import read_image
 from ..writing import whole_file
-from .comparison import Comparison
+from .paired import Comparison
 from .pairing import Pair, Scoring, read_pair, shared_regions
 from .scores import HEADINGS, CaseScore, Report, lower_is_better
 
