@@ -3,11 +3,11 @@ import json
 import math
 import os
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import REAL, needs_real
 from medpy.metric import binary
 
 from brats_cli.core.data.labels import SCHEMES
@@ -26,8 +26,6 @@ from brats_cli.core.score.metrics import MaskScore, score
 from brats_cli.core.score.pairing import match
 from brats_cli.core.score.scores import METRICS, CaseScore, Failure, Report, Threshold
 from brats_cli.core.score.statistics import Statistics
-
-REAL = Path(__file__).parents[4] / "shared/data"
 
 # Ten voxels in a row. Reference: WT 1-6, TC 1-4, ET 3-4. Prediction: WT 2-6, TC 2-5, ET 3-5.
 TRUTH = (0, 1, 1, 4, 4, 2, 2, 0, 0, 0)
@@ -429,7 +427,7 @@ def test_what_is_no_threshold_is_told_how_to_write_one(text, message, hint):
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not REAL.exists(), reason="no real cases in ../shared/data")
+@needs_real
 def test_a_real_pair_overlaps_as_medpy_says():
     report = evaluate(REAL / "pairs/model_a/BraTS20_Training_002.nii.gz", REAL / "pairs/truth")
     assert [each.region for each in report.scores] == ["WT", "TC", "ET"]
@@ -444,7 +442,7 @@ def test_a_real_pair_overlaps_as_medpy_says():
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not REAL.exists(), reason="no real cases in ../shared/data")
+@needs_real
 def test_a_data_set_of_several_years_is_perfect_against_itself(tmp_path):
     for case in ("Brats18_2013_2_1", "BraTS-GLI-00000-000", "BraTS2021_01484"):
         (source,) = (REAL / "cases" / case).glob("*seg.nii.gz")

@@ -7,6 +7,7 @@ import pytest
 from scipy.ndimage import binary_dilation, generate_binary_structure
 
 from brats_cli.core.errors import ConfigError
+from brats_cli.core.images.grid import Grid
 from brats_cli.core.score.lesions import dilated, lesion_rules, score_lesions
 
 SHAPE = (60, 20, 20)
@@ -23,8 +24,9 @@ def boxes(*spans, shape=SHAPE):
 
 
 def lesions(reference, predicted, *, year="2023", challenge="GLI", region="WT", **tissues):
-    rules = lesion_rules(year, challenge, region, reference.shape, (1.0, 1.0, 1.0))
-    return score_lesions(reference, predicted, rules, AFFINE, **tissues)
+    grid = Grid(reference.shape, AFFINE)
+    rules = lesion_rules(year, challenge, region, grid)
+    return score_lesions(reference, predicted, rules, grid, **tissues)
 
 
 def counts(found):
@@ -176,10 +178,10 @@ def test_dilation_is_that_of_scipy_at_the_edge_too(times):
     ],
 )
 def test_the_table_of_rules(year, challenge, region, dilations, dropped_mm3):
-    rules = lesion_rules(year, challenge, region, (240, 240, 155), (1.0, 1.0, 1.0))
+    rules = lesion_rules(year, challenge, region, Grid((240, 240, 155), AFFINE))
     assert (rules.dilations, rules.dropped_mm3) == (dilations, dropped_mm3)
 
 
 def test_2023_had_no_radiotherapy():
     with pytest.raises(ConfigError, match="BraTS 2023 had no lesion-wise scores for MEN-RT"):
-        lesion_rules("2023", "MEN-RT", "GTV", (9, 9, 9), (1.0, 1.0, 1.0))
+        lesion_rules("2023", "MEN-RT", "GTV", Grid(SHAPE, AFFINE))

@@ -1,14 +1,14 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import volume
 
 from brats_cli.core.errors import CaseError, GridMismatchError, UnreadableFileError
+from brats_cli.core.images.grid import Grid, Volume
 from brats_cli.core.score.uncertainty import THRESHOLDS, read_uncertainty, score_uncertainty
 
 SHAPE = (10, 1, 1)
 BRAIN = np.ones(SHAPE, dtype=bool)
-GRID = volume(np.zeros(SHAPE, dtype=np.uint8))
+GRID = Volume(np.zeros(SHAPE, dtype=np.uint8), Grid(SHAPE, np.eye(4)))
 
 
 def row(*voxels):

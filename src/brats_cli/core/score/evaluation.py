@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from ..compute.processes import in_processes
 from ..data.cases import nifti_files
-from ..data.labels import LabelScheme, scheme_named
+from ..data.labels import LabelScheme, as_scheme
 from ..data.naming import case_id_of
 from ..errors import BratsError, CaseError, ConfigError, UnreadableFileError
 from ..images.grid import Box, Mask, Volume, bounding_box, require_same_grid
 from ..images.nifti import read_image, stem
 from ..writing import require_writable
 from .conventions import Convention, challenge_named, challenge_of, convention_named
-from .lesions import YEARS, LesionRules, LesionScore, lesion_rules, score_lesions
+from .lesions import YEARS, LesionRules, LesionScore, lesion_rules, require_challenge, score_lesions
 from .metrics import score
 from .pairing import Matching, Pair, Scoring, Side, match, read_pair, shared_regions
 from .scores import CaseScore, Failure, Outcome, Report, Threshold
@@ -98,8 +98,8 @@ def evaluate(
             "a table of lesions needs the rules of a year", hint="add --lesion-wise 2023 or 2024"
         )
     scoring = Scoring(
-        labels=_scheme_given(labels),
-        reference_labels=_scheme_given(reference_labels),
+        labels=as_scheme(labels),
+        reference_labels=as_scheme(reference_labels),
         tolerance_mm=tolerance,
         convention=convention_named(convention) if isinstance(convention, str) else convention,
         within_brain=within_brain,
@@ -109,7 +109,7 @@ def evaluate(
         brain=_brain_masks(brain),
     )
     if scoring.lesion_wise and scoring.challenge:
-        lesion_rules(scoring.lesion_wise, scoring.challenge, "WT", (1, 1, 1), (1.0, 1.0, 1.0))
+        require_challenge(scoring.lesion_wise, scoring.challenge)
     for path in (output, lesions, report, markdown):
         if path is not None:
             require_writable(Path(path), overwrite=overwrite)
@@ -168,10 +168,6 @@ def score_pairs(
     yield from in_processes(task, pairs, workers=workers, name=lambda pair: pair.case)
 
 
-def _scheme_given(labels: LabelScheme | str | None) -> LabelScheme | None:
-    return scheme_named(labels) if isinstance(labels, str) else labels
-
-
 def _year(lesion_wise: str | int | None) -> str | None:
     if lesion_wise is not None and str(lesion_wise) not in YEARS:
         raise ConfigError(
@@ -212,47 +208,43 @@ def _outcome(pair: Pair, *, scoring: Scoring) -> Outcome:
 
 def _score_pair(pair: Pair, scoring: Scoring) -> tuple[CaseScore, ...]:
     expert, guess = read_pair(pair, scoring)
-    grid = expert.volume
+    whole = expert.volume
     shared = shared_regions(pair, expert.scheme, guess.scheme)
-    brain, maps = _brain_and_uncertainty(pair, scoring, grid)
+    brain, maps = _brain_and_uncertainty(pair, scoring, whole)
     challenge = scoring.challenge or challenge_of(pair.case, expert.scheme)
-    box = _tumours(grid, guess.volume)
+    tumours = (whole.data | guess.volume.data) != 0
+    box = bounding_box(tumours, margin=_MARGIN)
     expert, guess = expert.cut(box), guess.cut(box)
     scores = []
     for name in shared:
         masks = expert.region(name), guess.region(name)
         metrics = score(
             *masks,
-            grid.spacing_mm,
+            whole.spacing_mm,
             tolerance_mm=scoring.tolerance_mm,
-            outside=grid.data.size - masks[0].size,
+            outside=whole.data.size - masks[0].size,
         )
         if scoring.convention.weighted:
-            weighted = weighted_hausdorff95_mm(*masks, grid.spacing_mm)
+            weighted = weighted_hausdorff95_mm(*masks, whole.spacing_mm)
             metrics = replace(metrics, hausdorff95_mm=weighted)
         if brain is not None and scoring.within_brain:
             within = _specificity_within(brain, box, *masks)
             metrics = replace(metrics, specificity=within)
         lesions = None
         if scoring.lesion_wise is not None:
-            rules = lesion_rules(scoring.lesion_wise, challenge, name, grid.shape, grid.spacing_mm)
+            rules = lesion_rules(scoring.lesion_wise, challenge, name, whole.grid)
             lesions = _lesions(rules, name, expert, guess)
         scores.append(
             CaseScore(
                 pair.case,
                 name,
                 metrics,
-                scoring.convention.penalty_mm(challenge, grid.shape),
+                scoring.convention.penalty_mm(challenge, whole.shape),
                 lesions,
                 _uncertainty(name, maps, brain, box, *masks),
             )
         )
     return tuple(scores)
-
-
-def _tumours(reference: Volume, predicted: Volume) -> Box:
-    """Where either label map has any label, and a margin; a small part of a head."""
-    return bounding_box((reference.data | predicted.data) != 0, margin=_MARGIN)
 
 
 def _lesions(rules: LesionRules, region: str, expert: Side, guess: Side) -> LesionScore:
@@ -261,7 +253,7 @@ def _lesions(rules: LesionRules, region: str, expert: Side, guess: Side) -> Lesi
         expert.region(region),
         guess.region(region),
         rules,
-        expert.volume.affine,
+        expert.volume.grid,
         reference_tissues={tissue: expert.tissue(tissue) for tissue in tissues},
         predicted_tissues={tissue: guess.tissue(tissue) for tissue in tissues},
     )

@@ -15,14 +15,11 @@ import numpy.typing as npt
 from scipy.ndimage import find_objects, label
 
 from ..errors import ConfigError
-from ..images.grid import Mask, bounding_box
+from ..images.grid import Box, Grid, Mask, bounding_box
 from .conventions import CONVENTIONS
 from .surfaces import Spacing, border_distances_mm, weighted_hausdorff95_mm
 
 Labels = npt.NDArray[np.int32]
-Box = tuple[slice, ...]
-
-YEARS = ("2023", "2024")
 
 _TOUCHING = np.ones((3, 3, 3), dtype=bool)  # by faces, edges and corners: 26 neighbours
 
@@ -65,15 +62,19 @@ class LesionRules:
 
 
 # By challenge: dilations, and mm3 up to which a reference lesion is dropped.
-_RULES_2023 = {"GLI": (3, 50), "SSA": (3, 50), "PED": (3, 50), "MEN": (1, 50), "MET": (1, 2)}
-_RULES_2024 = {
-    "GLI": (3, 20),
-    "PED": (5, 10),
-    "SSA": (3, 50),
-    "MEN": (1, 50),
-    "MEN-RT": (1, 50),
-    "MET": (1, 2),
+_RULES = {
+    "2023": {"GLI": (3, 50), "SSA": (3, 50), "PED": (3, 50), "MEN": (1, 50), "MET": (1, 2)},
+    "2024": {
+        "GLI": (3, 20),
+        "PED": (5, 10),
+        "SSA": (3, 50),
+        "MEN": (1, 50),
+        "MEN-RT": (1, 50),
+        "MET": (1, 2),
+    },
 }
+YEARS = tuple(_RULES)
+
 _UNITED_BY = {
     ("GLI", "ET"): (Uniting("NCR", 5, 20), Uniting("RC", 5, 20)),
     ("GLI", "RC"): (Uniting("ET", 3, 10), Uniting("NCR", 5, 20)),
@@ -82,38 +83,39 @@ _UNITED_BY = {
 }
 
 
-def lesion_rules(
-    year: str,
-    challenge: str,
-    region: str,
-    shape: tuple[int, int, int],
-    spacing_mm: Spacing,
-) -> LesionRules:
+def require_challenge(year: str, challenge: str) -> None:
+    """Check that a challenge had lesion-wise scores in a year.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if challenge not in _RULES[year]:
+        raise ConfigError(
+            f"BraTS {year} had no lesion-wise scores for {challenge}",
+            hint=f"choose --challenge from {', '.join(_RULES[year])}, or another year",
+        )
+
+
+def lesion_rules(year: str, challenge: str, region: str, grid: Grid) -> LesionRules:
     """The rules of a year (`2023`, `2024`) and challenge for a region on a grid.
 
     Raises:
         ConfigError: If that year had no such challenge.
     """
-    rules = _RULES_2023 if year == "2023" else _RULES_2024
-    if challenge not in rules:
-        raise ConfigError(
-            f"BraTS {year} had no lesion-wise scores for {challenge}",
-            hint=f"choose --challenge from {', '.join(rules)}, or another year",
-        )
-    dilations, dropped_mm3 = rules[challenge]
-    missed_mm = CONVENTIONS[f"brats{year}"].penalty_mm(challenge, shape)
+    require_challenge(year, challenge)
+    dilations, dropped_mm3 = _RULES[year][challenge]
+    missed_mm = CONVENTIONS[f"brats{year}"].penalty_mm(challenge, grid.shape)
     if year == "2023":
         return LesionRules(dilations=dilations, dropped_mm3=dropped_mm3, missed_mm=missed_mm)
     if challenge == "GLI":
         dilations = 5 if region == "RC" else 3
         dropped_mm3 = 10 if region == "ET" else 20
-    voxel_mm3 = math.prod(spacing_mm)
     return LesionRules(
         dilations=dilations,
         dropped_mm3=dropped_mm3,
         missed_mm=missed_mm,
         merges_predictions=challenge != "MEN",
-        dropped_voxels=dropped_mm3 / voxel_mm3 if challenge == "MEN-RT" else dropped_mm3,
+        dropped_voxels=dropped_mm3 / grid.voxel_mm3 if challenge == "MEN-RT" else dropped_mm3,
         counts_invented=challenge != "MEN-RT",
         united_by=_UNITED_BY.get((challenge, region), ()),
         surface_dice=True,
@@ -201,7 +203,7 @@ def score_lesions(
     reference: Mask,
     predicted: Mask,
     rules: LesionRules,
-    affine: npt.NDArray[np.float64],
+    grid: Grid,
     *,
     reference_tissues: Mapping[str, Mask] | None = None,
     predicted_tissues: Mapping[str, Mask] | None = None,
@@ -216,56 +218,40 @@ def score_lesions(
         reference: Expert mask, (X, Y, Z).
         predicted: Mask to score, same shape.
         rules: Of the challenge.
-        affine: (4, 4), from voxel indices to millimetres.
+        grid: Where the masks lie.
         reference_tissues: The masks of the tissues of `rules.united_by`, in the reference.
         predicted_tissues: The same in the prediction.
     """
-    spacing_mm = _spacing(affine)
     lesions = _united(reference, rules, reference_tissues or {}, drops=False)
     if rules.merges_predictions:
         parts = _united(predicted, rules, predicted_tissues or {}, drops=True)
     else:
         parts = _components(predicted)
-    found_parts = find_objects(parts)
-    sizes = np.bincount(parts.ravel(), minlength=len(found_parts) + 1)
-    voxel_mm3 = math.prod(spacing_mm)
-    touched: set[int] = set()
+    part_boxes = find_objects(parts)
+    touched = np.zeros(len(part_boxes) + 1, dtype=bool)
     table = []
     for number, box in enumerate(find_objects(lesions), 1):
         if box is None:
             continue
         near = _padded(box, rules.dilations, reference.shape)
         reach = dilated(lesions[near] == number, rules.dilations)
-        hit = set(np.unique(parts[near][reach]).tolist()) - {0}
+        hit = np.bincount(parts[near][reach], minlength=len(touched)) > 0
+        hit[0] = False
         touched |= hit
-        around = _around([box, *(found_parts[part - 1] for part in hit)])
-        table.append(
-            _compared(
-                lesions[around] == number,
-                np.isin(parts[around], list(hit)),
-                rules,
-                spacing_mm,
-                _centre_mm(lesions[around] == number, around, affine),
-            )
-        )
-    for part in np.flatnonzero(sizes[1:]) + 1:
-        if int(part) not in touched:
-            box = found_parts[part - 1]
-            centre = _centre_mm(parts[box] == part, box, affine)
-            table.append(_invented(float(sizes[part] * voxel_mm3), rules, centre))
+        around = _around([box, *(part_boxes[part - 1] for part in np.flatnonzero(hit))])
+        lesion, united = lesions[around] == number, hit[parts[around]]
+        table.append(_compared(lesion, united, rules, grid.crop(around)))
+    for part, box in enumerate(part_boxes, 1):
+        if box is not None and not touched[part]:
+            table.append(_invented(parts[box] == part, rules, grid.crop(box)))
     return LesionScore.of(table, rules)
 
 
-def _compared(
-    lesion: Mask,
-    parts: Mask,
-    rules: LesionRules,
-    spacing_mm: Spacing,
-    centre_mm: tuple[float, float, float],
-) -> Lesion:
+def _compared(lesion: Mask, parts: Mask, rules: LesionRules, grid: Grid) -> Lesion:
     """A lesion and the predicted components that touch it."""
-    voxel_mm3 = math.prod(spacing_mm)
+    spacing_mm, voxel_mm3 = grid.spacing_mm, grid.voxel_mm3
     size, predicted = np.count_nonzero(lesion), np.count_nonzero(parts)
+    x, y, z = _centre_mm(lesion, grid)
     if rules.surface_dice:
         surface = _surface_dice(lesion, parts, spacing_mm) if predicted else (0.0, 0.0)
     else:
@@ -275,9 +261,9 @@ def _compared(
         counts=bool(size * voxel_mm3 > rules.dropped_mm3),
         reference_mm3=size * voxel_mm3,
         predicted_mm3=predicted * voxel_mm3,
-        x_mm=centre_mm[0],
-        y_mm=centre_mm[1],
-        z_mm=centre_mm[2],
+        x_mm=x,
+        y_mm=y,
+        z_mm=z,
         dice=2 * np.count_nonzero(lesion & parts) / (size + predicted),
         hausdorff95_mm=(
             weighted_hausdorff95_mm(lesion, parts, spacing_mm) if predicted else rules.missed_mm
@@ -294,18 +280,17 @@ def _surface_dice(lesion: Mask, parts: Mask, spacing_mm: Spacing) -> tuple[float
     return at[0], at[1]
 
 
-def _invented(
-    volume_mm3: float, rules: LesionRules, centre_mm: tuple[float, float, float]
-) -> Lesion:
+def _invented(part: Mask, rules: LesionRules, grid: Grid) -> Lesion:
     no_surface = 0.0 if rules.surface_dice else math.nan
+    x, y, z = _centre_mm(part, grid)
     return Lesion(
         kind="invented",
         counts=rules.counts_invented,
         reference_mm3=0.0,
-        predicted_mm3=volume_mm3,
-        x_mm=centre_mm[0],
-        y_mm=centre_mm[1],
-        z_mm=centre_mm[2],
+        predicted_mm3=float(np.count_nonzero(part) * grid.voxel_mm3),
+        x_mm=x,
+        y_mm=y,
+        z_mm=z,
         dice=0.0,
         hausdorff95_mm=rules.missed_mm,
         surface_dice_05=no_surface,
@@ -317,7 +302,10 @@ def _invented(
 
 
 def _components(mask: Mask) -> Labels:
-    found: Labels = label(mask, structure=_TOUCHING, output=np.int32)[0]
+    found: Labels = np.zeros(mask.shape, dtype=np.int32)
+    if mask.any():
+        box = bounding_box(mask)
+        label(mask[box], structure=_TOUCHING, output=found[box])
     return found
 
 
@@ -325,8 +313,9 @@ def _merged(mask: Mask, dilations: int) -> Labels:
     """The components of `mask`, those that meet when dilated as one."""
     found: Labels = np.zeros(mask.shape, dtype=np.int32)
     if mask.any():
-        box = _padded(bounding_box(mask), dilations, mask.shape)
-        found[box] = _components(dilated(mask[box], dilations)) * mask[box]
+        box = bounding_box(mask, margin=dilations)
+        found[box] = _components(dilated(mask[box], dilations))
+        found[~mask] = 0
     return found
 
 
@@ -397,25 +386,29 @@ def _grown(mask: Mask, axis: int) -> Mask:
 
 
 def _padded(box: Box, by: int, shape: tuple[int, ...]) -> Box:
-    return tuple(
+    x, y, z = (
         slice(max(each.start - by, 0), min(each.stop + by, size))
         for each, size in zip(box, shape, strict=True)
     )
+    return x, y, z
 
 
 def _around(boxes: Sequence[Box]) -> Box:
-    return tuple(
+    x, y, z = (
         slice(min(each.start for each in axis), max(each.stop for each in axis))
         for axis in zip(*boxes, strict=True)
     )
+    return x, y, z
 
 
-def _centre_mm(mask: Mask, box: Box, affine: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    centre = np.argwhere(mask).mean(axis=0) + [each.start for each in box]
-    x, y, z = affine[:3, :3] @ centre + affine[:3, 3]
-    return float(x), float(y), float(z)
-
-
-def _spacing(affine: npt.NDArray[np.float64]) -> Spacing:
-    x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+def _centre_mm(mask: Mask, grid: Grid) -> tuple[float, float, float]:
+    # Sums by slice: where each voxel lies is not asked.
+    size = np.count_nonzero(mask)
+    centre = [
+        mask.sum(axis=tuple(other for other in range(3) if other != axis))
+        @ np.arange(length)
+        / size
+        for axis, length in enumerate(mask.shape)
+    ]
+    x, y, z = grid.affine[:3, :3] @ centre + grid.affine[:3, 3]
     return float(x), float(y), float(z)

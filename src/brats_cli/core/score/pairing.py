@@ -144,14 +144,14 @@ class Side:
 
     def tissue(self, name: str) -> Mask:
         """Where the tissue is, (X, Y, Z); nowhere if the scheme does not have it."""
-        values = [value for value, held in self.scheme.tissues.items() if held == name]
-        tissue: Mask = np.isin(self.volume.data, values)
-        return tissue
+        values = [value for value, tissue in self.scheme.tissues.items() if tissue == name]
+        return np.isin(self.volume.data, values)
 
     def cut(self, box: Box) -> Side:
         """What lies inside `box`."""
-        part = replace(self.volume, data=self.volume.data[box], grid=self.volume.grid.crop(box))
-        return replace(self, volume=part)
+        volume = self.volume
+        cut = replace(volume, data=volume.data[box], grid=volume.grid.crop(box))
+        return replace(self, volume=cut)
 
 
 def read_pair(pair: Pair, scoring: Scoring) -> tuple[Side, Side]:
@@ -179,11 +179,9 @@ def _scheme(
     volume: Volume, labels: LabelScheme | None, allowed: Sequence[LabelScheme], flag: str
 ) -> LabelScheme:
     """What a label map's values mean: by the user's word, its header, its name, its values."""
-    values = np.flatnonzero(np.bincount(volume.data.ravel(order="K"))).tolist()
-    source = str(volume.path)
-    return label_scheme(
-        values, noted_scheme(volume.note), source, labels, allowed=allowed, flag=flag
-    )
+    values = np.flatnonzero(np.bincount(volume.values)).tolist()
+    declared = noted_scheme(volume.note)
+    return label_scheme(values, declared, str(volume.path), labels, allowed=allowed, flag=flag)
 
 
 def shared_regions(pair: Pair, theirs: LabelScheme, ours: LabelScheme) -> list[str]:

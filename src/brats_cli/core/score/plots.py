@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,12 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..data.naming import MODALITIES
 from ..errors import BratsError
-from ..images.grid import Mask
+from ..images.grid import Grid, Mask, to_canonical
 from ..images.nifti import read_image
 from ..writing import whole_file
+from .paired import Comparison
 from .pairing import Pair, Scoring, read_pair, shared_regions
 from .scores import HEADINGS, CaseScore, Report, lower_is_better
-
-if TYPE_CHECKING:
-    from .comparison import Comparison
 
 # It would complain on stderr of a font cache that it builds or has no place for.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -228,20 +226,28 @@ def picture(pair: Pair, scoring: Scoring) -> CasePicture:
     """
     expert, guess = read_pair(pair, scoring)
     regions = shared_regions(pair, expert.scheme, guess.scheme)
-    affine = expert.volume.affine
-    turn = _to_ras(affine)
-    both = [{name: turn(side.region(name)) for name in regions} for side in (expert, guess)]
-    wrong = sum((both[0][name] != both[1][name]).sum(axis=(0, 1)) for name in regions)
+    grid = expert.volume.grid
+    sides = [
+        dict(zip(regions, _turned([side.region(name) for name in regions], grid), strict=True))
+        for side in (expert, guess)
+    ]
+    wrong = sum((sides[0][name] != sides[1][name]).sum(axis=(0, 1)) for name in regions)
     height = int(np.argmax(wrong))
-    contours = [{name: mask[..., height] for name, mask in side.items()} for side in both]
+    contours = [{name: mask[..., height] for name, mask in side.items()} for side in sides]
     scans: dict[str, npt.NDArray[Any]] = {}
     for modality in MODALITIES:
         if modality in pair.images:
             file = pair.images[modality]
-            scans[modality] = turn(read_image(file.path, file.channel).data)[..., height]
-    figure = _draw(contours, scans)
-    axis = int(np.argmax(np.abs(np.linalg.inv(affine)[:3, 2])))
-    return CasePicture(figure, _height_mm(affine, axis, height, expert.volume.shape))
+            (scan,) = _turned([read_image(file.path, file.channel).data], grid)
+            scans[modality] = scan[..., height]
+    (turned,), affine = to_canonical([expert.volume.data], grid.affine)
+    x, y = ((size - 1) / 2 for size in turned.shape[:2])
+    return CasePicture(_draw(contours, scans), float(affine[2] @ [x, y, height, 1]))
+
+
+def _turned(images: Sequence[npt.NDArray[Any]], grid: Grid) -> list[npt.NDArray[Any]]:
+    """Images with axes that run to the right, front and top."""
+    return to_canonical(images, grid.affine)[0]
 
 
 def _draw(contours: Sequence[Mapping[str, Mask]], scans: Mapping[str, npt.NDArray[Any]]) -> Figure:
@@ -301,25 +307,6 @@ def _mark(axes: Any, frame: tuple[slice, slice], around: tuple[slice, slice]) ->
     x, y = (whole.stop - 1 - part.stop + 0.5 for part, whole in zip(frame, around, strict=True))
     wide, high = (part.stop - part.start for part in frame)
     axes.add_patch(Rectangle((x, y), wide, high, fill=False, edgecolor="white", linewidth=1))
-
-
-def _height_mm(
-    affine: npt.NDArray[np.float64], axis: int, height: int, shape: tuple[int, int, int]
-) -> float:
-    """Millimetres of the middle of a slice, counted from the foot."""
-    middle = (np.array(shape) - 1) / 2
-    middle[axis] = height if affine[2, axis] > 0 else shape[axis] - 1 - height
-    return float(affine[2, :3] @ middle + affine[2, 3])
-
-
-def _to_ras(affine: npt.NDArray[np.float64]) -> Any:
-    """A function that turns (X, Y, Z) so that the axes run to the right, front and top."""
-    axes = np.abs(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)).argmax(axis=1)
-    order = tuple(axes) if len(set(axes)) == 3 else (0, 1, 2)
-    steps = tuple(
-        slice(None, None, -1 if affine[row, axis] < 0 else 1) for row, axis in enumerate(order)
-    )
-    return lambda data: data.transpose(order)[steps]
 
 
 def _around(slices: Sequence[Mask], margin: int = 6) -> tuple[slice, slice]:

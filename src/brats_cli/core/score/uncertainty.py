@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from ..errors import CaseError, UnreadableFileError
 from ..images.grid import Mask, Volume, require_same_grid
 from ..images.nifti import read_volume
 
-Map = npt.NDArray[np.float32]
+Map = npt.NDArray[Any]
 
 THRESHOLDS = np.linspace(0, 100, 41)
 """0, 2.5 ... 100. The challenge's script takes `arange` up to 100 and a float32 epsilon, which
@@ -119,7 +120,7 @@ def read_uncertainty(folder: Path, case: str, like: Volume) -> Mapping[str, Map]
                 f"nor {case}_unc_{name}.nii.gz",
                 hint="brats predict --uncertainty writes them beside the label maps",
             )
-        maps[region] = _checked(path, like).data.reshape(like.shape)
+        maps[region] = _checked(path, like).data
     return maps
 
 
