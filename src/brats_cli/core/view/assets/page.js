@@ -113,17 +113,18 @@
     return path;
   }
 
-  function outline(number, region, plane, index) {
-    const id = [number, region, plane.axis, index].join();
+  // Of the region `bit` of a segmentation, without the regions `but`.
+  function outline(number, bit, but, plane, index) {
+    const id = [number, bit, but, plane.axis, index].join();
     if (!outlines.has(id)) {
-      const bits = data.segmentations[number].voxels, bit = 1 << region;
+      const bits = data.segmentations[number].voxels;
       const [nx, ny] = data.shape, steps = [1, nx, nx * ny];
       const wide = data.shape[plane.across], high = data.shape[plane.along];
       const inside = new Uint8Array(wide * high);
       for (let v = 0; v < high; v++) {
         let at = index * steps[plane.axis] + v * steps[plane.along];
         for (let u = 0; u < wide; u++, at += steps[plane.across]) {
-          inside[v * wide + u] = bits[at] & bit ? 1 : 0;
+          inside[v * wide + u] = bits[at] & bit && !(bits[at] & but) ? 1 : 0;
         }
       }
       outlines.set(id, contour(inside, wide, high));
@@ -173,30 +174,41 @@
     }
   }
 
+  function pathOf(lines, place) {
+    const path = new Path2D();
+    for (const line of lines) {
+      line.forEach(([u, v], first) => {
+        const point = [place.x0 + u * place.dx, place.y0 + v * place.dy];
+        if (first === 0) path.moveTo(...point);
+        else path.lineTo(...point);
+      });
+      path.closePath();
+    }
+    return path;
+  }
+
   function drawTile(pen, tile, plane, dpr) {
     const place = placeOf(tile, plane), index = sliceIndex(plane);
     data.segmentations.forEach((segmentation, which) => {
       if (!segmentation.shown) return;
-      data.regions.forEach((region, bit) => {
-        if (!region.shown) return;
-        pen.beginPath();
-        for (const line of outline(which, bit, plane, index)) {
-          line.forEach(([u, v], first) => {
-            const point = [place.x0 + u * place.dx, place.y0 + v * place.dy];
-            if (first === 0) pen.moveTo(...point);
-            else pen.lineTo(...point);
-          });
-          pen.closePath();
-        }
-        pen.fillStyle = region.colour;
-        pen.globalAlpha = segmentation.fill;
-        if (segmentation.fill > 0) pen.fill("evenodd");
-        pen.globalAlpha = 1;
-        pen.strokeStyle = region.colour;
-        pen.lineWidth = 1.6 * dpr;
-        pen.setLineDash(segmentation.name === "reference" ? [5 * dpr, 4 * dpr] : []);
-        pen.stroke();
+      const shown = data.regions.map(({ colour }, number) => ({ colour, bit: 1 << number }))
+        .filter((_, number) => data.regions[number].shown);
+      const path = (bit, but) => pathOf(outline(which, bit, but, plane, index), place);
+      pen.globalAlpha = segmentation.fill;
+      shown.forEach(({ colour, bit }, number) => {
+        if (segmentation.fill === 0) return;
+        // Each voxel in the colour of the innermost region that it is in.
+        const inner = shown.slice(number + 1).reduce((bits, each) => bits | each.bit, 0);
+        pen.fillStyle = colour;
+        pen.fill(path(bit, inner), "evenodd");
       });
+      pen.globalAlpha = 1;
+      pen.lineWidth = 1.6 * dpr;
+      pen.setLineDash(segmentation.name === "reference" ? [5 * dpr, 4 * dpr] : []);
+      for (const { colour, bit } of shown) {
+        pen.strokeStyle = colour;
+        pen.stroke(path(bit, 0));
+      }
     });
     pen.setLineDash([]);
     if (state.crosshair) drawCrosshair(pen, tile, plane, place, dpr);
@@ -283,11 +295,11 @@
     showPlace();
   }
 
+  // In 3D one segmentation at a time: the first that is switched on.
   function showMeshes() {
+    const first = data.segmentations.findIndex((each) => each.shown);
     for (const mesh of data.meshes) {
-      if (!mesh.drawn) continue;
-      const segmentation = data.segmentations[mesh.segmentation];
-      mesh.drawn.visible = segmentation.shown && data.regions[mesh.region].shown;
+      mesh.drawn.visible = mesh.segmentation === first && data.regions[mesh.region].shown;
     }
     nv.drawScene();
   }
@@ -509,8 +521,10 @@
     showPlace();
   }
 
+  const middleOf = (voxel) => voxel.map((each, axis) => (each + 0.5) / data.shape[axis]);
+
   function toTumour() {
-    nv.scene.crosshairPos = data.focus.map((voxel, axis) => (voxel + 0.5) / data.shape[axis]);
+    nv.scene.crosshairPos = middleOf(data.focus);
     nv.setPan2Dxyzmm([0, 0, 0, 1]);
     nv.drawScene();
     showPlace();
@@ -608,15 +622,17 @@
       dragAndDropEnabled: false, logLevel: "error", loadingText: "", clipPlaneHotKey: "",
       viewModeHotKey: "", cycleClipPlaneHotKey: "", backColor: [0, 0, 0, 1],
     });
+    // Everything is drawn once, at the end: without a GPU that takes a second.
     const draw = nv.drawScene.bind(nv);
     nv.drawScene = () => {
+      if (!state.open) return "";
       const drawn = draw();
-      if (nv.volumes.length) drawAbove();
+      drawAbove();
       return drawn;
     };
     nv.onLocationChange = showPlace;
     nv.onIntensityChange = showWindow;
-    await nv.attachToCanvas($("scan"), true);
+    await nv.attachToCanvas($("scan"));
     nv.addColormap("brats-heat", data.heatColours);
     buildRegions();
     buildLayers();
@@ -625,16 +641,17 @@
     $("keys").querySelector("dl").append(...KEYS.flatMap(([keys, text]) => [
       element("dt", { textContent: keys }), element("dd", { textContent: text })]));
     const sequence = data.sequences.find((each) => each.id === state.sequence);
-    nv.addVolume(await image(sequence.id, "gray", sequence.window));
+    // Not by addMesh and addVolume, which send the whole scan to the GPU anew each time.
+    nv.volumes = [await image(sequence.id, "gray", sequence.window)];
     for (const mesh of data.meshes) {
-      const reference = data.segmentations[mesh.segmentation].name === "reference" && data.segmentations.length > 1;
-      const colour = new Uint8Array([...mesh.rgb, 255]);
-      mesh.drawn = await niivue.NVMesh.readMesh(
-        await unzipped(mesh.id), mesh.id + ".mz3", nv.gl, reference ? 0.3 : mesh.opacity, colour);
-      nv.addMesh(mesh.drawn);
+      mesh.drawn = await niivue.NVMesh.readMesh(await unzipped(mesh.id), mesh.id + ".mz3", nv.gl,
+        mesh.opacity, new Uint8Array([...mesh.rgb, 255]));
+      nv.meshes.push(mesh.drawn);
     }
+    showMeshes();
     showLayout(0);
-    toTumour();
+    nv.scene.crosshairPos = middleOf(data.focus);
+    state.open = true;
     refresh();
     document.addEventListener("keydown", onKey, true);
     document.addEventListener("keyup", (event) => event.target.id === "scan" && event.stopPropagation(), true);
