@@ -19,13 +19,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .core.errors import BratsError as BratsError
+    from .core.view.views import view as view
 
 _HOMES = {
     "BratsError": "errors",
+    "view": "view.views",
 }
 """The module of the core that each name comes from; it is imported when the name is first used."""
 
-__all__ = ["BratsError", "__version__"]
+__all__ = ["BratsError", "__version__", "view"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from .commands.mesh import mesh
 from .commands.predict import predict
 from .commands.split import split
 from .commands.train import train
+from .commands.view import view
 from .core.errors import BratsError, BratsWarning
 
 # OpenMP's threads spin while they wait for each other. Beside patch workers, or any other load,
@@ -85,6 +86,7 @@ app.command()(train)
 app.command()(predict)
 app.command()(evaluate)
 app.command()(mesh)
+app.command()(view)
 app.command()(demo)
 
 

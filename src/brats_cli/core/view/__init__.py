@@ -1,1 +1,1 @@
-"""A case made visible: scans, segmentations and scores as pictures, and as pages that open offline."""
+"""Cases made visible, as pictures and as pages that open without a network."""

@@ -144,9 +144,7 @@ def _plain(content: Any) -> Any:
 # --- what the page's script reads --------------------------------------------------------------
 
 
-def _describe(
-    scene: Scene, focus: tuple[int, int, int], blobs: dict[str, bytes]
-) -> dict[str, Any]:
+def _describe(scene: Scene, focus: tuple[int, int, int], blobs: dict[str, bytes]) -> dict[str, Any]:
     """All that the script needs to know; voxels and surfaces are added to `blobs`."""
     outside = ~np.any([scan.voxels for scan in scene.scans.values()], axis=0)
     sequences = [
@@ -279,9 +277,7 @@ def _describe_heat(
 # --- bytes -------------------------------------------------------------------------------------
 
 
-def _nifti(
-    voxels: npt.NDArray[np.uint8], scene: Scene, *, step: float, least: float
-) -> bytes:
+def _nifti(voxels: npt.NDArray[np.uint8], scene: Scene, *, step: float, least: float) -> bytes:
     """A gzipped NIfTI-1 file of `voxels` on the scene's grid that says nothing of its origin."""
     header = bytearray(352)
     struct.pack_into("<i", header, 0, 348)

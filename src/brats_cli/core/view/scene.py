@@ -174,9 +174,7 @@ class Scene:
         if tumour is None:
             x, y, z = (size // 2 for size in self.shape)
         else:
-            x, y, z = (
-                int(tumour.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1))
-            )
+            x, y, z = (int(tumour.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
         return x, y, z
 
 
@@ -338,9 +336,7 @@ def _require_map(volume: Volume) -> None:
         )
 
 
-def _heat(
-    name: str, upright: _Upright, data: Array, segmentations: Sequence[Segmentation]
-) -> Heat:
+def _heat(name: str, upright: _Upright, data: Array, segmentations: Sequence[Segmentation]) -> Heat:
     channels = [data] if data.ndim == 3 else list(np.moveaxis(data, -1, 0))
     names = [""] if len(channels) == 1 else ["WT", "TC", "ET", *map(str, range(4, 99))]
     if segmentations and len(channels) == len(segmentations[0].masks) > 1:
@@ -410,7 +406,8 @@ def _order(affine: Affine) -> tuple[int, int, int]:
     columns = np.abs(affine[:3, :3])
     directions = columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-12)
     best = max(
-        permutations(range(3)), key=lambda order: sum(directions[row, order[row]] for row in range(3))
+        permutations(range(3)),
+        key=lambda order: sum(directions[row, order[row]] for row in range(3)),
     )
     return best[0], best[1], best[2]
 

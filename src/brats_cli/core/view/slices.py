@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..data.labels import REGION_COLOURS, Mask
+from ..data.labels import REGION_COLOURS
 from ..errors import ConfigError
 from ..writing import whole_file
 from .scene import PLANES, SEQUENCES, Heat, Scene, Segmentation
@@ -59,15 +59,14 @@ class Cut:
         Right is on the left, as radiologists see it; anterior above in axial slices and on the
         left in sagittal ones; superior above.
         """
-        return np.moveaxis(volume, self.axis, 0)[self.index].T[::-1, ::-1]
+        flat: npt.NDArray[Any] = volume.take(self.index, axis=self.axis).T[::-1, ::-1]
+        return flat
 
     def size_mm(self, scene: Scene) -> tuple[float, float]:
         """Width and height of the slice."""
         wide, high = (
             count * spacing
-            for axis, (count, spacing) in enumerate(
-                zip(scene.shape, scene.spacing_mm, strict=True)
-            )
+            for axis, (count, spacing) in enumerate(zip(scene.shape, scene.spacing_mm, strict=True))
             if axis != self.axis
         )
         return wide, high
@@ -112,8 +111,9 @@ def choose_cuts(
         fullest = scene.fullest()
         return [Cut(plane, chosen.get(plane, fullest[axis])) for plane, axis in PLANES.items()]
     tumour = scene.tumour
-    inside = np.flatnonzero(tumour.any(axis=(0, 1))) if tumour is not None else ()
-    low, high = (int(inside[0]), int(inside[-1])) if len(inside) else (0, scene.shape[2] - 1)
+    low, high = 0, scene.shape[2] - 1
+    if tumour is not None:
+        low, high = (int(end) for end in np.flatnonzero(tumour.any(axis=(0, 1)))[[0, -1]])
     # Neither end, where a tumour is a dot and a brain has ended.
     heights = np.linspace(low, high, montage + 2)[1:-1].round().astype(int)
     return [Cut("axial", index) for index in np.unique(heights).tolist()]
@@ -281,13 +281,12 @@ class _Sheet:
 
         key = cut, segmentation.name
         if key not in self.outlines:  # every sequence shows the same
-            # Around the slice there is nothing, so that every contour is closed.
-            flat = {name: np.pad(cut.of(mask), 1) for name, mask in segmentation.masks.items()}
-            self.outlines[key] = {
-                name: [line - 1 for line in contour_generator(z=mask.astype(np.float32)).lines(0.5)]
-                for name, mask in flat.items()
-                if mask.any()
-            }
+            self.outlines[key] = {}
+            for name, mask in segmentation.masks.items():
+                # Around the slice there is nothing, so that every contour is closed.
+                flat = np.pad(cut.of(mask), 1).astype(np.float32)
+                lines: Any = contour_generator(z=flat).lines(0.5) if flat.any() else []
+                self.outlines[key][name] = [line - 1 for line in lines]
         return self.outlines[key]
 
     def _say(self, axes: Axes, text: str) -> None:
@@ -332,9 +331,7 @@ class _Sheet:
     def _write(self, figure: Figure, left: float, top: float, text: str, **style: Any) -> None:
         """Text on the sheet, in inches from the top left; `$` in a case id is no formula."""
         style = {"color": _INK, "fontsize": 9, "va": "top", **style}
-        figure.text(
-            left / self.width, 1 - top / self.height, text, parse_math=False, **style
-        )
+        figure.text(left / self.width, 1 - top / self.height, text, parse_math=False, **style)
 
     def _draw_words(self, figure: Figure) -> None:
         self._write(figure, 0.12, 0.08, self.scene.case, fontsize=12, weight="bold")
@@ -402,7 +399,11 @@ class _Sheet:
             for segmentation in segmentations:
                 if region in segmentation.volumes_mm3:
                     volume = segmentation.volumes_mm3[region] / 1000
-                    yield "text", f"          {segmentation.name}  {volume:.1f} ml", {"fontsize": 8.5}
+                    yield (
+                        "text",
+                        f"          {segmentation.name}  {volume:.1f} ml",
+                        {"fontsize": 8.5},
+                    )
             if (found := self.scene.scores.get(region)) is not None:
                 yield "text", f"          Dice  {_number(found.dice, 3)}", {"fontsize": 8.5}
                 yield (
