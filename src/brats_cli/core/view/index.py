@@ -44,19 +44,19 @@ def _thumbnail(scene: Scene) -> str:
     """The axial slice with most tumour, its regions in their colours, as a data URI."""
     name = next(each for each in ("t1ce", "flair", "t2", "t1") if each in scene.scans)
     scan = scene.scans[name]
-    height = scene.fullest()[2]
+    height = scene.fullest[2]
 
     def flat(volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return volume[:, :, height].T[::-1, ::-1]
 
     low, high = scan.window
-    grey = np.clip((flat(scan.voxels) - low) / (high - low), 0, 1)
-    pixels = np.repeat((grey * (flat(scan.voxels) != 0) * 255)[..., None], 3, axis=2)
+    grey = np.clip((flat(scan.voxels) - low) / (high - low), 0, 1) * (flat(scan.voxels) != 0)
+    scans = np.repeat(grey[..., None] * 255, 3, axis=2)
+    pixels = scans.copy()
     for segmentation in scene.segmentations[:1]:
-        for region, mask in segmentation.masks.items():
+        for region, mask in segmentation.masks.items():  # the inner regions over the outer ones
             colour = np.array(list(bytes.fromhex(REGION_COLOURS[region].lstrip("#"))))
-            inside = flat(mask)
-            pixels[inside] = 0.55 * pixels[inside] + 0.45 * colour
+            pixels[flat(mask)] = 0.55 * scans[flat(mask)] + 0.45 * colour
     every = max(1, max(pixels.shape) // 180)
     return (
         "data:image/png;base64,"

@@ -233,7 +233,11 @@ def _describe_segmentation(
         if region in segmentation.masks:
             bits |= segmentation.masks[region].astype(np.uint8) << bit
     blobs[f"masks-{number}"] = _gzip(bits.tobytes("F"))
-    return {"name": segmentation.name, "volumes": segmentation.volumes_mm3}
+    return {
+        "name": segmentation.name,
+        "dashed": segmentation.dashed,
+        "volumes": segmentation.volumes_mm3,
+    }
 
 
 def _describe_meshes(

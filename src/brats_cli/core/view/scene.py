@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,10 +46,10 @@ class Wanted:
 
     Attributes:
         prediction: The label map drawn with solid lines, if any.
-        reference: The one drawn with dashed lines, which the prediction is scored against.
+        reference: The one that the prediction is scored against; dashed beside a prediction.
         uncertainty: Map from 0 (certain) to 100, 3D, or 4D with a map per region.
         probabilities: Map from 0 to 1, likewise.
-        labels: Label scheme of label maps whose header does not record one.
+        labels: Label scheme of label maps for which neither header nor data set tells it.
     """
 
     prediction: Path | None = None
@@ -86,11 +87,13 @@ class Segmentation:
         name: "prediction" or "reference".
         masks: By region, (X, Y, Z), the outer regions first.
         volumes_mm3: By region.
+        dashed: Whether it is drawn with dashed lines: a reference beside a prediction.
     """
 
     name: str
     masks: Mapping[str, Mask]
     volumes_mm3: Mapping[str, float]
+    dashed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,14 +171,23 @@ class Scene:
         """The slice of this grid with a voxel index of the case's files; may lie outside."""
         return (file_index - self.file_start[axis]) * self.file_step[axis]
 
+    @cached_property
     def fullest(self) -> tuple[int, int, int]:
-        """The sagittal, coronal and axial slice with most tumour; the middle ones without any."""
-        tumour = self.tumour
-        if tumour is None:
-            x, y, z = (size // 2 for size in self.shape)
-        else:
-            x, y, z = (int(tumour.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
-        return x, y, z
+        """The sagittal, coronal and axial slice with most tumour; the middle ones without any.
+
+        What is in several regions counts for each, so that slices through the core are preferred;
+        of equal ones the one in their middle is taken.
+        """
+        depth = np.zeros(self.shape, dtype=np.uint8, order="F")
+        for segmentation in self.segmentations:
+            for mask in segmentation.masks.values():
+                depth += mask
+        found = []
+        for others in ((1, 2), (0, 2), (0, 1)):
+            areas = depth.sum(axis=others, dtype=np.int64)
+            best = np.flatnonzero(areas == areas.max())
+            found.append(int(best[len(best) // 2]))
+        return found[0], found[1], found[2]
 
 
 def load_scene(case: Case, wanted: Wanted) -> Scene:
@@ -201,7 +213,13 @@ def load_scene(case: Case, wanted: Wanted) -> Scene:
     del arrays
     scans = {name: _scan(SEQUENCES[name], upright.turn(images.pop(0).data)) for name in modalities}
     segmentations = tuple(
-        _segmentation(name, upright.turn(volume.data), scheme, spacing_mm)
+        _segmentation(
+            name,
+            upright.turn(volume.data),
+            scheme,
+            spacing_mm,
+            dashed=name == "reference" and len(maps) > 1,
+        )
         for name, (volume, scheme) in maps.items()
     )
     return Scene(
@@ -274,27 +292,34 @@ def _scan(name: str, voxels: Array) -> Scan:
 
 
 def _scheme_of(case: Case, label_map: Volume, labels: LabelScheme | None) -> LabelScheme:
-    """What a label map's values mean: as its header records, or the user says, or its name tells.
+    """What a label map's values mean: as its header records, or the data set, or the user says.
 
     Raises:
         LabelError: If its values fit no scheme, or several.
     """
     values = np.flatnonzero(np.bincount(label_map.data.ravel(order="K"))).tolist()
     by_name = schemes_by_name(case.id, label_map.shape)
+    declared = label_map.scheme
     if label_map.path == case.label:
-        by_name = (case.scheme,) if case.scheme else case.allowed or by_name
-    given = labels.name if labels is not None and label_map.scheme is None else None
-    source = str(label_map.path)
-    return label_scheme(values, label_map.scheme, source, given, allowed=by_name)
+        declared = declared or case.scheme
+        by_name = case.allowed or by_name
+    fits = declared is not None and declared.values >= set(values)
+    given = labels.name if labels is not None and not fits else None
+    return label_scheme(values, declared, str(label_map.path), given, allowed=by_name)
 
 
 def _segmentation(
-    name: str, label_map: npt.NDArray[np.uint8], scheme: LabelScheme, spacing_mm: Sequence[float]
+    name: str,
+    label_map: npt.NDArray[np.uint8],
+    scheme: LabelScheme,
+    spacing_mm: Sequence[float],
+    *,
+    dashed: bool,
 ) -> Segmentation:
     masks = {region.name: region.mask(label_map) for region in scheme.regions}
     voxel_mm3 = float(np.prod(spacing_mm))
     volumes = {region: float(np.count_nonzero(mask) * voxel_mm3) for region, mask in masks.items()}
-    return Segmentation(name, masks, volumes)
+    return Segmentation(name, masks, volumes, dashed)
 
 
 def _scores(

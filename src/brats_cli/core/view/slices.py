@@ -30,6 +30,7 @@ _GAP = 0.06  # inches between slices
 _HEAD, _FOOT, _SIDE, _PANEL = 0.52, 0.12, 0.62, 2.95  # inches around them
 
 _BAR_MM = 50
+_RIM_MM = 6  # around each slice, for the letters
 _INK, _DIM, _PAPER = "#F2F2F2", "#9A9A9A", "#000000"
 
 _LETTERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
@@ -63,13 +64,18 @@ class Cut:
         return flat
 
     def size_mm(self, scene: Scene) -> tuple[float, float]:
-        """Width and height of the slice."""
+        """Width and height of the slice with its rim."""
         wide, high = (
-            count * spacing
+            count * spacing + 2 * _RIM_MM
             for axis, (count, spacing) in enumerate(zip(scene.shape, scene.spacing_mm, strict=True))
             if axis != self.axis
         )
         return wide, high
+
+    def spacing_mm(self, scene: Scene) -> tuple[float, float]:
+        """Size of a pixel of the slice, across and along."""
+        across, along = (scene.spacing_mm[axis] for axis in range(3) if axis != self.axis)
+        return across, along
 
 
 def parse_slices(scene: Scene, wanted: Sequence[str]) -> dict[str, int]:
@@ -108,7 +114,7 @@ def choose_cuts(
     """
     chosen = parse_slices(scene, slices)
     if montage is None:
-        fullest = scene.fullest()
+        fullest = scene.fullest
         return [Cut(plane, chosen.get(plane, fullest[axis])) for plane, axis in PLANES.items()]
     tumour = scene.tumour
     low, high = 0, scene.shape[2] - 1
@@ -258,6 +264,9 @@ class _Sheet:
             aspect="auto",
             interpolation="bilinear",
         )
+        across, along = cell.cut.spacing_mm(self.scene)
+        axes.set_xlim(-0.5 - _RIM_MM / across, brain.shape[1] - 0.5 + _RIM_MM / across)
+        axes.set_ylim(brain.shape[0] - 0.5 + _RIM_MM / along, -0.5 - _RIM_MM / along)
         if scan.is_empty:
             self._say(axes, f"{scan.name} is empty")
         if cell.heat is not None:
@@ -449,7 +458,7 @@ class _Sheet:
 
 
 def _style(segmentation: Segmentation) -> Any:
-    return "solid" if segmentation.name == "prediction" else (0, (3, 2))
+    return (0, (3, 2)) if segmentation.dashed else "solid"
 
 
 def _lay_over(axes: Axes, values: npt.NDArray[Any], top: float) -> None:

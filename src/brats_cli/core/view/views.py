@@ -116,7 +116,7 @@ def view(
         uncertainty: Map to lay over the scans, 0 to 100; a file, or a folder of CASE_uncertainty.
         probabilities: Map to lay over the scans, 0 to 1; a file, or a folder of
             CASE_probabilities.
-        labels: Label scheme of label maps whose header does not record one.
+        labels: Label scheme of label maps for which neither header nor data set tells it.
         workers: Processes; None means one per CPU, 0 and 1 stay in this one.
         skip_existing: Skip cases whose file exists.
         overwrite: Replace files that exist.
@@ -217,7 +217,7 @@ class _Sources:
         segmentations: One or two: a file, or label maps by case id; empty for the case's own.
         maps: For uncertainty and probabilities, likewise.
         reviews: The review number of each case, where a folder of predictions has them.
-        labels: Label scheme of label maps whose header does not record one.
+        labels: Label scheme of label maps for which neither header nor data set tells it.
     """
 
     segmentations: tuple[Path | Mapping[str, Path], ...]
@@ -368,7 +368,7 @@ def _show(
             draw_slices(scene, job.file, slices=slices, montage=montage, overwrite=overwrite)
         else:
             chosen = parse_slices(scene, slices)
-            focus = [chosen.get(plane, scene.fullest()[axis]) for plane, axis in PLANES.items()]
+            focus = [chosen.get(plane, scene.fullest[axis]) for plane, axis in PLANES.items()]
             write_page(
                 scene,
                 job.file,

@@ -204,7 +204,7 @@
       });
       pen.globalAlpha = 1;
       pen.lineWidth = 1.6 * dpr;
-      pen.setLineDash(segmentation.name === "reference" ? [5 * dpr, 4 * dpr] : []);
+      pen.setLineDash(segmentation.dashed ? [5 * dpr, 4 * dpr] : []);
       for (const { colour, bit } of shown) {
         pen.strokeStyle = colour;
         pen.stroke(path(bit, 0));
@@ -404,7 +404,7 @@
     }
     const names = data.segmentations.map((each) => each.name);
     const scored = Object.keys(data.scores).length > 0;
-    const heads = ["region", ...names.map((name) => (names.length > 1 ? name.slice(0, 4) + ". ml" : "ml")),
+    const heads = ["region", ...names.map((name) => (names.length > 1 ? (name === "prediction" ? "pred. ml" : "ref. ml") : "ml")),
       ...(scored ? ["Dice", "HD95"] : [])];
     const rows = data.regions.map((region, index) => {
       const box = element("input", {
@@ -472,7 +472,7 @@
         onchange: (event) => setSegmentation(index, event.target.checked),
       });
       const lead = element("label", { className: "switch" },
-        box, lineSample(segmentation.name === "reference"), segmentation.name);
+        box, lineSample(segmentation.dashed), segmentation.name);
       parts.push(slider(segmentation.name + " opacity", "fill-" + index, segmentation.fill, (value) => {
         segmentation.fill = value;
         nv.drawScene();
@@ -611,7 +611,7 @@
     for (const region of data.regions) region.shown = true;
     for (const segmentation of data.segmentations) {
       segmentation.shown = true;
-      segmentation.fill = segmentation.name === "reference" && data.segmentations.length > 1 ? 0 : 0.25;
+      segmentation.fill = segmentation.dashed ? 0 : 0.15;
     }
     await Promise.all(data.segmentations.map(async (segmentation, index) => {
       segmentation.voxels = new Uint8Array(await unzipped("masks-" + index));
@@ -651,6 +651,8 @@
     showMeshes();
     showLayout(0);
     nv.scene.crosshairPos = middleOf(data.focus);
+    // From the side that the tumour is on, a little from the front and from above.
+    nv.setRenderAzimuthElevation(data.focus[0] > data.shape[0] / 2 ? 240 : 120, 12);
     state.open = true;
     refresh();
     document.addEventListener("keydown", onKey, true);
