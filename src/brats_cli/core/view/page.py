@@ -78,7 +78,7 @@ def write_page(
         OutputError: If it cannot be written.
     """
     blobs: dict[str, bytes] = {}
-    data = _describe(scene, focus or scene.fullest(), blobs)
+    data = _describe(scene, focus or scene.fullest, blobs)
     page = render(
         "page",
         title=html.escape(scene.case),
