@@ -289,6 +289,7 @@
 
   function refresh() {
     nv.back = nv.volumes[0];
+    nv.overlays = nv.volumes.slice(1);
     nv.updateGLVolume();
     showPressed();
     showWindow();
