@@ -174,6 +174,7 @@ WORK = {
     "split": ["split", "data"],
     "evaluate": ["evaluate", "data", "data", "--workers", "0"],
     "mesh": ["mesh", "data/BraTS2021_00000/BraTS2021_00000_seg.nii.gz"],
+    "view": ["view", "data", "--seg", "data", "-o", "views", "--workers", "0"],
 }
 
 
