@@ -157,6 +157,20 @@ class Page:
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
         self.settle()
 
+    def drag(self, start, end, button="left"):
+        held = {"left": 1, "right": 2}[button]
+        move = {"type": "mouseMoved", "button": button, "buttons": held}
+        press = {"button": button, "buttons": held, "clickCount": 1}
+        points = [
+            [a + (b - a) * step / 4 for a, b in zip(start, end, strict=True)] for step in range(5)
+        ]
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=start[0], y=start[1])
+        self.send("Input.dispatchMouseEvent", type="mousePressed", x=start[0], y=start[1], **press)
+        for x, y in points:
+            self.send("Input.dispatchMouseEvent", x=x, y=y, **move)
+        self.send("Input.dispatchMouseEvent", type="mouseReleased", x=end[0], y=end[1], **press)
+        self.settle()
+
     def settle(self):
         """Wait for two frames."""
         self.run("new Promise((f) => requestAnimationFrame(() => requestAnimationFrame(f)))")

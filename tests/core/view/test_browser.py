@@ -265,6 +265,54 @@ def test_window_and_level(page):
     assert np.abs(axial(page).astype(int) - before).mean() < 0.5
 
 
+def test_zooming_keeps_the_crosshair_in_the_middle(page):
+    show_filled(page)
+    before = near(axial(page), REGION_COLOURS["ET"]).sum()
+    for _ in range(4):
+        page.key("+")
+    page.key("c")  # the crosshair itself
+    pixels = axial(page)
+    # The enhancing tumour is 4 voxels wide: half of them to each side.
+    middle = pixels[STAGE[1] // 2 - 6 : STAGE[1] // 2 + 6, STAGE[0] // 2 - 6 : STAGE[0] // 2 + 6]
+    assert near(middle, REGION_COLOURS["ET"]).all()
+    assert near(pixels, REGION_COLOURS["ET"]).sum() > 3 * before  # 1.25^8 is 6
+    page.key("c")
+
+
+def test_the_right_button_changes_the_window(page):
+    page.run("document.querySelectorAll('#views button')[1].click()")
+    before = page.run(
+        "document.getElementById('level').value + document.getElementById('width').value"
+    )
+    page.drag((300, 400), (360, 440), button="right")
+    assert page.run(
+        "document.getElementById('level').value + document.getElementById('width').value"
+    ) != before  # fmt: skip
+    page.key("r")
+
+
+def test_the_wheel_goes_through_the_slices(page):
+    page.run("document.querySelectorAll('#views button')[1].click()")
+    before = page.run("document.querySelector('#place').innerText")
+    page.send("Input.dispatchMouseEvent", type="mouseWheel", x=300, y=400, deltaX=0, deltaY=120)
+    page.settle()
+    after = page.run("document.querySelector('#place').innerText")
+    height = [int(re.search(r"voxel\s+\d+\s+\d+\s+(\d+)", text)[1]) for text in (before, after)]
+    assert abs(height[1] - height[0]) == 1
+
+
+def test_a_touch_moves_the_crosshair(page):
+    page.run("document.querySelectorAll('#views button')[1].click()")
+    before = page.run("document.querySelector('#place').innerText")
+    page.send("Emulation.setTouchEmulationEnabled", enabled=True)
+    page.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": 250, "y": 300}])
+    page.send("Input.dispatchTouchEvent", type="touchMove", touchPoints=[{"x": 260, "y": 310}])
+    page.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+    page.send("Emulation.setTouchEmulationEnabled", enabled=False)
+    page.settle()
+    assert page.run("document.querySelector('#place').innerText") != before
+
+
 def test_uncertainty_is_laid_over(page):
     box = brain_box(axial(page))
     hide = "document.getElementById('drawing').style.visibility = '{}'"

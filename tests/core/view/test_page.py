@@ -3,6 +3,7 @@ import gzip
 import json
 import re
 import struct
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +14,8 @@ from brats_cli.core.data.cases import case_at
 from brats_cli.core.errors import OutputExistsError
 from brats_cli.core.view.page import as_json, asset, quantised, write_page
 from brats_cli.core.view.scene import Scan, Wanted, load_scene
+
+ROOT = Path(__file__).parents[3]
 
 
 def scene_of(folder, **wanted):
@@ -174,9 +177,16 @@ def test_maps_of_uncertainty_are_in_the_page(case_folder, tmp_path):
     assert (np.isclose(found, 100).sum(), (found == 0).sum()) == (64, found.size - 64)
 
 
+def test_every_asset_is_part_of_the_package():
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    patterns = re.search(r'"brats_cli.core.view" = \[([^\]]*)\]', settings)[1]
+    room = ROOT / "src/brats_cli/core/view"
+    packed = {path for each in re.findall(r'"([^"]*)"', patterns) for path in room.glob(each)}
+    assert {path for path in (room / "assets").rglob("*") if path.is_file()} <= packed
+
+
 def test_the_viewers_recipe_names_the_version_in_the_licences():
     recipe = json.loads(asset("niivue/package.json"))
     assert recipe["dependencies"] == {"@niivue/niivue": "0.69.0"}
-    assert 'version="0.69.0"' in asset("niivue/niivue.js").replace(" ", "") or "0.69.0" in asset(
-        "niivue/niivue.js"
-    )
+    assert '"0.69.0"' in asset("niivue/niivue.js")
+    assert "NiiVue 0.69.0" in asset("niivue/LICENCES.txt")

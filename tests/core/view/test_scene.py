@@ -206,3 +206,14 @@ def test_a_4d_case(tmp_path):
     nib.save(nib.Nifti1Image(stacked.astype(np.int16), BRATS), path)
     scene = load_scene(case_at(path), Wanted())
     assert scene.scans["t2"].voxels.max() == 900
+
+
+def test_an_affine_that_leads_nowhere_is_refused(tmp_path):
+    folder = write_case(tmp_path)
+    for path in folder.glob("*.nii.gz"):
+        raw = bytearray(nib.load(path).to_bytes())
+        raw[312:328] = bytes(16)  # the third row of the sform, by the format's definition
+        path.with_suffix("").write_bytes(raw)
+        path.unlink()
+    with pytest.raises(UnreadableFileError, match="does not tell where its voxels are"):
+        scene_of(folder)

@@ -36,6 +36,9 @@ PLANES: Mapping[str, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
 # Of the brain's voxels: noise below and vessels above would otherwise set the contrast.
 _DARKEST, _BRIGHTEST = 1.0, 99.5
 
+_FLAT_MM3 = 1e-9
+"""A voxel of less volume than this has none."""
+
 _MARGIN = 2
 """Voxels of background around the brain, so that contours at its edge can be seen."""
 
@@ -206,6 +209,7 @@ def load_scene(case: Case, wanted: Wanted) -> Scene:
             hint=f"give a folder with at least one of {', '.join(SEQUENCES.values())}",
         )
     images, maps, heats = _read(case, modalities, wanted)
+    _require_place(images[0])
     spacing_mm = images[0].spacing_mm
     notes = _notes(case, modalities, images)
     arrays = [*(image.data for image in images), *(each.data for each, _ in maps.values())]
@@ -259,6 +263,21 @@ def _read(
         _require_map(volume)
     schemes = {name: _scheme_of(case, volume, wanted.labels) for name, volume in found.items()}
     return volumes, {name: (found[name], schemes[name]) for name in found}, numbers
+
+
+def _require_place(image: Volume) -> None:
+    """Check that an image's affine leads somewhere.
+
+    Raises:
+        UnreadableFileError: If it is singular or not finite.
+    """
+    finite = bool(np.isfinite(image.affine).all())
+    if not finite or abs(np.linalg.det(image.affine[:3, :3])) < _FLAT_MM3:
+        raise UnreadableFileError(
+            image.path,
+            "it does not tell where its voxels are: its affine is singular or not finite",
+            hint="repair its header: brats check --fix",
+        )
 
 
 def _notes(case: Case, modalities: Sequence[str], images: Sequence[Volume]) -> list[str]:

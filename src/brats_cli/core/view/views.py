@@ -134,6 +134,8 @@ def view(
     batch = len(cases) + len(wrong) > 1
     if wrong and not (cases and batch):
         raise wrong[0]
+    if not cases:
+        raise ValueError("no case was given")
     target = (
         Path(output) if output is not None else Path("views" if batch else f"{cases[0].id}.html")
     )

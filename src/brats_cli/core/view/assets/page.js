@@ -536,7 +536,8 @@
     const mm = nv.frac2mm(nv.scene.crosshairPos, 0, nv.opts.isSliceMM);
     const middle = nv.frac2mm([0.5, 0.5, 0.5], 0, nv.opts.isSliceMM);
     const factor = Math.min(8, Math.max(1, nv.scene.pan2Dxyzmm[3] * by));
-    const pan = factor > 1 ? [0, 1, 2].map((axis) => middle[axis] - mm[axis]) : [0, 0, 0];
+    // NiiVue shows (place - pan) / zoom.
+    const pan = [0, 1, 2].map((axis) => (factor > 1 ? middle[axis] - factor * mm[axis] : 0));
     nv.setPan2Dxyzmm([...pan, factor]);
     nv.drawScene();
   }
@@ -629,10 +630,12 @@
       if (!state.open) return "";
       const drawn = draw();
       drawAbove();
+      const [black, white] = windows[state.sequence] || [];
+      const { cal_min: low, cal_max: high } = nv.volumes[0];
+      if (low !== black || high !== white) showWindow(); // NiiVue's right button changed it
       return drawn;
     };
     nv.onLocationChange = showPlace;
-    nv.onIntensityChange = showWindow;
     await nv.attachToCanvas($("scan"));
     nv.addColormap("brats-heat", data.heatColours);
     buildRegions();
