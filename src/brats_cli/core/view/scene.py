@@ -302,7 +302,9 @@ def _notes(case: Case, modalities: Sequence[str], images: Sequence[Volume]) -> l
 
 
 def _scan(name: str, voxels: Array) -> Scan:
-    finite = np.nan_to_num(voxels.astype(np.float32, copy=False), posinf=0, neginf=0)
+    finite = voxels.astype(np.float32, copy=False)
+    if not np.isfinite(finite).all():
+        finite = np.nan_to_num(finite, posinf=0, neginf=0)
     inside = finite[finite != 0]
     if not inside.size:
         return Scan(name, finite, (0.0, 1.0))
@@ -316,7 +318,8 @@ def _scheme_of(case: Case, label_map: Volume, labels: LabelScheme | None) -> Lab
     Raises:
         LabelError: If its values fit no scheme, or several.
     """
-    values = np.flatnonzero(np.bincount(label_map.data.ravel(order="K"))).tolist()
+    flat = label_map.data.ravel(order="K")
+    values = [0, *np.flatnonzero(np.bincount(flat[flat != 0])).tolist()]
     by_name = schemes_by_name(case.id, label_map.shape)
     declared = label_map.scheme
     if label_map.path == case.label:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS = (".png", ".pdf", ".svg")
+# Without dates and versions: the same case gives the same bytes.
+_METADATA = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+
+FORMATS = tuple(_METADATA)
 
 _PER_INCH = 150
 _MM_PER_INCH = 60.0
@@ -150,18 +153,17 @@ def draw_slices(
 
     cuts = choose_cuts(scene, slices=slices, montage=montage)
     figure = _Sheet(scene, cuts).draw()
-    # The same case gives the same bytes.
-    metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+    suffix = path.suffix.lower()
     with (
         matplotlib.rc_context({"svg.hashsalt": "brats"}),
         whole_file(path, overwrite=overwrite) as partial,
     ):
         figure.savefig(
             partial,
-            format=path.suffix.lower().lstrip("."),
+            format=suffix.lstrip("."),
             dpi=_PER_INCH,
             facecolor=_PAPER,
-            metadata=metadata[path.suffix.lower()],
+            metadata=_METADATA[suffix],
         )
 
 
