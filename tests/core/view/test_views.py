@@ -61,6 +61,7 @@ def test_paths_may_be_text(data, tmp_path):
         labels="brats2020",
     )
     assert shown.made[0].scores["WT"]["dice"] == pytest.approx(3456 / 3600)
+    assert shown.made[0].review == 0.125  # by the manifest beside the prediction
 
 
 def test_the_default_output_is_a_page_named_after_the_case(data, tmp_path, monkeypatch):

@@ -136,34 +136,33 @@ def view(
         raise wrong[0]
     if not cases:
         raise ValueError("no case was given")
-    target = (
-        Path(output) if output is not None else Path("views" if batch else f"{cases[0].id}.html")
-    )
+    default = "views" if batch else f"{cases[0].id}{_PAGE}"
+    target = Path(default if output is None else output)
+    index = None if target.suffix.lower() in (_PAGE, *FORMATS) else target / INDEX
     files = _files(cases, target, montage=montage)
     sources = _Sources.of(seg, uncertainty, probabilities, scheme, batch=batch)
     jobs, unmatched = sources.jobs(cases, files)
     todo = [job for job in jobs if not (skip_existing and job.file.exists())]
     for job in todo:
         require_writable(job.file, overwrite=overwrite)
-    index = None if target.suffix.lower() in (_PAGE, *FORMATS) else target / INDEX
     if index is not None:
         require_own_index(index, overwrite=overwrite)
     task = partial(_show, slices=tuple(slice), montage=montage, overwrite=overwrite)
-    made: list[View] = []
-    for done, outcome in enumerate(
-        in_processes(task, todo, workers=workers, name=lambda job: job.case.id), start=1
-    ):
-        if isinstance(outcome, BratsError):
-            if not batch:
-                raise outcome
-            wrong.append(outcome)
-        else:
-            made.append(outcome)
-        on_progress(done, len(todo))
+    outcomes = []
+    for outcome in in_processes(task, todo, workers=workers, name=lambda job: job.case.id):
+        if isinstance(outcome, BratsError) and not batch:
+            raise outcome
+        outcomes.append(outcome)
+        on_progress(len(outcomes), len(todo))
     if index is not None:
         write_index(index)
-    skipped = tuple(job.case.id for job in jobs if job not in todo)
-    return Views(tuple(made), tuple(wrong), skipped, unmatched, index)
+    return Views(
+        made=tuple(each for each in outcomes if isinstance(each, View)),
+        failed=(*wrong, *(each for each in outcomes if isinstance(each, BratsError))),
+        skipped=tuple(job.case.id for job in jobs if job not in todo),
+        unmatched=unmatched,
+        index=index,
+    )
 
 
 def _find(paths: Sequence[Path]) -> tuple[list[Case], list[BratsError]]:
@@ -263,7 +262,7 @@ class _Sources:
         return cls(
             tuple(find_label_maps(path) if path.is_dir() else path for path in given),
             {kind: _maps_in(path, kind) if path.is_dir() else path for kind, path in maps.items()},
-            _reviews(given[0]) if given else {},
+            _reviews(given[0] if given[0].is_dir() else given[0].parent) if given else {},
             labels,
         )
 
@@ -334,7 +333,7 @@ def _maps_in(folder: Path, kind: str) -> dict[str, Path]:
 def _reviews(folder: Path) -> dict[str, float]:
     """The review number of each case by the manifest of a folder of predictions; often none."""
     manifest = folder / _MANIFEST
-    if not folder.is_dir() or not manifest.is_file():
+    if not manifest.is_file():
         return {}
     reviews = {}
     for line in manifest.read_text(encoding="utf-8", errors="replace").splitlines():
