@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,8 @@ _HEAD, _FOOT, _SIDE, _PANEL = 0.52, 0.12, 0.62, 2.95  # inches around them
 
 _BAR_MM = 50
 _RIM_MM = 6  # around each slice, for the letters
-_INK, _DIM, _PAPER = "#F2F2F2", "#9A9A9A", "#000000"
+_LINE = 0.19  # inches from one line of the legend to the next
+_INK, _DIM, _NOTE, _PAPER = "#F2F2F2", "#9A9A9A", "#FFC20A", "#000000"
 
 _LETTERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
 """What lies to the left, right, top and bottom: seen from the feet, the front and the left."""
@@ -215,8 +217,7 @@ class _Sheet:
         return cut.size_mm(self.scene)[1] / _MM_PER_INCH
 
     def _panel_height(self) -> float:
-        lines = 8 + 3 * len(self.scene.regions) * max(1, len(self.scene.segmentations))
-        return _HEAD + 0.2 * lines
+        return _HEAD + _LINE * len(list(self._panel_lines())) + 0.7 * len(self.scene.heats) + _FOOT
 
     def _add_heat(self, heat: Heat, top: float) -> float:
         """A row of its own: several maps on the first slice, or one map on each slice."""
@@ -250,8 +251,6 @@ class _Sheet:
             (left / self.width, bottom / self.height, wide / self.width, high / self.height)
         )
         axes.set_axis_off()
-        from matplotlib.collections import LineCollection
-
         scan = self.scene.scans.get(cell.sequence)
         if scan is None:
             self._say(axes, f"no {SEQUENCES[cell.sequence]}")
@@ -274,17 +273,20 @@ class _Sheet:
         if cell.heat is not None:
             _lay_over(axes, cell.cut.of(cell.heat.maps[cell.map_name]), cell.heat.top)
         for segmentation in self.scene.segmentations:
-            for region, lines in self._outlines(cell.cut, segmentation).items():
-                axes.add_collection(
-                    LineCollection(
-                        lines,
-                        colors=REGION_COLOURS[region],
-                        linewidths=1 if cell.heat is None else 0.7,
-                        linestyles=[_style(segmentation)],
-                    ),
-                    autolim=False,
-                )
+            self._outline(axes, cell, segmentation)
         self._letter(axes, cell)
+
+    def _outline(self, axes: Axes, cell: _Cell, segmentation: Segmentation) -> None:
+        from matplotlib.collections import LineCollection
+
+        for region, lines in self._outlines(cell.cut, segmentation).items():
+            drawn = LineCollection(
+                lines,
+                colors=REGION_COLOURS[region],
+                linewidths=1 if cell.heat is None else 0.7,
+                linestyles=[_style(segmentation)],
+            )
+            axes.add_collection(drawn, autolim=False)
 
     def _outlines(self, cut: Cut, segmentation: Segmentation) -> dict[str, list[Outline]]:
         """The contours of each region in a slice, half-way between voxels inside and outside."""
@@ -304,7 +306,7 @@ class _Sheet:
         axes.text(0.5, 0.5, text, transform=axes.transAxes, color=_DIM, ha="center", va="center")
 
     def _letter(self, axes: Axes, cell: _Cell) -> None:
-        """Orientation letters on every slice; a bar of 50 mm on the first of each row."""
+        """Orientation letters and a bar of 50 mm; what the bar is, once in a row."""
         places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.985), (0.5, 0.015))
         sides = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
         for letter, (x, y), (across, along) in zip(
@@ -386,48 +388,40 @@ class _Sheet:
         left = self.width - _PANEL + 0.25
         top = _HEAD
         for kind, text, style in self._panel_lines():
-            if kind == "line":
+            if kind == "key":
                 self._draw_key(figure, left, top + 0.075, **style)
                 self._write(figure, left + 0.5, top, text)
+            elif kind == "item":
+                self._write(figure, left + 0.5, top, text, fontsize=8.5)
             else:
-                self._write(figure, left, top, text, **style)
-            top += 0.19 if text else 0.12
+                self._write(figure, left, top, text, **{"color": _DIM, "fontsize": 8, **style})
+            top += _LINE if text else 0.6 * _LINE
         for _, heat in self.heat_tops:
             top = self._draw_scale(figure, left, top + 0.1, heat)
 
     def _panel_lines(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Kind, text and style of each line of the legend."""
-        faint = {"color": _DIM, "fontsize": 8}
         segmentations = self.scene.segmentations
         for segmentation in segmentations:
-            style = _style(segmentation)
-            yield "line", segmentation.name, {"colour": _INK, "style": style}
+            yield "key", segmentation.name, {"colour": _INK, "style": _style(segmentation)}
         if not segmentations:
-            yield "text", "no segmentation", faint
+            yield "text", "no segmentation", {}
         yield "text", "", {}
         for region in self.scene.regions:
-            yield "line", region, {"colour": REGION_COLOURS[region], "style": "solid"}
+            yield "key", region, {"colour": REGION_COLOURS[region], "style": "solid"}
             for segmentation in segmentations:
                 if region in segmentation.volumes_mm3:
                     volume = segmentation.volumes_mm3[region] / 1000
-                    yield (
-                        "text",
-                        f"          {segmentation.name}  {volume:.1f} ml",
-                        {"fontsize": 8.5},
-                    )
+                    yield "item", f"{segmentation.name}  {volume:.1f} ml", {}
             if (found := self.scene.scores.get(region)) is not None:
-                yield "text", f"          Dice  {_number(found.dice, 3)}", {"fontsize": 8.5}
-                yield (
-                    "text",
-                    f"          HD95  {_number(found.hausdorff95_mm, 1)} mm",
-                    {"fontsize": 8.5},
-                )
+                yield "item", f"Dice  {_number(found.dice, 3)}", {}
+                yield "item", f"HD95  {_number(found.hausdorff95_mm, 1)} mm", {}
             yield "text", "", {}
-        yield "text", "the patient's right is on the left", faint
+        yield "text", "the patient's right is on the left", {}
         for note in self.scene.notes:
-            for line in _wrapped(note, 44):
-                yield "text", line, {"color": "#FFC20A", "fontsize": 8}
-        yield "text", "for research only", faint
+            for line in textwrap.wrap(note, 44):
+                yield "text", line, {"color": _NOTE}
+        yield "text", "for research only", {}
 
     def _draw_key(
         self, figure: Figure, left: float, top: float, *, colour: str, style: Any
@@ -479,15 +473,6 @@ def _lay_over(axes: Axes, values: npt.NDArray[Any], top: float) -> None:
 
 def _number(value: float, digits: int) -> str:
     return "-" if np.isnan(value) else f"{value:.{digits}f}"
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines
 
 
 def _figure(wide: float, high: float) -> Figure:
