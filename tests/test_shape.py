@@ -32,18 +32,19 @@ EDGES = {
     "surface": {"images", "data"},
     "train": {"images", "data", "prepared", "model", "score"},
     "predict": {"images", "data", "prepared", "model"},
+    "view": {"images", "data", "score", "surface"},
 }
 """The rooms of the core, and the rooms that each may import from."""
 
 ON_TOP = {"demo": {"data"}}
 """Modules beside the rooms that use them, and the rooms that each may import from."""
 
-WITHOUT_NETWORK = {"images", "data", "check", "score", "surface"}
+WITHOUT_NETWORK = {"images", "data", "check", "score", "surface", "view"}
 """Rooms that import neither torch nor torchio anywhere."""
 
 AT_HOME = {
     "fast_simplification": {"core/surface/reduction"},
-    "matplotlib": {"core/score/plots", "core/train/figures"},
+    "matplotlib": {"core/score/plots", "core/train/figures", "core/view/slices"},
     "medpy": {"core/score/metrics"},
     "monai": {"core/model/monai"},
     "nibabel": {"core/images/grid", "core/images/nifti"},
@@ -229,6 +230,7 @@ WORK = {
     "evaluate": ["evaluate", "data", "data", "--workers", "0"],
     "compare": ["compare", "a.csv", "b.csv"],
     "mesh": ["mesh", "data/BraTS2021_00000/BraTS2021_00000_seg.nii.gz"],
+    "view": ["view", "data", "--seg", "data", "-o", "views", "--workers", "0"],
 }
 
 
