@@ -83,8 +83,18 @@ class GridMismatchError(BratsError):
 class NoCasesError(BratsError):
     """A folder in which no case was found."""
 
-    def __init__(self, root: Path, wanted: str = "cases", found: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        wanted: str = "cases",
+        found: Sequence[str] = (),
+        files: Sequence[Path] = (),
+    ) -> None:
         instead = f" (but {', '.join(found)} files, to be converted to .nii.gz)" if found else ""
+        if files and not instead:
+            more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+            names = ", ".join(path.name for path in files[:3])
+            instead = f" (but images whose names are not understood: {names}{more})"
         super().__init__(
             f"no {wanted} in {root}{instead}",
             hint="a case is a folder with one NIfTI file for each of T1, T1ce, T2 and FLAIR, "

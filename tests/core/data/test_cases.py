@@ -316,7 +316,7 @@ def test_one_id_in_two_places_names_both(tmp_path):
     put_all(tmp_path / "b", four("x", OLD))
     with pytest.raises(CaseError, match=r"case x is there twice: .*/a/x_flair.* and .*/b/x_flair"):
         find_cases(tmp_path)
-    cases, clashes = survey(tmp_path)
+    cases, clashes, *_ = survey(tmp_path)
     assert ([case.id for case in cases], len(clashes)) == (["x"], 1)
     with pytest.raises(CaseError, match="case x is there twice"):
         resolve_cases([tmp_path / "a", tmp_path / "b"])

@@ -37,7 +37,7 @@ def repair_data_set(report: DataReport, out: Path, *, workers: int | None = None
         raise OutputError(out, "it lies inside the data set, which stays as it is")
     if out.is_dir() and any(out.iterdir()):
         raise OutputExistsError(out)
-    by_id = {case.id: case for case in survey(report.root)[0]}
+    by_id = {case.id: case for case in survey(report.root).cases}
     broken = [(case, by_id[case.id]) for case in report.cases if case.repairable]
     task = partial(_repair_case, root=report.root, out=out)
     list(in_processes(task, broken, workers=workers))

@@ -222,7 +222,7 @@ def find_each(paths: Sequence[Path]) -> tuple[list[Case], list[BratsError]]:
     wrong: list[BratsError] = []
     for path in paths:
         try:
-            found, clashes = survey(path) if path.is_dir() else ([case_at(path)], [])
+            found, clashes = survey(path)[:2] if path.is_dir() else ([case_at(path)], [])
         except BratsError as error:
             found, clashes = [], [error]
         wrong += clashes

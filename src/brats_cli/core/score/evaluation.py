@@ -380,7 +380,7 @@ def _allowed_by_data_set(root: Path) -> dict[str, tuple[LabelScheme, ...]]:
     if not root.is_dir():
         return {}
     try:
-        cases, _ = survey(root)
+        cases = survey(root).cases
     except NoCasesError:
         return {}  # a folder of label maps alone
     return {case.id: (case.scheme,) if case.scheme else case.allowed for case in cases}
