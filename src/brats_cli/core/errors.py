@@ -72,12 +72,17 @@ class UnreadableFileError(BratsError):
 class GridMismatchError(BratsError):
     """Two files of one case that do not lie on the same voxel grid."""
 
-    def __init__(self, first: Path, second: Path, difference: str) -> None:
-        super().__init__(
-            f"{second} does not lie on the grid of {first}: {difference}",
-            hint="all files of a case must share shape and affine: "
-            "resample one onto the other's grid",
-        )
+    def __init__(
+        self, first: Path, second: Path, difference: str, *, lost: Sequence[Path] = ()
+    ) -> None:
+        hint = "all files of a case must share shape and affine: resample one onto the other's grid"
+        if len(lost) == 1:
+            other = first if lost[0] == second else second
+            hint = (
+                f"{lost[0].name} lost its header (its affine is the identity, or has no code): if "
+                f"its voxels are those of {other.name}, copy the affine of that; do not resample"
+            )
+        super().__init__(f"{second} does not lie on the grid of {first}: {difference}", hint=hint)
 
 
 class NoCasesError(BratsError):

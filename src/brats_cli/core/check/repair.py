@@ -17,10 +17,7 @@ from ..images.grid import Grid, Volume
 from ..images.nifti import read_volume, stem, write_image
 from ..writing import whole_file
 from .report import CaseReport, DataReport, read_case, reference_of
-from .rules import length_unit, not_orthonormal, plausible
-
-_MILLIMETRES_IN = {1: 1000.0, 3: 0.001}
-"""By NIfTI's code of the unit: metres and micrometres."""
+from .rules import not_orthonormal
 
 
 def repair_data_set(report: DataReport, out: Path, *, workers: int | None = None) -> list[str]:
@@ -93,8 +90,7 @@ def _copy_description(source: Path, target: Path, root: Path) -> None:
 
 def _in_millimetres(volume: Volume) -> Grid:
     """The grid of a volume, scaled if its unit explains why its voxels are not a head scan's."""
-    factor = 1.0 if plausible(volume) else _MILLIMETRES_IN.get(length_unit(volume), 1.0)
-    return replace(volume.grid, affine=np.diag([factor, factor, factor, 1.0]) @ volume.affine)
+    return replace(volume.grid.in_millimetres(), unit_mm=1.0)
 
 
 def rotation_only(grid: Grid) -> Grid:

@@ -12,19 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.naming import MODALITIES
+from ..images.background import odd_background, signs_of_skull
 from ..images.grid import SAME_GRID_MM, Grid, Volume, times
+from ..images.nifti import ROUNDS_TO_LABEL
 
 ERROR, WARNING, NOTE = LEVELS = ("error", "warning", "note")
 """What stops the work or spoils its result; what may; what is worth knowing."""
 
 NOT_ORTHONORMAL = 1e-4
 """How far the products of direction cosines may be from 0 and 1, as float32 leaves them."""
-
-SPACING_LIMITS_MM = (0.1, 20.0)
-"""Voxel sizes outside are metres or micrometres taken for millimetres, not head scans."""
-
-ROUNDS_TO_LABEL = 0.01
-"""How far from a whole number a label may be to be that number, spoilt by a float format."""
 
 OUTSIDE_BRAIN = 0.05
 """Share of a tumour that may lie where all images are 0; beyond it, label and images differ."""
@@ -181,8 +177,7 @@ def _unit(volume: Volume) -> str | None:
 
 def plausible(volume: Volume) -> bool:
     """Whether its voxels are of the size of a head scan's, read as millimetres."""
-    low, high = SPACING_LIMITS_MM
-    return low <= min(volume.spacing_mm) <= max(volume.spacing_mm) <= high
+    return volume.grid.is_plausible
 
 
 def _implausible(volume: Volume) -> str | None:
@@ -244,9 +239,9 @@ def _wrapped(volume: Volume) -> str | None:
     return f"values from {low} to {high}: what was above 32767 has wrapped round int16"
 
 
-def _no_background(volume: Volume) -> str | None:
-    zeros = 1 - np.count_nonzero(volume.values) / volume.values.size
-    return None if zeros > 0.01 else "hardly any voxel is 0: is the skull still on?"
+def _odd_background(volume: Volume) -> str | None:
+    value = odd_background(volume.data)
+    return None if value is None else f"its background is {value:g}, not 0: brats takes it as 0"
 
 
 def _negative(volume: Volume) -> str | None:
@@ -279,7 +274,7 @@ IMAGE_RULES = (
     Rule("empty", ERROR, _empty),
     Rule("few-values", ERROR, _few_values),
     Rule("wrapped", ERROR, _wrapped, "unsigned"),
-    Rule("background", WARNING, _no_background),
+    Rule("background", WARNING, _odd_background),
     Rule("negative", NOTE, _negative),
     Rule("clipped", NOTE, _clipped),
     Rule("coarse", NOTE, _few_levels),
@@ -344,6 +339,7 @@ def compare(volumes: Mapping[str, Volume], reference: Volume) -> Iterator[Findin
     yield from _same_voxels(images)
     alike = {r: volume for r, volume in images.items() if volume.data.shape == reference.data.shape}
     yield from _brains(alike)
+    yield from _skull(images)
     label = volumes.get("label")
     if label is not None and alike and label.data.shape == reference.data.shape:
         yield from _outside(label, alike)
@@ -412,6 +408,17 @@ def _brains(images: Mapping[str, Volume]) -> Iterator[Finding]:
         if overlap < BRAIN_OVERLAP:
             message = f"its brain overlaps with that of {first} by a Dice of {overlap:.2f} only"
             yield Finding(ERROR, "registration", message, images[role].path)
+
+
+def _skull(images: Mapping[str, Volume]) -> Iterator[Finding]:
+    for role, volume in images.items():
+        if odd_background(volume.data) is None:
+            voxel_mm3 = volume.grid.in_millimetres().voxel_mm3
+            signs = signs_of_skull(volume.data, voxel_mm3, is_t1=role in ("t1", "t1ce"))
+            if signs:
+                message = f"{signs}: is the skull still on?"
+                yield Finding(WARNING, "skull", message, volume.path)
+                return  # the others are of the same head
 
 
 def _outside(label: Volume, images: Mapping[str, Volume]) -> Iterator[Finding]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..errors import (
     BratsError,
     BratsWarning,
@@ -19,6 +21,7 @@ from ..errors import (
     NoCasesError,
     UnreadableFileError,
 )
+from ..images.background import odd_background
 from ..images.grid import Volume, require_same_grid
 from ..images.nifti import (
     NIFTI_ENDINGS,
@@ -260,10 +263,22 @@ def read_images(case: Case, modalities: Sequence[str] = MODALITIES) -> list[Volu
     case.require(modalities)
     files = [case.images[modality] for modality in modalities]
     if len({file.path for file in files}) == 1:
-        return read_channels(files[0].path, [file.channel for file in files])
-    volumes = [read_image(file.path, file.channel) for file in files]
-    require_same_grid(volumes)
-    return [replace(volume, grid=volumes[0].grid) for volume in volumes]
+        volumes = read_channels(files[0].path, [file.channel for file in files])
+    else:
+        volumes = [read_image(file.path, file.channel) for file in files]
+        require_same_grid(volumes)
+    return [replace(_on_zero(volume), grid=volumes[0].grid) for volume in volumes]
+
+
+def _on_zero(volume: Volume) -> Volume:
+    """`volume` with 0 around the head, if another value stands for air there."""
+    background = odd_background(volume.data)
+    if background is None:
+        return volume
+    warnings.warn(
+        f"{volume.path}: its background is {background:g}, taken as 0", BratsWarning, stacklevel=2
+    )
+    return replace(volume, data=np.where(volume.data == background, 0, volume.data))
 
 
 def schemes_of(
