@@ -53,6 +53,14 @@ class DeviceError(BratsError):
 class LabelError(BratsError):
     """A label map whose values do not fit the label scheme, or fit several."""
 
+    @classmethod
+    def predicted(cls, path: Path) -> LabelError:
+        """A label map of a network where an expert's is needed."""
+        return cls(
+            f"{path} was made by brats predict: it is not an expert's label map",
+            hint="a network would learn from itself: move the predictions out of the data set",
+        )
+
 
 class MeshError(BratsError):
     """A surface that cannot be made from the label map given."""

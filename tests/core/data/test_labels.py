@@ -160,7 +160,8 @@ def test_two_meanings_are_never_guessed_between(values):
         LabelError, match=r"a.nii holds labels .* which fit several schemes"
     ) as caught:
         label_scheme(values, None, "a.nii")
-    assert caught.value.hint.startswith("say which it is with --labels, one of brats")
+    mask = "a mask of 0 and 1 does not say of which tissue: " if values == (0, 1) else ""
+    assert caught.value.hint.startswith(f"{mask}say which it is with --labels, one of brats")
 
 
 def test_an_empty_label_map_means_the_same_in_every_scheme():

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ..errors import SplitError, UnreadableFileError
+from ..reading import parse_yaml, read_text
 from ..writing import whole_file
 from .cases import Case, find_cases
 from .labels import LabelScheme, scheme_named
@@ -166,14 +167,8 @@ def _some(ids: Sequence[str]) -> str:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UnreadableFileError(
-            path, "there is no such file", hint="make it with brats split DATA"
-        ) from error
-    except OSError as error:
-        raise UnreadableFileError(path, error.strerror or str(error)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse_yaml(read_text(path, hint="make it with brats split DATA"))
+    except ValueError as error:
         raise UnreadableFileError(
             path, "it is not YAML", hint="make it with brats split"
         ) from error

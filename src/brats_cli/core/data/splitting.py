@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..compute.processes import in_threads
-from ..errors import SplitError
+from ..errors import SplitError, UnreadableFileError
 from ..images.nifti import LabelCount, count_labels, read_image
 from .cases import Case, find_cases, schemes_of
 from .labels import LabelScheme
@@ -198,12 +198,16 @@ def _require_different(cases: Sequence[Case], counts: Mapping[str, LabelCount]) 
 
 def _clue_on_disk(path: Path) -> bytes:
     """A few bytes that are equal for equal images: gzip's own checksum and size, or the middle."""
-    with path.open("rb") as file:
-        if path.name.lower().endswith(".gz"):
-            file.seek(max(0, path.stat().st_size - 8))
-            return file.read()
-        file.seek(path.stat().st_size // 2)
-        return hashlib.sha256(file.read(1 << 16)).digest()
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            if path.name.lower().endswith(".gz"):
+                file.seek(max(0, size - 8))
+                return file.read(8)
+            file.seek(size // 2)
+            return hashlib.sha256(file.read(1 << 16)).digest()
+    except OSError as error:
+        raise UnreadableFileError(path, error.strerror or str(error)) from error
 
 
 def _voxels_of(case: Case) -> tuple[object, ...]:
@@ -272,25 +276,32 @@ def _test_groups(groups: set[str], share: float, seed: int, *, leave: int) -> se
             hint="give more cases, fewer folds or --ratios with 0 for the test part",
         )
     place = {group: _place(seed, group) for group in groups}
-    ordered = sorted(groups, key=lambda group: place[group])
-    below = sum(place[group] < share for group in ordered)
+    ordered = sorted(groups, key=lambda group: (place[group], group))
+    below = sum(place[group] < share * 2**64 for group in ordered)
+    # Places that follow no pattern can crowd together by chance, and numbers in steps, as of every
+    # 144th patient, do; then the nearest to the share are taken.
+    due = share * len(groups)
+    off = max(1.0, math.sqrt(due))
+    below = min(max(below, math.ceil(due - off)), math.floor(due + off))
     return set(ordered[: min(max(below, bool(share)), len(groups) - leave)])
 
 
-_GOLDEN = (math.sqrt(5) - 1) / 2
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio
 
 
-def _place(seed: int, group: str) -> float:
-    """A number in [0, 1) that depends on nothing but seed and group, on any machine.
+def _place(seed: int, group: str) -> int:
+    """A number in [0, 2^64) that depends on nothing but seed and group, on any machine.
 
     Consecutive numbers of one release go round by the golden ratio, so that any run of them has
     its share below any threshold to about one (a low-discrepancy sequence); hashes of their own
     would leave 10 of 40 patients, or 1, where 6 are wanted.
     """
     release = group.rstrip("0123456789")
-    number = int(group[len(release) :] or 0)
-    digest = hashlib.sha256(f"{seed}/{release}".encode()).digest()
-    return (int.from_bytes(digest[:8], "big") / 2**64 + number * _GOLDEN) % 1
+    digits = group[len(release) :]
+    if len(digits) > 9:  # a time stamp or a UID counts nothing: the whole of it is hashed
+        release, digits = group, ""
+    digest = hashlib.sha256(f"{seed}/{release}".encode("utf-8", "surrogateescape")).digest()
+    return (int.from_bytes(digest[:8], "big") + int(digits or 0) * _GOLDEN) % 2**64
 
 
 def _deal(
@@ -314,7 +325,24 @@ def _deal(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         dealt = list(splitter.split(kinds, kinds, of_whom))
-    return [{ids[index] for index in chosen if index < len(ids)} for _, chosen in dealt]
+    found = [{ids[index] for index in chosen if index < len(ids)} for _, chosen in dealt]
+    return _none_empty(found, groups)
+
+
+def _none_empty(parts: list[set[str]], groups: Mapping[str, str]) -> list[set[str]]:
+    """`parts`, the empty ones with a group each of the part that has the most groups.
+
+    scikit-learn leaves parts empty where there are few groups.
+    """
+    for empty in (part for part in parts if not part):
+        largest = max(parts, key=lambda part: len({groups[case_id] for case_id in part}))
+        members = sorted({groups[case_id] for case_id in largest})
+        if len(members) < 2:
+            break  # there are fewer groups than parts
+        moved = {case_id for case_id in largest if groups[case_id] == members[-1]}
+        largest -= moved
+        empty |= moved
+    return parts
 
 
 def _share(

@@ -21,6 +21,9 @@ _MOST_SHARE, _MOST_SHARE_OF_CROP = 0.4, 0.55
 """Share of voxels that a brain fills at most: of a scan (real cases: 0.13 to 0.19), and of one
 that was cropped to it (0.42 to 0.50)."""
 
+_SMALLEST_SCAN = 20_000
+"""Fewer voxels show no head."""
+
 _BRIGHT_SHELL = 1.25
 """How much brighter than the rest the outermost twentieth of a brain is at most in T1: its cortex
 is darker (real cases: 0.58 to 1.00), while the fat of a scalp is the brightest there is."""
@@ -53,6 +56,8 @@ def signs_of_skull(image: Array, voxel_mm3: float, *, is_t1: bool) -> str:
         is_t1: Whether it is T1-weighted, with or without contrast.
     """
     inside = image != 0
+    if inside.size < _SMALLEST_SCAN:
+        return ""
     share = np.count_nonzero(inside) / inside.size
     if share > 0.99:
         return "hardly any voxel is 0"
