@@ -6,6 +6,7 @@ import contextlib
 import glob
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,32 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` that becomes `path` when the block ends well.
+
+    As `whole_file`: what a killed process left of it goes when it is written again.
+
+    Raises:
+        OutputExistsError: If there is something in `path`.
+        OutputError: If the system refuses to write.
+    """
+    partial = path.with_name(f".{os.getpid()}.partial.{_short(path.name)}")
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise OutputExistsError(path)
+        partial.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        yield partial
+        if path.is_dir():
+            path.rmdir()
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def own_folder(folder: Path) -> Iterator[None]:
     """Make a folder, and keep it for this process while the block runs.
 
@@ -115,7 +142,10 @@ def _remove_leftovers(path: Path) -> None:
     for left in path.parent.glob(f".*.partial.{glob.escape(_short(path.name))}"):
         number = left.name[1:].partition(".")[0]
         if os.name == "posix" and number.isdecimal() and not _runs(int(number)):
-            left.unlink(missing_ok=True)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _runs(process: int) -> bool:

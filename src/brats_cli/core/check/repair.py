@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from ..compute.processes import in_processes
 from ..data.cases import Case, survey
-from ..errors import OutputError, OutputExistsError
+from ..errors import OutputError
 from ..images.grid import Grid, Volume
 from ..images.nifti import read_volume, stem, write_image
-from ..writing import whole_file
+from ..writing import whole_file, whole_folder
 from .report import CaseReport, DataReport, read_case, reference_of
 from .rules import not_orthonormal
 
@@ -32,12 +32,13 @@ def repair_data_set(report: DataReport, out: Path, *, workers: int | None = None
     """
     if out.resolve().is_relative_to(report.root.resolve()):
         raise OutputError(out, "it lies inside the data set, which stays as it is")
-    if out.is_dir() and any(out.iterdir()):
-        raise OutputExistsError(out)
     by_id = {case.id: case for case in survey(report.root).cases}
     broken = [(case, by_id[case.id]) for case in report.cases if case.repairable]
-    task = partial(_repair_case, root=report.root, out=out)
-    list(in_processes(task, broken, workers=workers))
+    if not broken:
+        return []
+    with whole_folder(out) as folder:
+        task = partial(_repair_case, root=report.root, out=folder)
+        list(in_processes(task, broken, workers=workers))
     return sorted(case.id for case, _ in broken)
 
 

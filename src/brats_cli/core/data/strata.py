@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import SplitError, UnreadableFileError
+from ..errors import SplitError
 from ..images.nifti import LabelCount
+from ..reading import read_table
 from .cases import Case
 from .labels import LabelScheme
 
@@ -56,7 +56,7 @@ def table_strata(option: str, cases: Sequence[Case]) -> dict[str, str]:
             f"--stratify {option} is not TABLE.csv:COLUMN",
             hint="as survival_info.csv:Survival_days",
         )
-    rows = _read_table(Path(name))
+    rows = _rows(Path(name))
     if column not in rows[0]:
         raise SplitError(
             f"{name} has no column '{column}'", hint=f"its columns are {', '.join(rows[0])}"
@@ -70,14 +70,8 @@ def table_strata(option: str, cases: Sequence[Case]) -> dict[str, str]:
     return {case.id: strata.get(case.id, "unknown") for case in cases}
 
 
-def _read_table(path: Path) -> list[dict[str, str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnreadableFileError(path, "it is no readable table", hint="check the path") from error
-    first = text.partition("\n")[0]
-    separator = max(",;\t", key=first.count)
-    rows = list(csv.DictReader(text.splitlines(), delimiter=separator, restval=""))
+def _rows(path: Path) -> list[dict[str, str]]:
+    rows = read_table(path)
     if not rows:
         raise SplitError(f"{path} is empty", hint="a table has a line of column names, then rows")
     return rows
@@ -89,7 +83,7 @@ def _look_up(
     """The value of `column` by case id, the rows found by case or patient id."""
     best: dict[str, str] = {}
     for key in rows[0]:
-        by_id = {(row[key] or "").strip(): (row[column] or "").strip() for row in rows}
+        by_id = {row[key].strip(): row[column].strip() for row in rows}
         found = {
             case.id: by_id.get(case.id) or by_id.get(case.patient, "")
             for case in cases
