@@ -145,7 +145,7 @@ def test_a_mesh_that_exists_is_kept_without_overwrite(seg):
     assert_refused(
         run(seg),
         f"{seg.with_name('seg_WT.stl')} exists already",
-        "give another name with -o, or --overwrite to replace it",
+        "choose another path with -o, or replace it with --overwrite",
     )
     assert seg.with_name("seg_WT.stl").read_text() == "mine"
     assert run(seg, "--overwrite").exit_code == 0
@@ -157,7 +157,7 @@ def test_a_region_that_two_schemes_see_differently_asks_for_labels(tmp_path):
     assert_refused(
         run(seg, "--region", "TC"),
         f"{seg} holds labels 0, 1, 2, 3, which fit several schemes: brats2023, msd, nnunet",
-        "say which it is with --labels, one of brats2023, msd, nnunet",
+        "choose one with --labels: brats2023, msd, nnunet",
     )
     assert run(seg, "--region", "WT").exit_code == 0
     assert run(seg, "--region", "TC", "--labels", "msd").exit_code == 0
@@ -207,7 +207,9 @@ def test_two_label_maps_of_one_name_do_not_overwrite_each_other(tmp_path):
 
 
 def test_nothing_on_stdin():
-    assert_refused(run("-", stdin=""), "standard input is empty", "pipe paths into it, one a line")
+    assert_refused(
+        run("-", stdin=""), "standard input is empty", "pipe paths into it, one per line"
+    )
 
 
 def test_in_a_batch_the_others_go_on_and_the_failures_come_last(tmp_path):
