@@ -143,10 +143,22 @@ class MissingModalityError(BratsError):
     """A case that lacks some of the four MR sequences."""
 
     def __init__(
-        self, case_id: str, missing: Iterable[str], found: Iterable[str], *, hint: str = ""
+        self,
+        case_id: str,
+        missing: Iterable[str],
+        found: Iterable[str],
+        *,
+        blank: Sequence[str] = (),
+        others: Sequence[str] = (),
+        hint: str = "",
     ) -> None:
+        facts = f"found: {', '.join(found) or 'none'}"
+        if blank:
+            facts += f"; every voxel of {', '.join(blank)} is 0"
+        if others:
+            facts += f"; not understood: {listing(others)}"
         super().__init__(
-            f"case {case_id} has no {', '.join(missing)} (found: {', '.join(found) or 'none'})",
+            f"case {case_id} has no {', '.join(missing)} ({facts})",
             hint=hint or "each case needs t1, t1ce, t2 and flair; see README, 'Which data'",
         )
 

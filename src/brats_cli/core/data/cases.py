@@ -112,7 +112,8 @@ class Case:
         """
         missing = [modality for modality in modalities if modality not in self.images]
         if missing:
-            raise MissingModalityError(self.id, missing, self.images)
+            others = [path.name for path in self.others]
+            raise MissingModalityError(self.id, missing, self.images, others=others)
 
 
 def find_cases(root: Path) -> list[Case]:

@@ -47,10 +47,27 @@ def table_strata(option: str, cases: Sequence[Case]) -> dict[str, str]:
         UnreadableFileError: If there is no such table.
         SplitError: If there is no such column, or if no column holds the case ids.
     """
-    name, _, column = option.rpartition(":")
+    values = column_by_case(option, cases, option="--stratify")
+    strata = _terciles(values) or values
+    return {case.id: strata.get(case.id, "unknown") for case in cases}
+
+
+def column_by_case(place: str, cases: Sequence[Case], *, option: str) -> dict[str, str]:
+    """The values of a table's column by case id, where it has one.
+
+    Args:
+        place: `TABLE.csv:COLUMN`, as given on the command line.
+        cases: The cases to look up.
+        option: The option it was given to, for messages.
+
+    Raises:
+        UnreadableFileError: If there is no such table.
+        SplitError: If there is no such column, or if no column holds the case ids.
+    """
+    name, _, column = place.rpartition(":")
     if not name or not column:
         raise SplitError(
-            f"--stratify {option} is not of the form TABLE.csv:COLUMN",
+            f"{option} {place} is not of the form TABLE.csv:COLUMN",
             hint="for example survival_info.csv:Survival_days",
         )
     rows = _rows(Path(name))
@@ -65,8 +82,7 @@ def table_strata(option: str, cases: Sequence[Case]) -> dict[str, str]:
         raise SplitError(
             f"no column of {name} holds the case ids", hint=f"case ids look like {cases[0].id}"
         )
-    strata = _terciles(values) or values
-    return {case.id: strata.get(case.id, "unknown") for case in cases}
+    return values
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -164,20 +164,25 @@ class TrainConfig(_Settings):
 
 
 def load_config(
-    path: Path | None = None, *, of_a_run: bool = False, **overrides: object
+    path: Path | None = None,
+    *,
+    of_a_run: bool = False,
+    defaults: Mapping[str, object] | None = None,
+    **overrides: object,
 ) -> TrainConfig:
     """Defaults, then the YAML file, then `overrides`.
 
     Args:
         path: YAML file with any of the settings.
         of_a_run: The file has all that there were when the run began, perhaps under an older brats.
+        defaults: Settings that the data set has instead of the defaults.
         overrides: Settings by name; `{"network.channels": 16}` reaches into a section, after
             `{"network": "classic"}` has replaced it.
 
     Raises:
         ConfigError: If a setting is unknown (the hint suggests the nearest) or cannot be so.
     """
-    settings = _read_yaml(path) if path else {}
+    settings = {**(defaults or {}), **(_read_yaml(path) if path else {})}
     if of_a_run:
         settings["network"] = _as_of_its_version(settings.get("network", {}))
     for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):

@@ -188,12 +188,18 @@ def _overrides(
 
 
 def _settled(
-    run: RunRecord, config: Path | None, overrides: Mapping[str, Any], *, resume: bool
+    run: RunRecord,
+    config: Path | None,
+    overrides: Mapping[str, Any],
+    *,
+    resume: bool,
+    split: Split | None = None,
 ) -> TrainConfig:
     """The settings of a run, which a resumed one has in its own file."""
     if resume and config is None:
         return load_config(run.config, of_a_run=True, **overrides)
-    return load_config(config, **overrides)
+    defaults = {"modalities": list(split.modalities)} if split else {}
+    return load_config(config, defaults=defaults, **overrides)
 
 
 def _jobs(
@@ -208,7 +214,7 @@ def _jobs(
     """The run that is meant, or one per fold in folders of their own."""
 
     def job(run: RunRecord, split: Split, number: int, *, resume: bool) -> _Job:
-        settled = _settled(run, config, overrides, resume=resume)
+        settled = _settled(run, config, overrides, resume=resume, split=split)
         return _Job(run, settled, split.only(number), resume)
 
     if fold.isdecimal() and resume:
