@@ -31,6 +31,7 @@ def learn_and_segment(data, folder):
     return test, predictions
 
 
+@pytest.mark.slow
 def test_the_whole_way_on_phantoms(tmp_path):
     cases = write_phantoms(tmp_path / "data", cases=9, shape=(40, 48, 36))
     test, predictions = learn_and_segment(tmp_path / "data", tmp_path)
@@ -70,6 +71,7 @@ def test_a_prediction_lies_on_its_cases_grid(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_command_itself_works_in_a_folder_with_the_defaults(tmp_path):
     # The mission's own lines, typed where the step before was run.
     write_phantoms(tmp_path / "data", cases=9, shape=(40, 48, 36))

@@ -42,13 +42,14 @@ WITHOUT_NETWORK = {"images", "data", "check", "score", "surface"}
 """Rooms that import neither torch nor torchio anywhere."""
 
 AT_HOME = {
+    "fast_simplification": {"core/surface/reduction"},
     "matplotlib": {"core/train/figures"},
     "medpy": {"core/score/metrics"},
     "monai": {"core/model/monai"},
     "nibabel": {"core/images/grid", "core/images/nifti"},
     "pydantic": {"core/model/config", "core/train/config"},
     "rich": {"console"},
-    "skimage": {"core/surface/regions"},
+    "skimage": {"core/surface/voxels"},
     "sklearn": {"core/data/splitting"},
     "stl": {"core/surface/files"},
     "torchio": {"core/train/sampling"},

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .core.errors import BratsError as BratsError
     from .core.predict.many import Prediction as Prediction
     from .core.predict.many import predict as predict
+    from .core.surface.meshing import mesh as mesh
     from .core.train.run import train as train
     from .core.train.training import Epoch as Epoch
 
@@ -33,6 +34,7 @@ _HOMES = {
     "Prediction": "predict.many",
     "check": "check.run",
     "demo": "demo",
+    "mesh": "surface.meshing",
     "predict": "predict.many",
     "split": "data.splitting",
     "train": "train.run",
@@ -46,6 +48,7 @@ __all__ = [
     "__version__",
     "check",
     "demo",
+    "mesh",
     "predict",
     "split",
     "train",

@@ -20,6 +20,20 @@ LabelMap = npt.NDArray[np.integer]
 REGIONS = ("WT", "TC", "ET")
 """Whole tumour, tumour core, enhancing tumour: nested, from the outside in."""
 
+REGION_COLOURS: Mapping[str, str] = {
+    "WT": "#3FA7F0",
+    "TC": "#FFC20A",
+    "ET": "#E1341E",
+    "RC": "#9C6ADE",
+    "GTV": "#FFC20A",
+}
+"""The colour of each region in every figure, page and mesh.
+
+Blue, amber and red differ by at least 20 in CIEDE2000 from each other and from every grey, also
+as people with protanopia, deuteranopia or tritanopia see them (simulated after Machado et al.
+2009); Okabe and Ito's green does not differ enough from a scan's greys.
+"""
+
 
 @dataclass(frozen=True)
 class Region:
