@@ -16,9 +16,11 @@ from ..data.cases import Case, alike_in_labels, scheme_of_all, survey
 from ..data.labels import LabelScheme, fitting_schemes
 from ..data.naming import MODALITIES
 from ..errors import LabelError, UnreadableFileError
+from ..images.background import on_zero
 from ..images.grid import Volume, times
 from ..images.nifti import LabelCount, read_volume
 from .rules import (
+    BACKGROUND,
     ERROR,
     HEADER_RULES,
     IMAGE_RULES,
@@ -207,6 +209,11 @@ def examine(case: Case) -> CaseReport:
         for rule in (*HEADER_RULES, *(LABEL_RULES if role == "label" else ())):
             findings += rule.find(volume)
     images = {role: volume for role, volume in volumes.items() if role != "label"}
+    # An odd background is a finding; all else is judged as it is read, with 0 around the head.
+    for volume in images.values():
+        findings += BACKGROUND.find(volume)
+    images = {role: on_zero(volume) for role, volume in images.items()}
+    volumes |= images
     for volume in images.values():
         for rule in IMAGE_RULES:
             findings += rule.find(volume)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..data.labels import is_predicted
 from ..data.naming import MODALITIES
 from ..images.background import odd_background, signs_of_skull
 from ..images.grid import SAME_GRID_MM, Grid, Volume, times
@@ -141,7 +142,7 @@ def _forms(volume: Volume) -> float:
 
 def _forms_disagree(volume: Volume) -> str | None:
     distance = _forms(volume)
-    if distance <= _half_a_voxel(volume):
+    if not distance > _half_a_voxel(volume):  # NaN where the affine has no voxels
         return None
     return f"its sform and qform disagree by {distance:.3g} mm"
 
@@ -269,12 +270,13 @@ def _few_levels(volume: Volume) -> str | None:
     return f"few grey levels: its largest value is {most}" if most <= 400 else None
 
 
+BACKGROUND = Rule("background", WARNING, _odd_background)
+
 IMAGE_RULES = (
     Rule("not-finite", ERROR, _not_finite, "zeros"),
     Rule("empty", ERROR, _empty),
     Rule("few-values", ERROR, _few_values),
     Rule("wrapped", ERROR, _wrapped, "unsigned"),
-    Rule("background", WARNING, _odd_background),
     Rule("negative", NOTE, _negative),
     Rule("clipped", NOTE, _clipped),
     Rule("coarse", NOTE, _few_levels),
@@ -319,12 +321,17 @@ def _no_tumour(volume: Volume) -> str | None:
     return None if volume.foreground.size else "no tumour: every voxel is 0"
 
 
+def _predicted(volume: Volume) -> str | None:
+    return "made by brats predict, not by an expert" if is_predicted(volume.note) else None
+
+
 LABEL_RULES = (
     Rule("not-finite", ERROR, _not_finite, "zeros"),
     Rule("rounding", ERROR, _spoilt, "round"),
     Rule("not-whole", ERROR, _no_labels),
     Rule("range", ERROR, _out_of_range),
     Rule("no-tumour", WARNING, _no_tumour),
+    Rule("predicted", ERROR, _predicted),
     Rule("float-labels", NOTE, _float_labels),
 )
 

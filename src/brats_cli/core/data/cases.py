@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ..errors import (
     BratsError,
     BratsWarning,
@@ -21,7 +19,7 @@ from ..errors import (
     NoCasesError,
     UnreadableFileError,
 )
-from ..images.background import odd_background
+from ..images.background import odd_background, on_zero
 from ..images.grid import Volume, require_same_grid
 from ..images.nifti import (
     NIFTI_ENDINGS,
@@ -272,18 +270,13 @@ def read_images(case: Case, modalities: Sequence[str] = MODALITIES) -> list[Volu
     else:
         volumes = [read_image(file.path, file.channel) for file in files]
         require_same_grid(volumes)
-    return [replace(_on_zero(volume), grid=volumes[0].grid) for volume in volumes]
-
-
-def _on_zero(volume: Volume) -> Volume:
-    """`volume` with 0 around the head, if another value stands for air there."""
-    background = odd_background(volume.data)
-    if background is None:
-        return volume
-    warnings.warn(
-        f"{volume.path}: its background is {background:g}, taken as 0", BratsWarning, stacklevel=2
-    )
-    return replace(volume, data=np.where(volume.data == background, 0, volume.data))
+    found = [replace(on_zero(volume), grid=volumes[0].grid) for volume in volumes]
+    for before, after in zip(volumes, found, strict=True):
+        if after.data is not before.data:
+            background = odd_background(before.data)
+            message = f"{before.path}: its background is {background:g}, taken as 0"
+            warnings.warn(message, BratsWarning, stacklevel=2)
+    return found
 
 
 def with_schemes(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .grid import bounding_box
+from .grid import Volume, bounding_box
 
 Array = npt.NDArray[Any]
 
@@ -45,6 +46,14 @@ def odd_background(image: Array) -> float | None:
     share = sum(np.count_nonzero(face) for face in faces) / sum(face.size for face in faces)
     # An image of one value alone has no head, and so no background.
     return value if share >= _AT_BORDER and (image != value).any() else None
+
+
+def on_zero(volume: Volume) -> Volume:
+    """`volume` with 0 around the head, if another value stands for air there."""
+    background = odd_background(volume.data)
+    if background is None:
+        return volume
+    return replace(volume, data=np.where(volume.data == background, 0, volume.data))
 
 
 def signs_of_skull(image: Array, voxel_mm3: float, *, is_t1: bool) -> str:

@@ -138,8 +138,14 @@ class Board:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        try:
             self._writer.close()
+        except OSError as failure:
+            if error is None:  # else a full disk was noticed before
+                reason = failure.strerror or str(failure)
+                raise OutputError(self.folder, reason) from failure
 
 
 def _row(epoch: Epoch) -> dict[str, str]:
