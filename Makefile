@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict clean
+.PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict bench-evaluate clean
 
 demo: $(READY)
 	$(BIN)/brats demo --overwrite
@@ -46,6 +46,9 @@ bench-quality: .venv/peers
 # With the newest run's best network, or with BENCH="--model RUN".
 bench-predict: .venv/peers
 	$(BIN)/python benchmarks/bench_predict.py $(BENCH)
+
+bench-evaluate: .venv/peers
+	$(BIN)/python benchmarks/bench_evaluate.py $(BENCH)
 
 .venv/peers: $(READY) benchmarks/requirements.txt
 	$(BIN)/python -m pip install --no-deps -r benchmarks/requirements.txt

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .core.errors import BratsError as BratsError
     from .core.predict.many import Prediction as Prediction
     from .core.predict.many import predict as predict
+    from .core.score.comparison import compare as compare
+    from .core.score.evaluation import evaluate as evaluate
     from .core.surface.meshing import mesh as mesh
     from .core.train.run import train as train
     from .core.train.training import Epoch as Epoch
@@ -33,7 +35,9 @@ _HOMES = {
     "Epoch": "train.training",
     "Prediction": "predict.many",
     "check": "check.run",
+    "compare": "score.comparison",
     "demo": "demo",
+    "evaluate": "score.evaluation",
     "mesh": "surface.meshing",
     "predict": "predict.many",
     "split": "data.splitting",
@@ -47,7 +51,9 @@ __all__ = [
     "Prediction",
     "__version__",
     "check",
+    "compare",
     "demo",
+    "evaluate",
     "mesh",
     "predict",
     "split",

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from . import __version__, console
 from .commands.check import check
+from .commands.compare import compare
 from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.mesh import mesh
@@ -88,6 +89,7 @@ app.command()(split)
 app.command()(train)
 app.command()(predict)
 app.command()(evaluate)
+app.command()(compare)
 app.command()(mesh)
 app.command()(demo)
 

@@ -49,6 +49,8 @@ _VISIT = r"(?:visit|timepoint|tp|week|session|ses|follow-?up)[-_ ]?\d+(?:-\d+)?"
 _OF_A_VISIT = re.compile(_VISIT, re.IGNORECASE)
 _OF_NO_CASE = re.compile(r"anat|mri?|nifti|nii|scans?|preprocessed|registered", re.IGNORECASE)
 
+_UNCERTAINTY = re.compile(r"_unc_(whole|core|enhance)$")  # as BraTS 2020's task 3 names them
+
 
 @dataclass(frozen=True)
 class Naming:
@@ -166,8 +168,8 @@ def folder_id(folder: Path) -> str:
 
 
 def lies_beside(name: str) -> bool:
-    """Whether a file name without its ending is one that `predict` gives to a further map."""
-    return name.rpartition("_")[2] in BESIDE
+    """Whether a file name without its ending is that of a map beside a label map."""
+    return name.rpartition("_")[2] in BESIDE or _UNCERTAINTY.search(name) is not None
 
 
 def label_rank(path: Path) -> int:
