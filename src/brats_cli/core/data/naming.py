@@ -168,7 +168,7 @@ def folder_id(folder: Path) -> str:
 
 
 def lies_beside(name: str) -> bool:
-    """Whether a file name without its ending is that of a map beside a label map."""
+    """Whether a file name without its ending is one that `predict` gives to a further map."""
     return name.rpartition("_")[2] in BESIDE or _UNCERTAINTY.search(name) is not None
 
 
