@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -78,8 +78,9 @@ def known_of(
     """What is known of each label map before it is read.
 
     Its header counts first, then a dataset.json beside it, then its data set or its name. Where
-    only a name is known, all label maps of its folder share one scheme, as one network or one
-    person made them; in a data set, all cases that are named alike.
+    only a name is known, all label maps of its folder that are named alike share one scheme, as one
+    network or one person made them; and if their values do not fit what their names say, all label
+    maps of the folder do.
 
     Args:
         files: Label maps, and their case ids.
@@ -87,7 +88,7 @@ def known_of(
     """
     beside = cache(lambda folder: declared_beside(folder / "x.nii.gz"))
     found: dict[Path, Known] = {}
-    kin: dict[object, list[Path]] = {}
+    kin: dict[object, dict[object, list[Path]]] = {}
     for path, case_id in files.items():
         declared, case = noted_scheme(note_on_disk(path)), (cases or {}).get(case_id)
         if declared is not None:
@@ -97,19 +98,42 @@ def known_of(
             found[path] = Known(None, allowed, case.unclear)
             if case.scheme is None and not case.unclear:
                 names = tuple(scheme.name for scheme in allowed)
-                kin.setdefault((naming_of(case_id).name, names), []).append(path)
+                alike = kin.setdefault((naming_of(case_id).name, names), {})
+                alike.setdefault("", []).append(path)
         elif (said := beside(path.absolute().parent)).words:
             found[path] = Known(None, said.schemes, said.words if said.is_unclear else "")
         else:
             found[path] = Known(None, schemes_by_name(case_id, shape_on_disk(path)))
-            kin.setdefault(path.absolute().parent, []).append(path)
-    for alike in kin.values():
-        if len(alike) > 1:
-            together = frozenset().union(*in_threads(_values, alike))
-            for path in alike:
-                known = found[path]
-                found[path] = Known(None, known.allowed, "", together)
+            folder = kin.setdefault(path.absolute().parent, {})
+            folder.setdefault(naming_of(case_id).name, []).append(path)
+    for groups in kin.values():
+        found |= _together(groups, found)
     return found
+
+
+def _together(
+    groups: Mapping[object, list[Path]], known: Mapping[Path, Known]
+) -> dict[Path, Known]:
+    """The label maps of one folder, by name, with the values of those that share their scheme."""
+    paths = [path for alike in groups.values() for path in alike]
+    if len(paths) < 2:
+        return {}
+    values = dict(zip(paths, in_threads(_values, paths), strict=True))
+    unions = {name: _union(values[path] for path in alike) for name, alike in groups.items()}
+    fit = all(
+        not known[path].allowed or any(unions[name] <= s.values for s in known[path].allowed)
+        for name, alike in groups.items()
+        for path in alike
+    )
+    return {
+        path: replace(known[path], together=unions[name] if fit else _union(values.values()))
+        for name, alike in groups.items()
+        for path in alike
+    }
+
+
+def _union(sets: Iterable[frozenset[int]]) -> frozenset[int]:
+    return frozenset().union(*sets)
 
 
 def _values(path: Path) -> frozenset[int]:
