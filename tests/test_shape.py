@@ -19,7 +19,7 @@ from brats_cli.app import app
 PACKAGE = Path(__file__).parents[1] / "src/brats_cli"
 CORE = PACKAGE / "core"
 
-FOR_EVERY_ROOM = {"errors", "wording", "writing", "compute"}
+FOR_EVERY_ROOM = {"errors", "wording", "reading", "writing", "compute"}
 
 EDGES = {
     "compute": set(),

@@ -164,7 +164,8 @@ def test_two_meanings_are_never_guessed_between(values):
         LabelError, match=r"a.nii holds labels .* which fit several schemes"
     ) as caught:
         label_scheme(values, None, "a.nii")
-    assert caught.value.hint.startswith("choose one with --labels: brats")
+    mask = "a mask of 0 and 1 does not say of which tissue: " if values == (0, 1) else ""
+    assert caught.value.hint.startswith(f"{mask}choose one with --labels: brats")
 
 
 def test_an_empty_label_map_means_the_same_in_every_scheme():

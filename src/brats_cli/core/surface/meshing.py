@@ -10,6 +10,8 @@ from typing import Any, get_args
 
 from ..compute.processes import in_processes
 from ..data.labels import REGION_COLOURS, LabelScheme, scheme_named
+from ..data.meaning import Known, known_of
+from ..data.naming import case_id_of
 from ..errors import BratsError, ConfigError, MeshError
 from ..images.grid import Volume
 from ..images.nifti import read_image, read_labels, stem
@@ -296,7 +298,9 @@ def mesh(
         skip_existing=skip_existing,
         overwrite=overwrite,
     )
-    jobs = list(zip(paths, _bases(paths, target, config), strict=True))
+    known = known_of({path: case_id_of(path) for path in paths})
+    bases = _bases(paths, target, config)
+    jobs = [(path, base, known[path]) for path, base in zip(paths, bases, strict=True)]
     parts = []
     for part in in_processes(
         partial(_meshes_of, config=config), jobs, workers=workers, name=lambda job: str(job[0])
@@ -371,16 +375,16 @@ class _Base:
         return self.path.with_name(f"{self.path.name}{region}{self.suffix}")
 
 
-def _meshes_of(job: tuple[Path, _Base], config: MeshConfig) -> Meshes:
+def _meshes_of(job: tuple[Path, _Base, Known], config: MeshConfig) -> Meshes:
     """What came of one label map; a failure is part of the answer, as others go on."""
-    path, base = job
+    path, base, known = job
     meshes = Meshes()
     try:
         is_known = config.region != "all" or config.is_scene
         if is_known and not _is_due(base.of(config.region), config, meshes):
             return meshes
         image = read_image(path) if config.region == BRAIN else read_labels(path)
-        for result in _written(image, base, config, meshes):
+        for result in _written(image, base, known, config, meshes):
             meshes.made.append(result)
     except BratsError as error:
         meshes.failed.append(MeshFailure(path, error))
@@ -402,11 +406,13 @@ def _is_due(file: Path, config: MeshConfig, meshes: Meshes) -> bool:
 
 
 def _written(
-    image: Volume, base: _Base, config: MeshConfig, meshes: Meshes
+    image: Volume, base: _Base, known: Known, config: MeshConfig, meshes: Meshes
 ) -> Iterator[MeshResult]:
     """The meshes of a label map, each as soon as it is on disk."""
     scene: list[tuple[RegionMask, Surface, Model]] = []
-    masks = region_masks(image, config.region, labels=config.labels, islands=config.islands)
+    masks = region_masks(
+        image, config.region, labels=config.labels, known=known, islands=config.islands
+    )
     for found in masks:
         file = base.of(found.region.name)
         if config.region == "all" and not config.is_scene and not _is_due(file, config, meshes):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compute.processes import in_processes
-from ..data.cases import Case, case_at, find_label_maps, nifti_files, survey
+from ..data.cases import Case, find_each, find_label_maps, nifti_files
 from ..data.labels import LabelScheme, scheme_named
 from ..errors import BratsError, CaseError, ConfigError, NoCasesError
 from ..images.nifti import stem
@@ -130,7 +130,7 @@ def view(
     """
     scheme = scheme_named(labels) if isinstance(labels, str) else labels
     paths = [Path(each) for each in ([case] if isinstance(case, str | Path) else case)]
-    cases, wrong = _find(paths)
+    cases, wrong = find_each(paths)
     batch = len(cases) + len(wrong) > 1
     if wrong and not (cases and batch):
         raise wrong[0]
@@ -163,23 +163,6 @@ def view(
         unmatched=unmatched,
         index=index,
     )
-
-
-def _find(paths: Sequence[Path]) -> tuple[list[Case], list[BratsError]]:
-    """The cases at `paths`, each once, and what is wrong with the others."""
-    cases: dict[str, Case] = {}
-    wrong: list[BratsError] = []
-    for path in paths:
-        try:
-            found, clashes = survey(path) if path.is_dir() else ([case_at(path)], [])
-        except BratsError as error:
-            found, clashes = [], [error]
-        wrong += clashes
-        for each in found:
-            other = cases.setdefault(each.id, each)
-            if other.folder.resolve() != each.folder.resolve():
-                wrong.append(CaseError.twice(each.id, other.folder, each.folder))
-    return list(cases.values()), wrong
 
 
 def _files(cases: Sequence[Case], target: Path, *, montage: int | None) -> dict[str, Path]:
