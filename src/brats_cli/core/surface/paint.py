@@ -18,8 +18,9 @@ from .triangles import Points, TriangleMesh
 
 Greys = npt.NDArray[np.uint8]
 
-# Of the voxels that are not 0. Noise below and vessels above would otherwise set the contrast.
-_DARKEST, _BRIGHTEST = 1.0, 99.5
+# Of the voxels that are not 0. Vessels of contrast medium are several times as bright as the brain,
+# which would be black beside them.
+_DARKEST, _BRIGHTEST = 1.0, 98.0
 
 _MOST_FOR_WINDOW = 200_000  # voxels that the percentiles are taken of
 
