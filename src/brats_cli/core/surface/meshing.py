@@ -331,7 +331,7 @@ def format_of(name: str | None, output: Path | None) -> str:
 
 
 def _bases(paths: Sequence[Path], output: Path | None, config: MeshConfig) -> list[_Base]:
-    """Where the meshes of each label map go.
+    """Where the meshes of each label map are written.
 
     Raises:
         MeshError: If two meshes would have one name.
@@ -360,7 +360,7 @@ def _bases(paths: Sequence[Path], output: Path | None, config: MeshConfig) -> li
 
 @dataclass(frozen=True)
 class _Base:
-    """Where the meshes of a label map go: a path to which region and suffix are added."""
+    """Where the meshes of a label map are written: a path to which region and suffix are added."""
 
     path: Path
     suffix: str
@@ -372,7 +372,7 @@ class _Base:
 
 
 def _meshes_of(job: tuple[Path, _Base], config: MeshConfig) -> Meshes:
-    """What came of one label map; a failure is part of the answer, as others go on."""
+    """What came of one label map; a failure is part of the result and does not stop the others."""
     path, base = job
     meshes = Meshes()
     try:

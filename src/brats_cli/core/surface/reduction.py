@@ -16,7 +16,7 @@ from .smoothing import UNSMOOTHED_FACES
 from .triangles import Points, TriangleMesh, Triangles, is_closed, is_used, neighbours
 
 KEPT_FACES = UNSMOOTHED_FACES
-"""Shells of fewer faces are not reduced, so that no island goes."""
+"""Shells of fewer faces are not reduced, so that no island is lost."""
 
 _LEAST_SHARE = 0.1  # of the faces of the others
 

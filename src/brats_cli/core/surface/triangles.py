@@ -114,7 +114,7 @@ def is_closed(faces: Triangles, vertices: int) -> bool:
 
     Each edge belongs to exactly two faces, which run along it in opposite ways; the faces at each
     vertex make one fan; no face is there twice. Such a surface has no hole, touches itself nowhere
-    and has an inside; the sign of its volume tells whether its faces look outward.
+    and has an inside; the sign of its volume says whether its faces look outward.
     """
     if len(faces) == 0:
         return True
