@@ -288,7 +288,7 @@ def mesh(
         region=wanted_region(region),
         surface=SurfaceConfig(smooth=smooth, faces=faces, reduce=reduce, interpolate=interpolate),
         islands=Islands(min_volume=min_volume, largest=largest, fill_holes=fill_holes),
-        format=format_of(format, target),
+        format=format_of(format, target, to_folder=len(paths) > 1),
         placing=Placing(space, scale),
         paint=None if paint is None else Path(paint),
         texture=texture,
@@ -309,13 +309,17 @@ def mesh(
     return meshes
 
 
-def format_of(name: str | None, output: Path | None) -> str:
+def format_of(name: str | None, output: Path | None, *, to_folder: bool = False) -> str:
     """The format that is written, by its name or else by the suffix of the output.
+
+    With `to_folder` a suffix that is no format's is part of a folder's name.
 
     Raises:
         ConfigError: If there is no such format, or the two disagree.
     """
     suffix = "" if output is None or output.is_dir() else output.suffix.lower().removeprefix(".")
+    if to_folder and suffix not in FORMATS:
+        suffix = ""
     chosen = (name or suffix or "stl").lower()
     if chosen not in FORMATS:
         raise ConfigError(
