@@ -146,10 +146,7 @@ def _plain(content: Any) -> Any:
 
 def _describe(scene: Scene, focus: tuple[int, int, int], blobs: dict[str, bytes]) -> dict[str, Any]:
     """All that the script needs to know; voxels and surfaces are added to `blobs`."""
-    outside = ~np.any([scan.voxels for scan in scene.scans.values()], axis=0)
-    sequences = [
-        _describe_scan(name, title, scene, outside, blobs) for name, title in SEQUENCES.items()
-    ]
+    sequences = [_describe_scan(name, title, scene, blobs) for name, title in SEQUENCES.items()]
     # The contrast-enhanced one first, on which a tumour's core is seen best.
     shown = [each["id"] for each in sequences if each["present"]]
     return {
@@ -187,13 +184,11 @@ def _describe(scene: Scene, focus: tuple[int, int, int], blobs: dict[str, bytes]
     }
 
 
-def _describe_scan(
-    name: str, title: str, scene: Scene, outside: Mask, blobs: dict[str, bytes]
-) -> dict[str, Any]:
+def _describe_scan(name: str, title: str, scene: Scene, blobs: dict[str, bytes]) -> dict[str, Any]:
     scan = scene.scans.get(name)
     if scan is None:
         return {"id": name, "name": title, "present": False}
-    voxels, step, least = quantised(scan, outside)
+    voxels, step, least = quantised(scan, scene.outside)
     blobs[name] = _nifti(voxels, scene, step=step, least=least)
     return {
         "id": name,

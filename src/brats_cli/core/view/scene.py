@@ -159,6 +159,12 @@ class Scene:
         """The regions of all segmentations, the outer ones first."""
         return tuple(dict.fromkeys(name for each in self.segmentations for name in each.masks))
 
+    @cached_property
+    def outside(self) -> Mask:
+        """Where every scan is 0, (X, Y, Z): a single one may be 0 inside the brain, too."""
+        outside: Mask = ~np.any([scan.voxels for scan in self.scans.values()], axis=0)
+        return outside
+
     @property
     def tumour(self) -> Mask | None:
         """Where any segmentation has any region, (X, Y, Z); None if that is nowhere."""
