@@ -1,11 +1,12 @@
-# From a bare Python to everything: `make demo` shows all of brats, `make test` checks all of it.
+# From a bare Python to everything: `make demo` shows all of brats, `make test` checks all of it,
+# and `make quick` runs the tests that are not slow, in about a minute.
 
 PYTHON ?= python3
 BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test lint completions bench-feed bench-train bench-quality bench-predict clean
+.PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict bench-evaluate clean
 
 demo: $(READY)
 	$(BIN)/brats demo --overwrite
@@ -13,6 +14,9 @@ demo: $(READY)
 # pytest last: its closing line says how many passed.
 test: lint
 	$(BIN)/pytest
+
+quick: $(READY)
+	$(BIN)/pytest -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -42,6 +46,9 @@ bench-quality: .venv/peers
 # With the newest run's best network, or with BENCH="--model RUN".
 bench-predict: .venv/peers
 	$(BIN)/python benchmarks/bench_predict.py $(BENCH)
+
+bench-evaluate: .venv/peers
+	$(BIN)/python benchmarks/bench_evaluate.py $(BENCH)
 
 .venv/peers: $(READY) benchmarks/requirements.txt
 	$(BIN)/python -m pip install --no-deps -r benchmarks/requirements.txt

@@ -31,14 +31,14 @@ from brats_cli.core.compute.devices import arithmetic, choose_device, describe
 from brats_cli.core.data.cases import Case, case_at, find_cases
 from brats_cli.core.data.labels import REGIONS, scheme_named
 from brats_cli.core.data.splits import Split
-from brats_cli.core.images.nifti import read_label_map
+from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.network import UNet3D, make_network
+from brats_cli.core.model.run_folder import checkpoint_paths
 from brats_cli.core.predict.many import Batch, Job, Prediction
 from brats_cli.core.predict.predictor import PredictConfig, Predictor
 from brats_cli.core.prepared.preparation import from_grid
 from brats_cli.core.train.config import TrainConfig
-from brats_cli.core.train.run_record import checkpoint_paths
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EDGE = 128
@@ -156,7 +156,7 @@ def dice(masks: Any, case: Case, labels: str) -> list[float]:
     """Dice of masks of WT, TC and ET with the expert's."""
     assert case.label is not None
     scheme = case.scheme or scheme_named(labels)
-    truth = read_label_map(case.label).data
+    truth = read_labels(case.label).data
     scores = []
     for mask, name in zip(masks, REGIONS, strict=True):
         expert = scheme.region(name).mask(truth)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import warnings
 from typing import Annotated, Any
 
@@ -13,6 +11,7 @@ from typer.core import TyperGroup
 
 from . import __version__, console
 from .commands.check import check
+from .commands.compare import compare
 from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.mesh import mesh
@@ -20,26 +19,26 @@ from .commands.predict import predict
 from .commands.split import split
 from .commands.train import train
 from .commands.view import view
+from .core.compute.signals import exit_on_sigterm
 from .core.errors import BratsError, BratsWarning
 
 # OpenMP's threads spin while they wait for each other. Beside patch workers, or any other load,
 # that took five times as long as waiting quietly. Read once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-TERMINATED = 128 + signal.SIGTERM  # 143, as shells say it
 DATA_ERROR = 3  # 1 is Python's for a bug, 2 is Typer's for wrong usage
 
 
 class _Brats(TyperGroup):
-    """The one place where a user's mistake becomes two lines and a status.
+    """The one place where a `BratsError` becomes two lines on stderr and an exit status.
 
-    In the group and not around `app()`, so that `CliRunner` sees the same.
+    Here and not around `app()`, so that `CliRunner` gets the same.
     """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             with warnings.catch_warnings():
-                # What was odd in the user's data and dealt with is a message like any other.
+                # A warning about the user's data is a message like any other.
                 warnings.filterwarnings("always", category=BratsWarning)
                 warnings.showwarning = lambda text, *_: console.warning(str(text))
                 return super().invoke(ctx)
@@ -67,10 +66,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def brats(
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only on stderr.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only errors on stderr.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print more details on stderr.")
+    ] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """From a folder of BraTS scans to scored segmentations and printable meshes.
@@ -85,6 +88,7 @@ app.command()(split)
 app.command()(train)
 app.command()(predict)
 app.command()(evaluate)
+app.command()(compare)
 app.command()(mesh)
 app.command()(view)
 app.command()(demo)
@@ -92,6 +96,5 @@ app.command()(demo)
 
 def main() -> None:
     """Entry point of the `brats` command."""
-    # As Ctrl-C does, so that it leaves neither files half written nor processes behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    exit_on_sigterm()
     app(prog_name="brats")

@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from brats_cli.core.data.labels import (
@@ -102,7 +103,7 @@ def test_conversion_keeps_every_region(name):
 
 
 def test_a_tumour_cannot_become_a_target_volume():
-    with pytest.raises(LabelError, match="label scheme men-rt has no value for"):
+    with pytest.raises(LabelError, match="label scheme men-rt has no label for"):
         SCHEMES["brats2020"].convert(np.array([1], np.uint8), SCHEMES["men-rt"])
 
 
@@ -117,7 +118,7 @@ def test_strange_values_are_named():
         SCHEMES["brats2020"].require([0, 1, 3], "a.nii")
     with pytest.raises(LabelError) as caught:
         SCHEMES["brats2020"].require([0, 7], "a.nii")
-    assert caught.value.hint == "is it a label map at all?"
+    assert caught.value.hint == "is it a label map?"
 
 
 # FACTS section 1: which values fit what.
@@ -163,7 +164,7 @@ def test_two_meanings_are_never_guessed_between(values):
         LabelError, match=r"a.nii holds labels .* which fit several schemes"
     ) as caught:
         label_scheme(values, None, "a.nii")
-    assert caught.value.hint.startswith("say which it is with --labels, one of brats")
+    assert caught.value.hint.startswith("choose one with --labels: brats")
 
 
 def test_an_empty_label_map_means_the_same_in_every_scheme():
@@ -173,7 +174,30 @@ def test_an_empty_label_map_means_the_same_in_every_scheme():
 def test_no_scheme_at_all_is_an_error():
     with pytest.raises(LabelError, match=r"a.nii holds label 7") as caught:
         label_scheme([0, 7], None, "a.nii")
-    assert caught.value.hint == "is it a label map at all?"
+    assert caught.value.hint == "is it a label map?"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "whole", "core", "enhancing"),
+    [
+        ("brats2023", [0, 1, 1, 1, 0], [0, 1, 0, 1, 0], [0, 0, 0, 1, 0]),
+        ("brats2020", [0, 1, 1, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 1]),
+        ("brats2024-ped", [0, 1, 1, 1, 1], [0, 1, 1, 1, 0], [0, 1, 0, 0, 0]),
+    ],
+)
+def test_masks_are_regions_of_labels_in_arrays_and_tensors(scheme, whole, core, enhancing):
+    for labels in (np.arange(5, dtype=np.uint8), torch.arange(5, dtype=torch.uint8)):
+        masks = SCHEMES[scheme].masks(labels)
+        assert [mask.tolist() for mask in masks] == [whole, core, enhancing]
+
+
+@pytest.mark.parametrize(("smallest", "label"), [(0, 3), (4, 3), (4.1, 1)])
+def test_little_enhancing_tumour_becomes_necrosis(smallest, label):
+    # Four voxels of ET, the last of which neither WT nor TC has, and one of TC alone.
+    masks = np.zeros((3, 6, 1, 1), bool)
+    masks[0, :3] = masks[1, :3] = masks[2, :4] = masks[1, 4] = True
+    labels = SCHEMES["brats2023"].paint(masks, smallest_et_voxels=smallest)
+    assert labels.ravel().tolist() == [label] * 4 + [1, 0]
 
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from brats_cli.core.data.cases import case_at, find_cases, label_scheme, read_images
+from brats_cli.core.data.cases import case_at, find_cases, read_images
+from brats_cli.core.data.labels import label_scheme, noted_scheme
 from brats_cli.core.data.phantom import SCHEME, SHAPE, TISSUES, make_phantom, write_phantoms
 from brats_cli.core.errors import OutputExistsError
-from brats_cli.core.images.nifti import read_label_map, require_same_grid
+from brats_cli.core.images.grid import require_same_grid
+from brats_cli.core.images.nifti import read_labels
 
 SMALL = (40, 48, 36)
 make = cache(make_phantom)  # a phantom is the same every time: the first test below
@@ -192,7 +194,7 @@ def test_a_data_set_is_found_with_its_patients(data):
 def test_a_written_phantom_reads_back_on_one_grid(data):
     _, written = data
     case = case_at(written[1].folder)
-    images, labels = read_images(case), read_label_map(case.label)
+    images, labels = read_images(case), read_labels(case.label)
     require_same_grid([*images, labels])
     phantom = make(0, visit=1, shape=SMALL)
     for image, made in zip(images, phantom.images.values(), strict=True):
@@ -206,8 +208,8 @@ def test_a_written_phantom_reads_back_on_one_grid(data):
 
 def test_every_label_map_tells_its_scheme_also_the_one_without_et(data):
     _, written = data
-    labels = [read_label_map(case_at(phantom.folder).label) for phantom in written]
-    assert [volume.scheme for volume in labels] == [SCHEME] * 4
+    labels = [read_labels(case_at(phantom.folder).label) for phantom in written]
+    assert [noted_scheme(each.note) for each in labels] == [SCHEME] * 4
     assert [set(np.unique(volume.data)) for volume in labels] == [
         {0, 1, 2, 3},
         {0, 1, 2, 3},

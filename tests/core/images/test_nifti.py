@@ -1,28 +1,26 @@
 import gzip
+import os
+import struct
+import tracemalloc
+import zlib
 
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import DAMAGES, volume
 
-from brats_cli.core.data.labels import SCHEMES
-from brats_cli.core.errors import (
-    BratsWarning,
-    GridMismatchError,
-    LabelError,
-    OutputExistsError,
-    UnreadableFileError,
-)
+from brats_cli.core.data.labels import SCHEMES, noted_scheme, write_labels
+from brats_cli.core.errors import LabelError, OutputExistsError, UnreadableFileError
+from brats_cli.core.images.grid import Grid
 from brats_cli.core.images.nifti import (
-    Volume,
-    corner_distance_mm,
     count_labels,
-    read_channel,
-    read_label_map,
+    read_channels,
+    read_image,
+    read_labels,
     read_volume,
-    require_same_grid,
     shape_on_disk,
     stem,
-    write_label_map,
+    write_image,
 )
 
 # Axes to left, posterior and superior, voxels of 1 x 2 x 3 mm.
@@ -40,38 +38,32 @@ def save(path, data, affine=AFFINE):
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".NII.GZ"])
 def test_a_volume_has_its_voxels_and_its_place(tmp_path, ending):
-    volume = read_volume(save(tmp_path / f"a{ending}", RAMP))
-    np.testing.assert_array_equal(volume.data, RAMP)
-    np.testing.assert_array_equal(volume.affine, AFFINE)
-    assert (volume.shape, volume.data.dtype) == ((2, 3, 4), np.float32)
-    assert volume.spacing_mm == (1.0, 2.0, 3.0)
-
-
-def test_oblique_axes_have_their_length():
-    # 3 mm along (0.6, 0.8, 0): the first column is (1.8, 2.4, 0).
-    affine = np.array([[1.8, -0.8, 0, 0], [2.4, 0.6, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
-    assert Volume(RAMP, affine).spacing_mm == pytest.approx((3.0, 1.0, 2.0))
+    read = read_image(save(tmp_path / f"a{ending}", RAMP))
+    np.testing.assert_array_equal(read.data, RAMP)
+    np.testing.assert_array_equal(read.affine, AFFINE)
+    assert (read.shape, read.data.dtype) == ((2, 3, 4), np.float32)
+    assert read.spacing_mm == (1.0, 2.0, 3.0)
 
 
 def test_stored_values_are_scaled(tmp_path):
     image = nib.Nifti1Image(RAMP, AFFINE)
     image.header.set_slope_inter(2, 10)
     nib.save(image, tmp_path / "a.nii")
-    assert read_volume(tmp_path / "a.nii").data.max() == 2 * 23 + 10
+    assert read_image(tmp_path / "a.nii").data.max() == 2 * 23 + 10
 
 
 def test_a_channel_of_four_dimensions(tmp_path):
     data = np.stack([RAMP, RAMP + 100], axis=-1)
     path = save(tmp_path / "a.nii.gz", data)
-    np.testing.assert_array_equal(read_channel(path, 1).data, RAMP + 100)
+    np.testing.assert_array_equal(read_image(path, 1).data, RAMP + 100)
     with pytest.raises(UnreadableFileError, match="it has 2 channels, too few"):
-        read_channel(path, 2)
+        read_image(path, 2)
 
 
 def test_a_last_axis_of_one_is_nothing(tmp_path):
     path = save(tmp_path / "a.nii.gz", RAMP[..., None])
-    assert read_channel(path, None).shape == (2, 3, 4)
-    assert read_label_map(path).data.shape == (2, 3, 4)
+    assert read_image(path, None).shape == (2, 3, 4)
+    assert read_labels(path).data.shape == (2, 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +71,7 @@ def test_a_last_axis_of_one_is_nothing(tmp_path):
 )
 def test_other_dimensions_are_refused(tmp_path, data, channel, found):
     with pytest.raises(UnreadableFileError, match=f"it has {found}"):
-        read_channel(save(tmp_path / "a.nii.gz", data), channel)
+        read_image(save(tmp_path / "a.nii.gz", data), channel)
 
 
 def cut(path, size):
@@ -100,7 +92,7 @@ def test_what_is_no_nifti_file_is_named(tmp_path):
         cut(save(tmp_path / "cut.nii", big), 5000),
         tmp_path / "none.nii",
     ):
-        for read in (read_volume, read_label_map, count_labels):
+        for read in (read_image, read_labels, count_labels):
             with pytest.raises(UnreadableFileError, match=f"cannot read .*{path.name}: ") as caught:
                 read(path)
             assert caught.value.hint
@@ -113,7 +105,7 @@ def test_what_is_no_nifti_file_is_named(tmp_path):
 def test_whole_numbers_of_any_type_are_labels(tmp_path, dtype):
     labels = np.array([0, 1, 2, 4], dtype=dtype).reshape(2, 2, 1)
     path = save(tmp_path / "a.nii.gz", labels)
-    read = read_label_map(path).data
+    read = read_labels(path).data
     assert (read.ravel().tolist(), read.dtype) == ([0, 1, 2, 4], np.uint8)
     assert count_labels(path).voxels == {0: 1, 1: 1, 2: 1, 4: 1}
 
@@ -121,7 +113,7 @@ def test_whole_numbers_of_any_type_are_labels(tmp_path, dtype):
 @pytest.mark.parametrize("value", [2.9999, -1, 256, 300, np.nan, np.inf, 0.5])
 def test_other_numbers_are_not(tmp_path, value):
     path = save(tmp_path / "a.nii.gz", np.array([0, value, 1], np.float64).reshape(3, 1, 1))
-    for read in (read_label_map, count_labels):
+    for read in (read_labels, count_labels):
         with pytest.raises(LabelError, match=rf"a.nii.gz holds {value:g}, which is not a label"):
             read(path)
 
@@ -143,7 +135,7 @@ def test_a_label_map_is_written_on_its_cases_grid(tmp_path):
     nib.save(image, tmp_path / "t1.nii.gz")
     like = read_volume(tmp_path / "t1.nii.gz")
     labels = (RAMP % 3).astype(np.uint8)
-    write_label_map(tmp_path / "seg.nii.gz", labels, like, SCHEMES["brats2023"])
+    write_labels(tmp_path / "seg.nii.gz", labels, like.grid, SCHEMES["brats2023"])
 
     written = nib.load(tmp_path / "seg.nii.gz")
     assert written.get_data_dtype() == np.uint8
@@ -151,62 +143,22 @@ def test_a_label_map_is_written_on_its_cases_grid(tmp_path):
     assert codes == [0, 1]
     np.testing.assert_allclose(written.affine, AFFINE, atol=1e-6)
     assert written.header.get_xyzt_units()[0] == like.header.get_xyzt_units()[0]
-    np.testing.assert_array_equal(read_label_map(tmp_path / "seg.nii.gz").data, labels)
+    np.testing.assert_array_equal(read_labels(tmp_path / "seg.nii.gz").data, labels)
 
 
 def test_a_label_map_remembers_its_scheme(tmp_path):
-    like = Volume(RAMP, AFFINE)
-    write_label_map(tmp_path / "a.nii.gz", np.zeros_like(RAMP), like, SCHEMES["brats2024-ped"])
-    assert read_label_map(tmp_path / "a.nii.gz").scheme.name == "brats2024-ped"
-    assert count_labels(tmp_path / "a.nii.gz").scheme.name == "brats2024-ped"
-    assert like.scheme is None
+    grid = Grid(RAMP.shape, AFFINE)
+    write_labels(tmp_path / "a.nii.gz", np.zeros_like(RAMP), grid, SCHEMES["brats2024-ped"])
+    for read in (read_labels, count_labels):
+        assert noted_scheme(read(tmp_path / "a.nii.gz").note) is SCHEMES["brats2024-ped"]
+    assert noted_scheme(volume(RAMP, AFFINE).note) is None
 
 
 def test_a_label_map_is_not_written_over_another(tmp_path):
     (tmp_path / "a.nii.gz").write_text("mine")
     with pytest.raises(OutputExistsError):
-        write_label_map(tmp_path / "a.nii.gz", RAMP, Volume(RAMP, AFFINE), SCHEMES["brats2020"])
+        write_labels(tmp_path / "a.nii.gz", RAMP, Grid(RAMP.shape, AFFINE), SCHEMES["brats2020"])
     assert (tmp_path / "a.nii.gz").read_text() == "mine"
-
-
-# --- grids -------------------------------------------------------------------------------------
-
-
-def moved(x=0.0, degrees=0.0):
-    turn = np.eye(4)
-    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    turn[:2, :2] = [[cosine, -sine], [sine, cosine]]
-    turn[0, 3] = x
-    return Volume(np.zeros((11, 11, 11)), turn)
-
-
-def test_corners_are_compared_in_millimetres():
-    assert corner_distance_mm(moved(), moved(x=0.3)) == pytest.approx(0.3)
-    # Turned by 90 degrees about (0, 0), (10, 10) goes to (-10, 10) and (10, 0) to (0, 10): the
-    # farthest corner goes 10 * sqrt(4) = 20 mm.
-    assert corner_distance_mm(moved(), moved(degrees=90)) == pytest.approx(20)
-
-
-def test_a_hundredth_of_a_millimetre_is_the_same_place():
-    require_same_grid([moved(), moved(x=0.0099), moved(x=-0.0099)])
-
-
-def test_less_than_half_a_voxel_is_warned_about():
-    with pytest.warns(BratsWarning, match=r"is 0.49 mm off the grid of .* taken as the same"):
-        require_same_grid([moved(), moved(x=0.49)])
-
-
-@pytest.mark.parametrize(
-    ("other", "difference"),
-    [
-        (moved(x=0.51), "corners 0.51 mm apart"),
-        (moved(x=np.nan), "corners nan mm apart"),
-        (Volume(np.zeros((11, 11, 12)), np.eye(4)), "11 x 11 x 12 voxels, not 11 x 11 x 11"),
-    ],
-)
-def test_more_is_another_grid(other, difference):
-    with pytest.raises(GridMismatchError, match=difference):
-        require_same_grid([moved(), other])
 
 
 # --- names and first bytes ---------------------------------------------------------------------
@@ -234,3 +186,158 @@ def test_the_first_bytes_of_something_else_tell_nothing(tmp_path, content):
     (tmp_path / "a.nii.gz").write_bytes(content)
     assert shape_on_disk(tmp_path / "a.nii.gz") is None
     assert shape_on_disk(tmp_path / "none.nii.gz") is None
+
+
+# --- strict about bytes ------------------------------------------------------------------------
+
+
+def test_a_volume_keeps_the_header_as_it_was_written(tmp_path):
+    path = save(tmp_path / "a.nii", RAMP, np.diag([2.0, 2, 2, 1]))
+    content = bytearray(path.read_bytes())
+    content[80:84] = np.float32(0).tobytes()  # pixdim[1]
+    path.write_bytes(content)
+    read = read_volume(path)
+    assert read.header["pixdim"][1:4].tolist() == [0, 2, 2]  # nibabel would say 1
+    assert read.spacing_mm == (2, 2, 2)
+    assert read.data.dtype == np.int16
+
+
+def test_the_foreground_is_finite_and_not_zero():
+    data = np.array([0, 1, np.nan, np.inf, -2], np.float32).reshape(5, 1, 1)
+    assert volume(data).foreground.tolist() == [1, -2]
+
+
+@pytest.mark.parametrize("name", ["a.nii", "b.nii.gz"])
+def test_gzip_is_recognised_by_content(tmp_path, name):
+    inner = save(tmp_path / "plain.nii", RAMP).read_bytes()
+    other = inner if name.endswith(".gz") else gzip.compress(inner)
+    (tmp_path / name).write_bytes(other)
+    read = read_volume(tmp_path / name)
+    assert read.gzipped is not name.endswith(".gz")
+    np.testing.assert_array_equal(read.data, RAMP)
+
+
+def test_several_gzip_members_are_one_file(tmp_path):
+    # As bgzip and pigz write them; then zeros up to the end of a block, as tapes have them.
+    content = save(tmp_path / "a.nii", RAMP).read_bytes()
+    members = [gzip.compress(content[start : start + 100]) for start in range(0, len(content), 100)]
+    (tmp_path / "a.nii.gz").write_bytes(b"".join(members) + bytes(512))
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.nii.gz").data, RAMP)
+
+
+def test_a_flipped_bit_is_noticed_by_the_checksum(tmp_path):
+    content = bytearray(gzip.compress(save(tmp_path / "a.nii", RAMP).read_bytes(), 0))
+    content[400] ^= 1
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    with pytest.raises(UnreadableFileError, match=r"its bytes are damaged \(checksum\)"):
+        read_image(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_headers_are_named_and_nothing_else_is_said(tmp_path, damage, zipped, caplog):
+    content = DAMAGES[damage](save(tmp_path / "whole.nii", RAMP).read_bytes())
+    path = tmp_path / ("a.nii.gz" if zipped else "a.nii")
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    for read in (read_image, read_labels, count_labels):
+        with pytest.raises(UnreadableFileError, match=f"cannot read .*{path.name}: ") as caught:
+            read(path)
+        assert caught.value.hint
+    assert caplog.records == []  # nibabel logs what it repairs
+
+
+def test_what_nibabel_repairs_is_not_logged(tmp_path, caplog, capfd):
+    content = bytearray(save(tmp_path / "a.nii", RAMP).read_bytes())
+    content[80:84] = np.float32(0).tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    read_image(tmp_path / "a.nii")
+    assert caplog.records == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_header_that_claims_too_much_is_refused_before_memory_is_asked_for(tmp_path):
+    # 352 + 2 * 32,767^3 bytes are 70 TB; a gzip file of a kilobyte holds a megabyte at most.
+    content = DAMAGES["huge-dim"](save(tmp_path / "a.nii", RAMP).read_bytes())
+    (tmp_path / "a.nii").write_bytes(content)
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content))
+    for name in ("a.nii", "a.nii.gz"):
+        tracemalloc.start()
+        with pytest.raises(UnreadableFileError, match="claims 70,362,301,923,678 bytes"):
+            read_image(tmp_path / name)
+        assert tracemalloc.get_traced_memory()[1] < 2e6
+        tracemalloc.stop()
+
+
+def test_a_gzip_bomb_is_not_unzipped(tmp_path):
+    # A header of 48 bytes of voxels, and behind them 200 MB of zeros in 200 kB.
+    content = save(tmp_path / "a.nii", RAMP).read_bytes()
+    packer = zlib.compressobj(wbits=31)
+    parts = [packer.compress(content)] + [packer.compress(bytes(1 << 20)) for _ in range(200)]
+    (tmp_path / "a.nii.gz").write_bytes(b"".join(parts) + packer.flush())
+    tracemalloc.start()
+    with pytest.raises(UnreadableFileError, match="it holds more than the 400 bytes it claims"):
+        read_image(tmp_path / "a.nii.gz")
+    assert tracemalloc.get_traced_memory()[1] < 40e6
+    tracemalloc.stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_not_a_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "a.nii")
+    (tmp_path / "zero.nii").symlink_to("/dev/zero")
+    for name in ("a.nii", "zero.nii", "."):
+        with pytest.raises(UnreadableFileError, match="it is not a regular file"):
+            read_image(tmp_path / name)
+    assert shape_on_disk(tmp_path / "a.nii") is None
+
+
+def test_channels_are_read_from_one_file(tmp_path):
+    data = np.stack([RAMP, RAMP + 100, RAMP + 200], axis=-1)
+    path = save(tmp_path / "a.nii.gz", data)
+    first, second = read_channels(path, [2, 0])
+    np.testing.assert_array_equal(first.data, RAMP + 200)
+    np.testing.assert_array_equal(second.data, RAMP)
+
+
+def test_both_versions_and_byte_orders_are_read(tmp_path):
+    for number, kind in enumerate((nib.Nifti1Image, nib.Nifti2Image)):
+        for order in "<>":
+            header = kind.header_class(endianness=order)
+            header.set_data_dtype(np.int16)
+            nib.save(kind(RAMP, AFFINE, header), tmp_path / f"{number}.nii")
+            size = struct.unpack(f"{order}i", (tmp_path / f"{number}.nii").read_bytes()[:4])[0]
+            assert size == (348, 540)[number]
+            read = read_image(tmp_path / f"{number}.nii")
+            np.testing.assert_array_equal(read.data, RAMP)
+            np.testing.assert_array_equal(read.affine, AFFINE)
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def test_sform_and_qform_are_written_as_they_were_read(tmp_path):
+    other = AFFINE.copy()
+    other[0, 3] += 0.25
+    image = nib.Nifti1Image(RAMP, AFFINE)
+    image.set_sform(AFFINE, code=4)
+    image.set_qform(other, code=1)
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, tmp_path / "a.nii")
+    write_image(tmp_path / "b.nii", RAMP, read_image(tmp_path / "a.nii").grid, note="mine")
+    header = nib.load(tmp_path / "b.nii").header
+    np.testing.assert_array_equal(header.get_sform(), AFFINE)
+    np.testing.assert_allclose(header.get_qform(), other, atol=1e-6)
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (4, 1)
+    assert header.get_xyzt_units() == ("mm", "sec")
+    assert bytes(header["descrip"]).rstrip(b"\0") == b"mine"
+
+
+def test_a_step_scales_what_is_read(tmp_path):
+    write_image(tmp_path / "a.nii.gz", RAMP, Grid(RAMP.shape, AFFINE), step=0.5)
+    np.testing.assert_array_equal(nib.load(tmp_path / "a.nii.gz").get_fdata(), RAMP / 2)
+
+
+def test_an_image_of_another_shape_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="does not fit the grid"):
+        write_image(tmp_path / "a.nii", RAMP, Grid((4, 3, 2), AFFINE))
+    assert not (tmp_path / "a.nii").exists()

@@ -4,12 +4,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import REAL, needs_real, volume
 
 from brats_cli.core.errors import UnreadableFileError
-from brats_cli.core.images.nifti import Volume
 from brats_cli.core.prepared.preparation import (
     MARGIN,
-    bounding_box,
     brain_of,
     from_grid,
     prepare,
@@ -17,8 +16,6 @@ from brats_cli.core.prepared.preparation import (
     resample,
     to_native,
 )
-
-REAL = Path(__file__).parents[3] / "shared/data"
 
 # BraTS's own axes: to left, posterior and superior.
 LPS = np.array([[-1.0, 0, 0, 3], [0, -1.0, 0, 239], [0, 0, 1.0, -7], [0, 0, 0, 1]])
@@ -41,17 +38,17 @@ def brain(seed=0, shape=(9, 8, 7)):
     return data
 
 
-def turned(volume, orientation):
+def turned(scan, orientation):
     """The same scan as nibabel stores it with other axes."""
-    image = nib.Nifti1Image(volume.data, volume.affine).as_reoriented(orientation)
-    return Volume(np.asarray(image.dataobj), image.affine)
+    image = nib.Nifti1Image(scan.data, scan.affine).as_reoriented(orientation)
+    return volume(np.asarray(image.dataobj), image.affine)
 
 
 def line(values, *, affine=None):
     """A column of voxels with the values given, and background all around it."""
     data = np.zeros((5, 5, len(values) + 4), dtype=np.float32)
     data[2, 2, 2:-2] = values
-    return Volume(data, np.eye(4) if affine is None else affine)
+    return volume(data, np.eye(4) if affine is None else affine)
 
 
 # --- intensities -------------------------------------------------------------------------------
@@ -71,7 +68,7 @@ def test_z_scores_after_clipping_by_hand():
 
 
 def test_the_brain_has_mean_0_and_standard_deviation_1_and_the_rest_is_0():
-    prepared = prepare([Volume(brain(seed), np.eye(4)) for seed in range(2)])
+    prepared = prepare([volume(brain(seed), np.eye(4)) for seed in range(2)])
     assert prepared.images.dtype == np.float32
     for image in prepared.images:
         inside = image[prepared.brain].astype(float)
@@ -101,7 +98,7 @@ def test_a_modality_without_contrast_is_0_everywhere_and_not_nan():
 
 def test_the_box_keeps_two_voxels_around_the_brain_and_stays_in_the_grid():
     # Brain from 3 to 6, 3 to 6 and 3 to 5: from 1, and to 8, 8 and 7 (the grid ends there).
-    prepared = prepare([Volume(brain(), np.eye(4))])
+    prepared = prepare([volume(brain(), np.eye(4))])
     assert prepared.images.shape == (1, 8, 7, 6)
     np.testing.assert_array_equal(prepared.affine[:3, 3], [1, 1, 1])
     np.testing.assert_array_equal(prepared.brain, brain()[1:, 1:, 1:] != 0)
@@ -112,27 +109,13 @@ def test_the_box_holds_what_any_modality_shows():
     first, second = np.zeros((2, 20, 5, 5), dtype=np.float32)
     first[2:5, 2, 2] = second[9, 2, 2] = 1
     for images in [(first, second), (second, first)]:
-        prepared = prepare([Volume(image, np.eye(4)) for image in images])
+        prepared = prepare([volume(image, np.eye(4)) for image in images])
         assert prepared.images.shape == (2, 12, 5, 5)
-
-
-@pytest.mark.parametrize(
-    ("margin", "expected"),
-    [(0, np.s_[2:4, 1:2, 0:3]), (1, np.s_[1:5, 0:3, 0:4]), (9, np.s_[0:6, 0:5, 0:4])],
-)
-def test_bounding_box_by_hand(margin, expected):
-    mask = np.zeros((6, 5, 4), dtype=bool)
-    mask[2, 1, 0] = mask[3, 1, 2] = True
-    assert bounding_box(mask, margin=margin) == expected
-
-
-def test_the_box_of_nothing_is_the_whole_grid():
-    assert bounding_box(np.zeros((6, 5, 4), dtype=bool), margin=1) == np.s_[0:6, 0:5, 0:4]
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids=axcodes)
 def test_every_way_to_store_a_scan_is_prepared_the_same_and_goes_back(orientation):
-    scan = Volume(brain(), LPS)
+    scan = volume(brain(), LPS)
     expected = prepare([scan])
     stored = turned(scan, orientation)
     prepared = prepare([stored])
@@ -143,20 +126,20 @@ def test_every_way_to_store_a_scan_is_prepared_the_same_and_goes_back(orientatio
     scores = np.zeros(scan.shape, dtype=np.float32)
     scores[1:, 1:, 1:] = expected.images[0][::-1, ::-1]
     np.testing.assert_array_equal(
-        to_native(prepared.images[0], prepared.affine, stored),
-        turned(Volume(scores, LPS), orientation).data,
+        to_native(prepared.images[0], prepared.affine, stored.grid),
+        turned(volume(scores, LPS), orientation).data,
     )
 
 
 def test_labels_lie_on_the_images_and_come_back():
     labels = np.zeros((9, 8, 7), dtype=np.uint8)
     labels[3:7, 3:7, 3:6] = np.random.default_rng(1).integers(0, 4, (4, 4, 3))
-    scan = Volume(brain(), LPS)
+    scan = volume(brain(), LPS)
     prepared = prepare([scan])
-    found = prepare_labels(Volume(labels, LPS), prepared)
+    found = prepare_labels(volume(labels, LPS), prepared)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, labels[:0:-1, :0:-1, 1:])  # from 1 on, x and y flipped
-    np.testing.assert_array_equal(to_native(found, prepared.affine, scan), labels)
+    np.testing.assert_array_equal(to_native(found, prepared.affine, scan.grid), labels)
 
 
 # --- what interpolation left -------------------------------------------------------------------
@@ -202,8 +185,8 @@ def test_of_z_scores_all_is_brain_that_is_not_0():
 
 
 def test_ripples_change_nothing():
-    plain = prepare([Volume(cube(100, 0), LPS)])
-    rippled = prepare([Volume(cube(100, 15, 1), LPS)])
+    plain = prepare([volume(cube(100, 0), LPS)])
+    rippled = prepare([volume(cube(100, 15, 1), LPS)])
     np.testing.assert_array_equal(rippled.images, plain.images)
     np.testing.assert_array_equal(rippled.affine, plain.affine)
 
@@ -222,7 +205,7 @@ def test_a_2_mm_grid_keeps_its_positions_at_1_mm():
     # Voxels at 100, 102, ..., 140 mm cover 41 voxels of 1 mm, and likewise for the others.
     coarse = np.diag([2.0, 2, 2, 1])
     coarse[:3, 3] = 100, 200, 300
-    prepared = prepare([Volume(ramp(coarse, (21, 22, 23)), coarse)])
+    prepared = prepare([volume(ramp(coarse, (21, 22, 23)), coarse)])
     assert prepared.images.shape == (1, 41, 43, 45)
     np.testing.assert_array_equal(
         prepared.affine, [[1, 0, 0, 100], [0, 1, 0, 200], [0, 0, 1, 300], [0, 0, 0, 1]]
@@ -266,8 +249,8 @@ def test_whole_numbers_are_interpolated_to_fractions_and_below_zero():
 
 def test_a_nearly_1_mm_grid_is_not_interpolated():
     # 0.999999 mm, as float32 headers say it.
-    scan = Volume(brain(), LPS)
-    nearly = Volume(brain(), LPS * np.array([0.999999, 1, 1, 1]))
+    scan = volume(brain(), LPS)
+    nearly = volume(brain(), LPS * np.array([0.999999, 1, 1, 1]))
     np.testing.assert_array_equal(prepare([nearly]).images, prepare([scan]).images)
 
 
@@ -276,13 +259,13 @@ def test_a_2_mm_mask_goes_there_and_back():
     coarse = np.diag([-2.0, -2, 2, 1])
     data = np.zeros((10, 10, 10), dtype=np.float32)
     data[3:7, 3:7, 3:7] = np.random.default_rng(0).uniform(50, 90, (4, 4, 4))
-    scan = Volume(data, coarse)
+    scan = volume(data, coarse)
     prepared = prepare([scan])
     # From the first to the last of 4 voxels of 2 mm are 7 of 1 mm, a half-bright one lies on each
     # side, and two of background.
     assert prepared.images.shape == (1, 13, 13, 13)
-    labels = prepare_labels(Volume((data > 0).astype(np.uint8), coarse), prepared)
-    back = to_native(labels.astype(np.float32), prepared.affine, scan) >= 0.5
+    labels = prepare_labels(volume((data > 0).astype(np.uint8), coarse), prepared)
+    back = to_native(labels.astype(np.float32), prepared.affine, scan.grid) >= 0.5
     np.testing.assert_array_equal(back, data > 0)
 
 
@@ -315,32 +298,34 @@ def test_a_voxel_that_is_no_number_names_the_file(value):
     data = brain()
     data[0, 0, 0] = value
     with pytest.raises(UnreadableFileError) as caught:
-        prepare([Volume(brain(), LPS), Volume(data, LPS, path=Path("x_t2.nii.gz"))])
+        prepare([volume(brain(), LPS), volume(data, LPS, path=Path("x_t2.nii.gz"))])
     assert str(caught.value) == "cannot read x_t2.nii.gz: it holds NaN or infinite voxels"
     assert caught.value.hint == "repair it: brats check --fix"
 
 
 def test_an_image_of_zeros_names_the_file():
-    empty = Volume(np.zeros((9, 8, 7), np.float32), LPS, path=Path("x_t1.nii.gz"))
+    empty = volume(np.zeros((9, 8, 7), np.float32), LPS, path=Path("x_t1.nii.gz"))
     with pytest.raises(UnreadableFileError, match="every voxel is 0"):
-        prepare([Volume(brain(), LPS), empty])
+        prepare([volume(brain(), LPS), empty])
 
 
 # --- real cases --------------------------------------------------------------------------------
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not REAL.exists(), reason="the real cases are not in ../shared/data")
+@needs_real
 def test_a_real_label_map_goes_there_and_back_voxel_for_voxel():
     from brats_cli.core.data.cases import case_at, read_images
-    from brats_cli.core.images.nifti import read_label_map
+    from brats_cli.core.images.nifti import read_labels
 
     case = case_at(REAL / "cases" / "BraTS-GLI-00000-000")
     volumes = read_images(case, ("flair",))
     prepared = prepare(volumes)
-    label_map = read_label_map(case.label)
+    label_map = read_labels(case.label)
     labels = prepare_labels(label_map, prepared)
     assert labels.shape == prepared.images.shape[1:]
     assert labels.size < label_map.data.size / 2  # the brain box is less than half of the grid
-    np.testing.assert_array_equal(to_native(labels, prepared.affine, volumes[0]), label_map.data)
+    np.testing.assert_array_equal(
+        to_native(labels, prepared.affine, volumes[0].grid), label_map.data
+    )
     assert MARGIN == 2

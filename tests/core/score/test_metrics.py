@@ -1,18 +1,17 @@
 import math
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import REAL, needs_real
 from medpy.metric import binary
 from scipy.ndimage import gaussian_filter
 
 from brats_cli.core.data.labels import SCHEMES
-from brats_cli.core.images.nifti import read_label_map
+from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.score.conventions import BRATS_2022
 from brats_cli.core.score.metrics import score
 
-REAL = Path(__file__).parents[3] / "shared/data"
 UNIT = (1.0, 1.0, 1.0)
 
 
@@ -198,11 +197,11 @@ def test_the_convention_leaves_two_drawn_masks_alone():
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not REAL.exists(), reason="no real cases in ../shared/data")
+@needs_real
 @pytest.mark.parametrize("region", ["TC", "ET"])
 def test_a_real_pair_scores_as_medpy_scores_its_whole_grid(region):
-    reference = read_label_map(REAL / "pairs/truth/BraTS20_Training_001_seg.nii.gz")
-    predicted = read_label_map(REAL / "pairs/model_a/BraTS20_Training_001.nii.gz")
+    reference = read_labels(REAL / "pairs/truth/BraTS20_Training_001_seg.nii.gz")
+    predicted = read_labels(REAL / "pairs/model_a/BraTS20_Training_001.nii.gz")
     labels = SCHEMES["brats2020"].region(region)
     masks = labels.mask(predicted.data), labels.mask(reference.data)
     found = score(masks[1], masks[0], reference.spacing_mm)

@@ -223,5 +223,5 @@ def test_an_affine_that_leads_nowhere_is_refused(tmp_path):
         raw[312:328] = bytes(16)  # the third row of the sform, by the format's definition
         path.with_suffix("").write_bytes(raw)
         path.unlink()
-    with pytest.raises(UnreadableFileError, match="does not tell where its voxels are"):
+    with pytest.raises(UnreadableFileError, match="affine is flat or not finite"):
         scene_of(folder)

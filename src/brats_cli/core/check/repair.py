@@ -1,47 +1,57 @@
-"""Copies of broken cases with everything mended that can be; the originals are left alone."""
+"""Repaired copies of cases with errors; the original files are left unchanged."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
 from ..compute.processes import in_processes
 from ..data.cases import Case, survey
 from ..errors import OutputError, OutputExistsError
-from ..images.nifti import stem
-from ..images.scans import Affine, Scan, read_scan
+from ..images.grid import Grid, Volume
+from ..images.nifti import read_volume, stem, write_image
 from ..writing import whole_file
 from .report import CaseReport, DataReport, read_case, reference_of
-from .rules import not_orthonormal, plausible
+from .rules import length_unit, not_orthonormal, plausible
 
 _MILLIMETRES_IN = {1: 1000.0, 3: 0.001}
 """By NIfTI's code of the unit: metres and micrometres."""
 
 
 def repair_data_set(report: DataReport, out: Path, *, workers: int | None = None) -> list[str]:
-    """Write every case of `report` that can be mended in full into `out`, and give their ids.
+    """Write every case of `report` that can be repaired in full to `out`, and return their ids.
 
-    A case comes with all its files, those without a defect copied as they are, in folders as in
-    the original. Sound cases and those with an error left are not written.
+    A case is written with all its files, in the same folders as the original; files without a
+    defect are copied. Sound cases, and cases that would keep an error, are not written.
 
     Raises:
-        OutputError: If `out` lies in the data set, or cannot be written.
-        OutputExistsError: If there is something in `out`.
+        OutputError: If `out` lies inside the data set, or cannot be written.
+        OutputExistsError: If `out` is a folder that is not empty.
     """
-    if out.resolve().is_relative_to(report.root.resolve()):
-        raise OutputError(out, "it lies inside the data set, which stays as it is")
-    if out.is_dir() and any(out.iterdir()):
-        raise OutputExistsError(out)
+    require_place(out, report.root)
     by_id = {case.id: case for case in survey(report.root)[0]}
     broken = [(case, by_id[case.id]) for case in report.cases if case.repairable]
     task = partial(_repair_case, root=report.root, out=out)
     list(in_processes(task, broken, workers=workers))
     return sorted(case.id for case, _ in broken)
+
+
+def require_place(out: Path, root: Path) -> None:
+    """Check that repaired copies of the data set in `root` may go to the folder `out`.
+
+    Raises:
+        OutputError: If `out` lies inside the data set.
+        OutputExistsError: If `out` is a folder that is not empty.
+    """
+    if out.resolve().is_relative_to(root.resolve()):
+        raise OutputError(out, "it lies inside the data set, which is left unchanged")
+    if out.is_dir() and any(out.iterdir()):
+        raise OutputExistsError(out)
 
 
 def _repair_case(found: tuple[CaseReport, Case], *, root: Path, out: Path) -> None:
@@ -50,8 +60,8 @@ def _repair_case(found: tuple[CaseReport, Case], *, root: Path, out: Path) -> No
     for finding in report.findings:
         if finding.file and finding.repair:
             repairs.setdefault(finding.file, set()).add(finding.repair)
-    scans = {role: scan for role, scan in read_case(case) if isinstance(scan, Scan)}
-    reference = reference_of({role: scan for role, scan in scans.items() if role != "label"})
+    volumes = {role: volume for role, volume in read_case(case) if isinstance(volume, Volume)}
+    reference = reference_of({role: volume for role, volume in volumes.items() if role != "label"})
     grid = None if reference is None else rotation_only(_in_millimetres(reference))
     files = {image.path: False for image in case.images.values()}
     for path, is_label in {**files, **({case.label: True} if case.label else {})}.items():
@@ -61,16 +71,16 @@ def _repair_case(found: tuple[CaseReport, Case], *, root: Path, out: Path) -> No
         if not wanted:
             _copy(path, target)
             continue
-        scan = read_scan(path)
-        affine = grid if "header" in wanted and grid is not None else scan.affine
-        data = _mended(scan.data, wanted)
+        volume = read_volume(path)
+        place = grid if "header" in wanted and grid is not None else volume.grid
+        data = _repaired(volume.data, wanted)
         if is_label:
             data = _as_labels(data, report, case if "labels" in wanted else None)
-        _write(target, data, affine, gzipped=scan.gzipped)
+        _write(target, data, place, gzipped=volume.gzipped)
 
 
 def _place(path: Path, case: Case, root: Path) -> Path:
-    """Where a file goes below the output folder; a single case keeps its folder's name."""
+    """Path of a file below the output folder; a single case keeps the name of its folder."""
     inside = path.absolute().relative_to(root.absolute())
     return Path(case.id) / inside if inside.parent == Path() else inside
 
@@ -81,7 +91,7 @@ def _copy(path: Path, target: Path) -> None:
 
 
 def _copy_description(source: Path, target: Path, root: Path) -> None:
-    """Copy what tells the channels and labels of the files in `source`."""
+    """Copy the dataset.json that describes the channels and labels of the files in `source`."""
     for above, beside in ((source, target), (source.parent, target.parent)):
         description = above / "dataset.json"
         copied = beside / "dataset.json"
@@ -91,28 +101,28 @@ def _copy_description(source: Path, target: Path, root: Path) -> None:
                 partial.write_bytes(description.read_bytes())
 
 
-def _in_millimetres(scan: Scan) -> Affine:
-    """The affine of a scan, scaled if its unit explains why its voxels are no head scan's."""
-    factor = 1.0 if plausible(scan) else _MILLIMETRES_IN.get(scan.unit, 1.0)
-    return np.diag([factor, factor, factor, 1.0]) @ scan.affine
+def _in_millimetres(volume: Volume) -> Grid:
+    """The grid of a volume in mm, scaled if the unit explains its implausible voxel size."""
+    factor = 1.0 if plausible(volume) else _MILLIMETRES_IN.get(length_unit(volume), 1.0)
+    return replace(volume.grid, affine=np.diag([factor, factor, factor, 1.0]) @ volume.affine)
 
 
-def rotation_only(affine: Affine) -> Affine:
-    """The affine nearest to `affine` without shear: same voxel sizes, origin and handedness.
+def rotation_only(grid: Grid) -> Grid:
+    """The nearest grid without shear: same voxel sizes, origin and handedness.
 
     The direction cosines are replaced by the orthogonal factor of their polar decomposition,
     the nearest rotation (or reflection) in the Frobenius norm (Higham 1986).
     """
-    if not_orthonormal(affine) == 0:
-        return affine
+    if not_orthonormal(grid) == 0:
+        return grid
+    affine = grid.affine.copy()
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     left, _, right = np.linalg.svd(affine[:3, :3] / sizes)
-    mended: Affine = affine.copy()
-    mended[:3, :3] = (left @ right) * sizes
-    return mended
+    affine[:3, :3] = (left @ right) * sizes
+    return replace(grid, affine=affine)
 
 
-def _mended(data: npt.NDArray[Any], wanted: set[str]) -> npt.NDArray[Any]:
+def _repaired(data: npt.NDArray[Any], wanted: set[str]) -> npt.NDArray[Any]:
     if "zeros" in wanted:
         data = np.where(np.isfinite(data), data, 0).astype(data.dtype)
     if "unsigned" in wanted:
@@ -125,21 +135,17 @@ def _mended(data: npt.NDArray[Any], wanted: set[str]) -> npt.NDArray[Any]:
 def _as_labels(
     data: npt.NDArray[Any], report: CaseReport, case: Case | None
 ) -> npt.NDArray[np.uint8]:
-    """Labels as uint8; in the scheme that the name of `case` tells, if that is given."""
+    """Labels as uint8; if `case` is given, converted to the scheme that its name indicates."""
     labels = data.astype(np.uint8)
     if case and case.scheme and report.scheme:
         return report.scheme.convert(labels, case.scheme)
     return labels
 
 
-def _write(path: Path, data: npt.NDArray[Any], affine: Affine, *, gzipped: bool) -> None:
-    """Write with sform and qform alike, in mm, and under a name that says whether it is zipped."""
+def _write(path: Path, data: npt.NDArray[Any], grid: Grid, *, gzipped: bool) -> None:
+    """Write with equal sform and qform, in mm, under a name that ends in .gz if it is gzipped."""
     if gzipped and not path.name.lower().endswith(".gz"):
         path = path.with_name(f"{stem(path)}.nii.gz")
     stored = data.astype(np.float32) if data.dtype.kind == "f" or data.dtype.itemsize > 4 else data
-    image = nib.Nifti1Image(stored, affine)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
-    image.header.set_xyzt_units("mm")
-    with whole_file(path, overwrite=False) as partial:
-        nib.save(image, partial)
+    x, y, z = data.shape[:3]
+    write_image(path, stored, Grid((x, y, z), grid.affine))

@@ -1,54 +1,54 @@
-"""What can be wrong with a file or a case: one table of rules, each with its limit and message."""
+"""What can be wrong with a file or a case: tables of rules, each with its limit and message."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..data.cases import MODALITIES
-from ..images.nifti import SAME_GRID_MM, Volume, corner_distance_mm, times
-from ..images.scans import Affine, Scan
+from ..data.naming import MODALITIES
+from ..images.grid import SAME_GRID_MM, Grid, Volume, times
 
 ERROR, WARNING, NOTE = LEVELS = ("error", "warning", "note")
-"""What stops the work or spoils its result; what may; what is worth knowing."""
+"""Stops the work or spoils its result; may do so; is worth knowing."""
 
 NOT_ORTHONORMAL = 1e-4
-"""How far the products of direction cosines may be from 0 and 1, as float32 leaves them."""
+"""Tolerance for the products of direction cosines, which are 0 and 1 up to float32's rounding."""
 
 SPACING_LIMITS_MM = (0.1, 20.0)
-"""Voxel sizes outside are metres or micrometres taken for millimetres, not head scans."""
+"""Voxel sizes outside these limits are metres or micrometres read as mm, or not a head scan."""
 
 ROUNDS_TO_LABEL = 0.01
-"""How far from a whole number a label may be to be that number, spoilt by a float format."""
+"""A label this close to a whole number is that number, changed by a float format."""
 
 OUTSIDE_BRAIN = 0.05
-"""Share of a tumour that may lie where all images are 0; beyond it, label and images differ."""
+"""Largest share of a tumour outside the brain; above it, label map and images do not match."""
 
 BRAIN_OVERLAP = 0.8
-"""Dice of the brains of two modalities below which they are not registered, or not one patient."""
+"""Minimum Dice of the brain masks of two modalities; below it, they are not registered, or are of
+two patients."""
 
 LITTLE_ET_MM3 = 500.0
-"""Below this much enhancing tumour, single voxels decide its Dice."""
+"""With less enhancing tumour than this, single voxels decide its Dice."""
 
 _UNITS = {1: "metres", 3: "micrometres"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found in one place.
+    """One problem in one file or folder.
 
     Attributes:
         level: error, warning or note.
         rule: Name of the rule.
         message: What is wrong, and what was found.
-        file: The file it is about, or None for the case or data set as a whole.
-        repair: What `--fix` does about it; empty if it can do nothing.
+        file: The file or folder it is about, or None for the data set as a whole.
+        repair: The kind of repair that `--fix` makes; empty if it cannot be repaired.
     """
 
     level: str
@@ -60,125 +60,136 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule:
-    """A property of one file, and what to say of a file that has it."""
+    """A defect that one file may have, and its test, which returns a message if it does."""
 
     name: str
     level: str
-    test: Callable[[Scan], str | None]
+    test: Callable[[Volume], str | None]
     repair: str = ""
 
-    def find(self, scan: Scan) -> Iterator[Finding]:
-        """The finding of this rule in `scan`, if there is one."""
-        message = self.test(scan)
+    def find(self, volume: Volume) -> Iterator[Finding]:
+        """The finding of this rule in `volume`, if there is one."""
+        message = self.test(volume)
         if message:
-            yield Finding(self.level, self.name, message, scan.path, self.repair)
+            yield Finding(self.level, self.name, message, volume.path, self.repair)
 
 
 # --- headers -----------------------------------------------------------------------------------
 
 
-def _ending(scan: Scan) -> str | None:
-    if scan.gzipped == scan.path.name.lower().endswith(".gz"):
+def _ending(volume: Volume) -> str | None:
+    if volume.gzipped == volume.path.name.lower().endswith(".gz"):
         return None
-    if scan.gzipped:
+    if volume.gzipped:
         return "it is gzipped, but its name does not end in .gz"
     return "its name ends in .gz, but it is not gzipped"
 
 
-def _voxel_size(scan: Scan) -> str | None:
-    sizes = scan.pixdim
+def _written_sizes(volume: Volume) -> npt.NDArray[np.float64]:
+    """The voxel sizes in the header (pixdim) as written, (3,), in whatever unit it says."""
+    return np.asarray(volume.header["pixdim"][1:4], dtype=float)
+
+
+def length_unit(volume: Volume) -> int:
+    """NIfTI's code of the unit of length: 0 unknown, 1 m, 2 mm, 3 micrometres."""
+    return volume.grid.units & 7
+
+
+def _voxel_size(volume: Volume) -> str | None:
+    sizes = _written_sizes(volume)
     if (sizes > 0).all() and np.isfinite(sizes).all():
         return None
     return f"its header gives voxels of {_by(sizes)} mm"
 
 
-def usable(affine: Affine) -> bool:
-    """Whether an affine is finite and leaves space three dimensions."""
-    return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12)
-
-
-def _affine(scan: Scan) -> str | None:
-    if usable(scan.affine):
+def _affine(volume: Volume) -> str | None:
+    if volume.grid.is_usable:
         return None
-    return "its affine is flat or not finite, so that it has no place in space"
+    return "its affine is flat or not finite, so its position in space is unknown"
 
 
-def _cosines(scan: Scan) -> str | None:
-    off = not_orthonormal(scan.affine)
+def _cosines(volume: Volume) -> str | None:
+    off = not_orthonormal(volume.grid)
     if not off > NOT_ORTHONORMAL:
         return None
     return f"its direction cosines are not orthonormal (off by {off:.2g})"
 
 
-def not_orthonormal(affine: Affine) -> float:
-    """Largest deviation of the products of an affine's direction cosines; 0 for a rotation."""
-    if not usable(affine):
+def not_orthonormal(grid: Grid) -> float:
+    """Largest deviation of the products of a grid's direction cosines; 0 for a rotation.
+
+    0 as well for an affine that is flat or not finite, which has another rule.
+    """
+    if not grid.is_usable:
         return 0.0
-    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
     return float(np.abs(cosines.T @ cosines - np.eye(3)).max())
 
 
-def _header_size(scan: Scan) -> str | None:
-    if _voxel_size(scan) or not usable(scan.affine):
+def _header_size(volume: Volume) -> str | None:
+    if _voxel_size(volume) or not volume.grid.is_usable:
         return None
-    if np.allclose(scan.pixdim, scan.spacing_mm, rtol=0.01):
+    if np.allclose(_written_sizes(volume), volume.spacing_mm, rtol=0.01):
         return None
-    return (
-        f"its header gives voxels of {_by(scan.pixdim)} mm, its affine of {_by(scan.spacing_mm)} mm"
-    )
+    written, by_affine = _by(_written_sizes(volume)), _by(volume.spacing_mm)
+    return f"its header gives voxels of {written} mm, its affine of {by_affine} mm"
 
 
-def _forms(scan: Scan) -> float:
-    """How far sform and qform are apart in millimetres, where both are in force."""
-    qform = scan.qform if min(scan.codes) > 0 else None
-    if qform is None or _voxel_size(scan) or not usable(scan.affine):
+def _forms(volume: Volume) -> float:
+    """Distance between the grids of sform and qform in mm; 0 if only one of them is used."""
+    qform = volume.grid.qform if min(volume.grid.codes) > 0 else None
+    if qform is None or _voxel_size(volume) or not volume.grid.is_usable:
         return 0.0
-    return apart(scan, Volume(scan.data, qform))
+    return volume.grid.distance_mm(replace(volume.grid, affine=qform))
 
 
-def _forms_disagree(scan: Scan) -> str | None:
-    distance = _forms(scan)
-    if distance <= _half_a_voxel(scan):
+def _forms_disagree(volume: Volume) -> str | None:
+    distance = _forms(volume)
+    if distance <= _half_a_voxel(volume):
         return None
     return f"its sform and qform disagree by {distance:.3g} mm"
 
 
-def _forms_differ(scan: Scan) -> str | None:
-    distance = _forms(scan)
-    if not SAME_GRID_MM < distance <= _half_a_voxel(scan):
+def _forms_differ(volume: Volume) -> str | None:
+    distance = _forms(volume)
+    if not SAME_GRID_MM < distance <= _half_a_voxel(volume):
         return None
     return f"its sform and qform differ by {distance:.3g} mm, less than half a voxel"
 
 
-def _rotation(scan: Scan) -> str | None:
-    if scan.codes[1] > 0 and scan.qform is None:
-        return "the quaternion of its qform is no rotation"
+def _rotation(volume: Volume) -> str | None:
+    if volume.grid.codes[1] > 0 and volume.grid.qform is None:
+        return "the quaternion of its qform is not a rotation"
     return None
 
 
-def _no_orientation(scan: Scan) -> str | None:
-    return None if max(scan.codes) > 0 else "its sform and qform codes are 0: no orientation"
+def _no_orientation(volume: Volume) -> str | None:
+    return None if max(volume.grid.codes) > 0 else "its sform and qform codes are 0: no orientation"
 
 
-def _sform_zero(scan: Scan) -> str | None:
-    return "sform code 0, placed by its qform" if scan.codes[0] <= 0 < scan.codes[1] else None
+def _sform_zero(volume: Volume) -> str | None:
+    return (
+        "sform code 0; its position is taken from its qform"
+        if volume.grid.codes[0] <= 0 < volume.grid.codes[1]
+        else None
+    )
 
 
-def _unit(scan: Scan) -> str | None:
-    unit = _UNITS.get(scan.unit)
+def _unit(volume: Volume) -> str | None:
+    unit = _UNITS.get(length_unit(volume))
     return f"its header says that lengths are in {unit}, not mm" if unit else None
 
 
-def plausible(scan: Scan) -> bool:
-    """Whether its voxels are of the size of a head scan's, read as millimetres."""
+def plausible(volume: Volume) -> bool:
+    """Whether its voxel sizes, in mm, are plausible for a head scan."""
     low, high = SPACING_LIMITS_MM
-    return bool(low <= scan.spacing_mm.min() <= scan.spacing_mm.max() <= high)
+    return low <= min(volume.spacing_mm) <= max(volume.spacing_mm) <= high
 
 
-def _implausible(scan: Scan) -> str | None:
-    if plausible(scan) or not usable(scan.affine) or _unit(scan):
+def _implausible(volume: Volume) -> str | None:
+    if plausible(volume) or not volume.grid.is_usable or _unit(volume):
         return None
-    return f"voxels of {_by(scan.spacing_mm)} mm are no head scan's"
+    return f"voxels of {_by(volume.spacing_mm)} mm are implausible for a head scan"
 
 
 HEADER_RULES = (
@@ -197,71 +208,70 @@ HEADER_RULES = (
 )
 
 
-def header_is_sound(scan: Scan) -> bool:
-    """Whether no rule finds an error in the header; the name of the file is another matter."""
+def header_is_sound(volume: Volume) -> bool:
+    """Whether no rule finds an error in the header; the ending of the file name is not judged."""
     rules = [rule for rule in HEADER_RULES if rule.level == ERROR and rule.repair != "name"]
-    return not any(rule.test(scan) for rule in rules)
+    return not any(rule.test(volume) for rule in rules)
 
 
 # --- voxels of images --------------------------------------------------------------------------
 
 
-def _not_finite(scan: Scan) -> str | None:
-    if scan.data.dtype.kind != "f":
+def _not_finite(volume: Volume) -> str | None:
+    if volume.data.dtype.kind != "f":
         return None
-    wrong = scan.values.size - int(np.isfinite(scan.values).sum())
-    return f"{wrong:,} voxels are not numbers (NaN or infinite)" if wrong else None
+    wrong = volume.values.size - int(np.isfinite(volume.values).sum())
+    return f"{wrong:,} voxels are not finite (NaN or infinite)" if wrong else None
 
 
-def _empty(scan: Scan) -> str | None:
-    return None if scan.foreground.size else "every voxel is 0"
+def _empty(volume: Volume) -> str | None:
+    return None if volume.foreground.size else "every voxel is 0"
 
 
-def _few_values(scan: Scan) -> str | None:
-    some = np.unique(scan.foreground[:: max(1, scan.foreground.size // 10_000)])
+def _few_values(volume: Volume) -> str | None:
+    some = np.unique(volume.foreground[:: max(1, volume.foreground.size // 10_000)])
     if not 0 < some.size <= 5:
         return None
-    values = ", ".join(f"{value:g}" for value in np.unique(scan.foreground)[:5])
+    values = ", ".join(f"{value:g}" for value in np.unique(volume.foreground)[:5])
     return f"besides 0 it holds only {values}: is it a mask or a label map?"
 
 
-def _wrapped(scan: Scan) -> str | None:
-    if scan.data.dtype != np.int16 or not scan.foreground.size:
+def _wrapped(volume: Volume) -> str | None:
+    if volume.data.dtype != np.int16 or not volume.foreground.size:
         return None
-    low, high = int(scan.foreground.min()), int(scan.foreground.max())
+    low, high = int(volume.foreground.min()), int(volume.foreground.max())
     if low > -16_384 or high < 16_384:
         return None
-    return f"values from {low} to {high}: what was above 32767 has wrapped round int16"
+    return f"values from {low} to {high}: values above 32767 have overflowed int16"
 
 
-def _no_background(scan: Scan) -> str | None:
-    zeros = 1 - np.count_nonzero(scan.values) / scan.values.size
-    return None if zeros > 0.01 else "hardly any voxel is 0: is the skull still on?"
+def _no_background(volume: Volume) -> str | None:
+    zeros = 1 - np.count_nonzero(volume.values) / volume.values.size
+    return None if zeros > 0.01 else "almost no voxel is 0: was the skull not removed?"
 
 
-def _negative(scan: Scan) -> str | None:
-    below = int((scan.foreground < 0).sum())
-    if below <= 0.01 * scan.foreground.size or _wrapped(scan):
+def _negative(volume: Volume) -> str | None:
+    below = int((volume.foreground < 0).sum())
+    if below <= 0.01 * volume.foreground.size or _wrapped(volume):
         return None
-    return (
-        f"{100 * below / scan.foreground.size:.0f} % of its brain is negative: normalised before?"
-    )
+    share = 100 * below / volume.foreground.size
+    return f"{share:.0f} % of its brain is negative: is it normalised already?"
 
 
-def _clipped(scan: Scan) -> str | None:
-    if scan.data.dtype.kind not in "iu" or not scan.foreground.size or _wrapped(scan):
+def _clipped(volume: Volume) -> str | None:
+    if volume.data.dtype.kind not in "iu" or not volume.foreground.size or _wrapped(volume):
         return None
-    most = np.iinfo(scan.data.dtype).max
-    if scan.foreground.max() < most:
+    most = np.iinfo(volume.data.dtype).max
+    if volume.foreground.max() < most:
         return None
-    return f"clipped at {most}, the most that {scan.data.dtype} holds, or scaled to it"
+    return f"clipped at {most}, the maximum of {volume.data.dtype}, or scaled to it"
 
 
-def _few_levels(scan: Scan) -> str | None:
-    if scan.data.dtype.kind not in "iu" or not scan.foreground.size or _few_values(scan):
+def _few_levels(volume: Volume) -> str | None:
+    if volume.data.dtype.kind not in "iu" or not volume.foreground.size or _few_values(volume):
         return None
-    most = int(scan.foreground.max())
-    return f"coarse: its largest value is {most}" if most <= 400 else None
+    most = int(volume.foreground.max())
+    return f"few grey levels: its largest value is {most}" if most <= 400 else None
 
 
 IMAGE_RULES = (
@@ -279,39 +289,39 @@ IMAGE_RULES = (
 # --- voxels of label maps ----------------------------------------------------------------------
 
 
-def _off_by(scan: Scan) -> npt.NDArray[np.float64]:
-    """How far each foreground voxel is from a whole number."""
-    values = scan.foreground
+def _off_by(volume: Volume) -> npt.NDArray[np.float64]:
+    """Distance of each foreground voxel to the nearest whole number."""
+    values = volume.foreground
     off: npt.NDArray[np.float64] = np.abs(values - np.rint(values))
     return off
 
 
-def _spoilt(scan: Scan) -> str | None:
-    off = _off_by(scan)
+def _spoilt(volume: Volume) -> str | None:
+    off = _off_by(volume)
     if not off.any() or off.max() > ROUNDS_TO_LABEL:
         return None
-    return f"it holds {scan.foreground[off > 0][0]:.6g}, which is nearly a label but is none"
+    return f"it holds {volume.foreground[off > 0][0]:.6g}, which is close to a label, but not one"
 
 
-def _no_labels(scan: Scan) -> str | None:
-    off = _off_by(scan)
+def _no_labels(volume: Volume) -> str | None:
+    off = _off_by(volume)
     if not off.any() or off.max() <= ROUNDS_TO_LABEL:
         return None
-    return f"it holds {scan.foreground[off.argmax()]:.6g}: is it a probability map?"
+    return f"it holds {volume.foreground[off.argmax()]:.6g}: is it a probability map?"
 
 
-def _out_of_range(scan: Scan) -> str | None:
-    values = scan.foreground
+def _out_of_range(volume: Volume) -> str | None:
+    values = volume.foreground
     wrong = values[(values < 0) | (values > 255)]
-    return f"it holds {wrong[0]:g}, which is no label (0-255)" if wrong.size else None
+    return f"it holds {wrong[0]:g}, which is not a label (0-255)" if wrong.size else None
 
 
-def _float_labels(scan: Scan) -> str | None:
-    return f"labels stored as {scan.data.dtype}" if scan.data.dtype.kind == "f" else None
+def _float_labels(volume: Volume) -> str | None:
+    return f"labels stored as {volume.data.dtype}" if volume.data.dtype.kind == "f" else None
 
 
-def _no_tumour(scan: Scan) -> str | None:
-    return None if scan.foreground.size else "no tumour: every voxel is 0"
+def _no_tumour(volume: Volume) -> str | None:
+    return None if volume.foreground.size else "no tumour: every voxel is 0"
 
 
 LABEL_RULES = (
@@ -327,69 +337,71 @@ LABEL_RULES = (
 # --- files of one case -------------------------------------------------------------------------
 
 
-def compare(scans: Mapping[str, Scan], reference: Scan) -> Iterator[Finding]:
-    """What the files of a case, by modality or `label`, are to each other."""
-    yield from _grids(scans, reference)
-    images = {role: scans[role] for role in MODALITIES if role in scans}
+def compare(volumes: Mapping[str, Volume], reference: Volume) -> Iterator[Finding]:
+    """Compare the files of a case, given by modality or `label`, with each other."""
+    yield from _grids(volumes, reference)
+    images = {role: volumes[role] for role in MODALITIES if role in volumes}
     yield from _same_voxels(images)
-    alike = {r: scan for r, scan in images.items() if scan.data.shape == reference.data.shape}
+    alike = {r: volume for r, volume in images.items() if volume.data.shape == reference.data.shape}
     yield from _brains(alike)
-    label = scans.get("label")
+    label = volumes.get("label")
     if label is not None and alike and label.data.shape == reference.data.shape:
         yield from _outside(label, alike)
 
 
-def _grids(scans: Mapping[str, Scan], reference: Scan) -> Iterator[Finding]:
-    for path, scan in {scan.path: scan for scan in scans.values()}.items():
+def _grids(volumes: Mapping[str, Volume], reference: Volume) -> Iterator[Finding]:
+    for path, volume in {volume.path: volume for volume in volumes.values()}.items():
         if path == reference.path:
             continue
-        if scan.data.shape != reference.data.shape:
-            shapes = f"{times(scan.data.shape)} voxels, {reference.path.name} has "
+        if volume.data.shape != reference.data.shape:
+            shapes = f"{times(volume.data.shape)} voxels, {reference.path.name} has "
             yield Finding(ERROR, "shape", shapes + times(reference.data.shape), path)
-        elif usable(scan.affine):
-            yield from _place(scan, reference)
+        elif volume.grid.is_usable:
+            yield from _place(volume, reference)
 
 
-def _place(scan: Scan, reference: Scan) -> Iterator[Finding]:
-    distance = apart(scan, reference)
+def _place(volume: Volume, reference: Volume) -> Iterator[Finding]:
+    distance = volume.grid.distance_mm(reference.grid)
     if distance <= SAME_GRID_MM:
         return
-    off = f"its corners are {distance:.3g} mm off those of {reference.path.name}"
+    off = f"its corners are {distance:.3g} mm from those of {reference.path.name}"
     if distance <= _half_a_voxel(reference):
-        yield Finding(WARNING, "place-close", f"{off}, less than half a voxel", scan.path, "header")
+        yield Finding(
+            WARNING, "place-close", f"{off}, less than half a voxel", volume.path, "header"
+        )
         return
-    yield Finding(ERROR, "place", off, scan.path, "header" if _place_in_doubt(scan) else "")
+    yield Finding(ERROR, "place", off, volume.path, "header" if _place_in_doubt(volume) else "")
 
 
-def _place_in_doubt(scan: Scan) -> bool:
-    """Whether what is wrong with the header leaves open where the voxels are."""
+def _place_in_doubt(volume: Volume) -> bool:
+    """Whether the errors in the header leave the position of the voxels open."""
     names = {"cosines", "header-size", "sform-qform", "qform-rotation", "orientation"}
-    if scan.codes[0] <= 0:
+    if volume.grid.codes[0] <= 0:
         names |= {"voxel-size"}  # the qform is nothing without it
-    if not plausible(scan):
+    if not plausible(volume):
         names |= {"unit"}
-    return any(rule.test(scan) for rule in HEADER_RULES if rule.name in names)
+    return any(rule.test(volume) for rule in HEADER_RULES if rule.name in names)
 
 
-def _same_voxels(images: Mapping[str, Scan]) -> Iterator[Finding]:
-    seen: dict[Any, tuple[str, Scan]] = {}
-    for role, scan in images.items():
-        other_role, other = seen.setdefault(print_of(scan), (role, scan))
-        if other is not scan and scan.foreground.size:
+def _same_voxels(images: Mapping[str, Volume]) -> Iterator[Finding]:
+    seen: dict[Any, tuple[str, Volume]] = {}
+    for role, volume in images.items():
+        other_role, other = seen.setdefault(print_of(volume), (role, volume))
+        if other is not volume and volume.foreground.size:
             message = f"{role} holds the same voxels as {other_role}, {other.path.name}"
-            yield Finding(ERROR, "same-voxels", message, scan.path)
+            yield Finding(ERROR, "same-voxels", message, volume.path)
 
 
-def print_of(scan: Scan) -> str:
-    """A fingerprint of shape and voxels, equal for equal numbers in whatever type."""
-    where = np.packbits(scan.values != 0).tobytes()
-    what = scan.foreground.astype(np.float32).tobytes()
-    return hashlib.sha256(repr(scan.data.shape).encode() + where + what).hexdigest()
+def print_of(volume: Volume) -> str:
+    """A fingerprint of shape and voxels; equal numbers in another type have the same one."""
+    where = np.packbits(volume.values != 0).tobytes()
+    what = volume.foreground.astype(np.float32).tobytes()
+    return hashlib.sha256(repr(volume.data.shape).encode() + where + what).hexdigest()
 
 
-def _brains(images: Mapping[str, Scan]) -> Iterator[Finding]:
+def _brains(images: Mapping[str, Volume]) -> Iterator[Finding]:
     masks: dict[str, npt.NDArray[np.bool_]] = {
-        role: scan.data != 0 for role, scan in images.items() if scan.foreground.size
+        role: volume.data != 0 for role, volume in images.items() if volume.foreground.size
     }
     if not masks:
         return
@@ -398,15 +410,15 @@ def _brains(images: Mapping[str, Scan]) -> Iterator[Finding]:
         both = np.count_nonzero(mask) + np.count_nonzero(brain)
         overlap = 2 * np.count_nonzero(mask & brain) / both
         if overlap < BRAIN_OVERLAP:
-            message = f"its brain overlaps with that of {first} by a Dice of {overlap:.2f} only"
+            message = f"its brain and that of {first} overlap with a Dice of only {overlap:.2f}"
             yield Finding(ERROR, "registration", message, images[role].path)
 
 
-def _outside(label: Scan, images: Mapping[str, Scan]) -> Iterator[Finding]:
+def _outside(label: Volume, images: Mapping[str, Volume]) -> Iterator[Finding]:
     outside: npt.NDArray[np.bool_] = label.data != 0
     tumour = int(np.count_nonzero(outside))
-    for scan in images.values():
-        outside = outside & (scan.data == 0)
+    for volume in images.values():
+        outside = outside & (volume.data == 0)
     share = int(np.count_nonzero(outside)) / max(tumour, 1)
     if share > 0:
         message = f"{_percent(share)} of its tumour lies outside the brain"
@@ -417,16 +429,11 @@ def _outside(label: Scan, images: Mapping[str, Scan]) -> Iterator[Finding]:
 # --- measures ----------------------------------------------------------------------------------
 
 
-def apart(scan: Scan, other: Scan | Volume) -> float:
-    """Largest distance between the corners of two grids of one shape, in mm."""
-    return corner_distance_mm(Volume(scan.data, scan.affine), Volume(other.data, other.affine))
+def _half_a_voxel(volume: Volume) -> float:
+    return min(volume.spacing_mm) / 2
 
 
-def _half_a_voxel(scan: Scan) -> float:
-    return float(scan.spacing_mm.min()) / 2
-
-
-def _by(sizes: npt.NDArray[np.float64]) -> str:
+def _by(sizes: Iterable[float]) -> str:
     return " x ".join(f"{size:.4g}" for size in sizes)
 
 

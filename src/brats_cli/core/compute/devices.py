@@ -17,7 +17,7 @@ def choose_device(device: str = "auto", gpu: int | None = None) -> torch.device:
 
     Args:
         device: auto, cpu, cuda, cuda:N or mps.
-        gpu: Number of a CUDA device; goes before `device`.
+        gpu: Number of a CUDA device; overrides `device`.
 
     Raises:
         DeviceError: If this machine does not have it.
@@ -108,7 +108,7 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes this process has held: of a GPU's memory, else of the machine's.
 
     Other processes, such as those that read patches, are not counted; what they share with this
-    one is. 0 where the system does not tell (Windows).
+    one is. 0 where the system does not report it (Windows).
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -17,19 +17,21 @@ import torch
 import torch.distributed as dist
 
 from ..errors import BratsError
+from ..wording import KILLED
+from .signals import name_of
 
 Item = TypeVar("Item")
 
 # The first process of a machine prepares the cases of a run while the others wait.
 _PATIENCE = timedelta(hours=12)
 
-# Seconds in which a process that has failed may tell why, and end, before those that miss it do:
+# Seconds in which a process that has failed may report why, and end, before those that miss it do:
 # the status of the first that ends is that of all.
 _GRACE = 5
 
 
 class PeerError(BratsError):
-    """Another process of the training has ended, and has told why itself."""
+    """Another process of the training has ended, and has reported why itself."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes and talks."""
+        """Whether this process is the one that writes and reports."""
         return self.rank == 0
 
     def device(self, devices: Sequence[torch.device]) -> torch.device:
@@ -85,11 +87,11 @@ class Group:
         try:
             yield
         except RuntimeError as error:
-            if not _tells_of_a_peer(error):
+            if not _is_of_a_peer(error):
                 raise
             time.sleep(_GRACE)
             raise PeerError(
-                "another process of this training has ended", hint="see what it told"
+                "another process of this training has ended", hint="see what it reported"
             ) from error
         finally:
             dist.destroy_process_group()
@@ -133,7 +135,7 @@ class Group:
         return shared[0]
 
 
-def _tells_of_a_peer(error: RuntimeError) -> bool:
+def _is_of_a_peer(error: RuntimeError) -> bool:
     """Whether an error is that of a connection whose other end is gone."""
     # gloo has no class for it.
     words = ("closed by peer", "reset by peer", "Broken pipe")
@@ -176,7 +178,7 @@ def launch(command: Sequence[str], processes: int) -> int:
     Raises:
         BratsError: If that was killed.
     """
-    # Each process tells its own mistakes.
+    # Each process reports its own mistakes.
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -198,11 +200,14 @@ def launch(command: Sequence[str], processes: int) -> int:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             raise BratsError(
-                f"process {rank + 1} of {processes} was ended by "
-                f"{signal.Signals(-failure.exitcode).name}, most likely for lack of memory",
-                hint="end other programs or lower batch_size, and go on with --resume",
+                f"process {rank + 1} of {processes} {_how_ended(failure.exitcode)}",
+                hint="end other programs or lower batch_size, and continue with --resume",
             ) from error
         return int(failure.exitcode)
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def _how_ended(exitcode: int) -> str:
+    return KILLED if exitcode == -signal.SIGKILL else f"was ended by {name_of(exitcode)}"

@@ -1,73 +1,64 @@
-"""NIfTI in and out: arrays with their affine, and what counts as the same grid."""
+"""The one way in and out of NIfTI files: strict about bytes, bounded by what headers claim."""
 
 from __future__ import annotations
 
-import re
+import gzip
+import io
+import logging
+import math
+import stat
 import struct
-import warnings
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
-from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
-from ..data.labels import SCHEMES, LabelScheme
-from ..errors import BratsWarning, GridMismatchError, LabelError, UnreadableFileError
+from ..errors import LabelError, UnreadableFileError
 from ..writing import whole_file
+from .grid import Grid, Volume, times
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 
-SAME_GRID_MM = 0.01
-"""Corners no farther apart than this are the same point: headers are float32."""
+_GZIP = b"\x1f\x8b"
 
-_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
+# The size of the header, with which a file begins, tells the version and the order of bytes.
+_KINDS = {
+    struct.pack(f"{order}i", size): header
+    for size, header in ((348, nib.Nifti1Header), (540, nib.Nifti2Header))
+    for order in "<>"
+}
 
+_CHUNK = 1 << 20
+"""Bytes that are unzipped at once."""
 
-@dataclass(frozen=True, eq=False)
-class Volume:
-    """An image on a voxel grid in space.
+_DEFLATE_RATIO = 1032
+"""No byte of a gzip file makes more than this many (zlib's technical details)."""
 
-    Attributes:
-        data: (X, Y, Z), or (X, Y, Z, C) for several channels.
-        affine: (4, 4), from voxel indices to millimetres in RAS+.
-        header: The NIfTI header read with it (codes, units, description), if any.
-        path: Where it was read.
-    """
+# What nibabel raises for headers that say something impossible.
+_DAMAGED = (
+    HeaderDataError, ImageFileError, WrapStructError, EOFError, KeyError, MemoryError, OSError,
+    OverflowError, ValueError, np.linalg.LinAlgError,
+)  # fmt: skip
 
-    data: npt.NDArray[Any]
-    affine: npt.NDArray[np.float64]
-    header: Any = None
-    path: Path = Path()
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels along each axis, (X, Y, Z)."""
-        x, y, z = self.data.shape[:3]
-        return x, y, z
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Size of a voxel along each array axis."""
-        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
-        return float(x), float(y), float(z)
-
-    @property
-    def scheme(self) -> LabelScheme | None:
-        """The label scheme noted in the header, as `write_label_map` does, or None."""
-        description = bytes(self.header["descrip"]).decode("latin-1") if self.header else ""
-        noted = re.search(r"labels=(\S+)", description.rstrip("\0"))
-        return SCHEMES.get(noted[1]) if noted else None
+# nibabel logs what it repairs in a header; `brats check` reports that with the file's name.
+_SILENT = logging.Logger("brats.nifti", level=logging.CRITICAL + 1)
 
 
 def stem(path: Path) -> str:
-    """File name without `.nii` or `.nii.gz`."""
+    """File name without `.nii` or `.nii.gz`.
+
+    >>> stem(Path("data/BraTS20_Training_001_t1.nii.gz"))
+    'BraTS20_Training_001_t1'
+    """
     for ending in NIFTI_ENDINGS:
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]
@@ -79,15 +70,20 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(NIFTI_ENDINGS)
 
 
+# --- reading -----------------------------------------------------------------------------------
+
+
 def shape_on_disk(path: Path) -> tuple[int, ...] | None:
-    """Shape of the image from its first bytes alone, or None if it is no NIfTI-1 file.
+    """Shape of the image from its first bytes alone, or None if it is not a NIfTI-1 file.
 
     Some thirty times as fast as loading it, for folders of thousands.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
         with path.open("rb") as file:
             start = file.read(4096)
-        if start[:2] == b"\x1f\x8b":
+        if start[:2] == _GZIP:
             start = zlib.decompressobj(wbits=31).decompress(start, 348)
     except (OSError, zlib.error):
         return None
@@ -98,63 +94,88 @@ def shape_on_disk(path: Path) -> tuple[int, ...] | None:
     return None
 
 
-def read_volume(path: Path, *, dtype: npt.DTypeLike = np.float32) -> Volume:
-    """Read an image as `dtype`, whatever its type on disk.
+def read_volume(path: Path) -> Volume:
+    """Read a file as it lies on disk: voxels in their own type, the header as it was written.
+
+    Gzip is recognised by content and its checksum verified. No more is read, or unzipped, than
+    the header claims, and a header that claims more than the file can hold is refused first.
+    Scaled values are float64; axes of length 1 behind the third are dropped.
 
     Raises:
-        UnreadableFileError: If it is missing, is not NIfTI or is cut short.
+        UnreadableFileError: Saying in which way it is damaged, or that its voxels are not numbers.
     """
-    image = _open(path)
+    content, gzipped = _content(path)
+    written = _header(content, path)
+    header = written.copy()
     try:
-        data = np.asanyarray(image.dataobj).astype(dtype, copy=False)
-    except _UNREADABLE as error:
-        raise UnreadableFileError(path, "the image data are cut short or damaged") from error
-    return Volume(data, image.affine, image.header, path)
+        header.check_fix(logger=_SILENT)
+        affine = np.asarray(header.get_best_affine(), dtype=float)
+        data = np.asanyarray(ArrayProxy(io.BytesIO(content), header))
+    except _DAMAGED as error:
+        raise UnreadableFileError(path, f"its header is damaged ({_short(error)})") from error
+    while data.ndim > 3 and data.shape[-1] == 1:
+        data = data[..., 0]
+    if data.dtype.kind not in "biuf":
+        kind = "colours" if data.dtype.kind == "V" else str(data.dtype)
+        raise UnreadableFileError(
+            path, f"its voxels are {kind}, not numbers", hint="export it as a greyscale image"
+        )
+    if 0 in data.shape:
+        raise UnreadableFileError(path, f"it has {times(data.shape)} voxels")
+    x, y, z = (*data.shape, 1, 1)[:3]
+    codes = int(written["sform_code"]), int(written["qform_code"])
+    grid = Grid((x, y, z), affine, codes, _qform(written), int(written["xyzt_units"]))
+    return Volume(data, grid, path, written, gzipped)
 
 
-def read_channel(path: Path, channel: int | None) -> Volume:
-    """Read one 3D image, or one channel of a 4D file, as float32.
+def read_image(path: Path, channel: int | None = None) -> Volume:
+    """Read a 3D image, or one channel of a 4D file, as float32.
 
     Raises:
-        UnreadableFileError: If the file does not have the dimensions asked for.
+        UnreadableFileError: If it is damaged, has no place in space, or does not have the
+            dimensions asked for.
     """
-    image = _open(path)
-    expected = 3 if channel is None else 4
-    shape = image.shape
-    while len(shape) > expected and shape[-1] == 1:  # some tools write (X, Y, Z, 1)
-        shape = shape[:-1]
-    if len(shape) != expected:
+    return read_channels(path, [channel])[0]
+
+
+def read_channels(path: Path, channels: Sequence[int | None]) -> list[Volume]:
+    """Read a 3D image (`[None]`), or some channels of a 4D file, as float32; the file is read once.
+
+    Raises:
+        UnreadableFileError: As `read_image`.
+    """
+    volume = read_volume(path)
+    _require_place(volume)
+    due = 3 if channels[0] is None else 4
+    if volume.data.ndim != due:
         raise UnreadableFileError(
             path,
-            f"it has {len(shape)} dimensions {tuple(image.shape)} where {expected} are due",
-            hint="give a 3D file for each modality, or one 4D file in the order "
-            "FLAIR, T1, T1ce, T2",
+            f"it has {_dimensions(volume)} where {due} are due",
+            hint="give a 3D file for each modality, or one 4D file in the order FLAIR, T1, T1ce, "
+            "T2",
         )
-    if channel is None:
-        volume = read_volume(path)
-        return Volume(volume.data.reshape(shape), volume.affine, volume.header, path)
-    if channel >= shape[3]:
-        raise UnreadableFileError(
-            path, f"it has {shape[3]} channels, too few", hint="a 4D file holds FLAIR, T1, T1ce, T2"
-        )
-    try:
-        data = np.asarray(image.dataobj[..., channel], dtype=np.float32)
-    except _UNREADABLE as error:
-        raise UnreadableFileError(path, "the image data are cut short or damaged") from error
-    return Volume(data, image.affine, image.header, path)
+    found = []
+    for channel in channels:
+        if channel is not None and channel >= volume.data.shape[3]:
+            raise UnreadableFileError(
+                path,
+                f"it has {volume.data.shape[3]} channels, too few",
+                hint="a 4D file holds FLAIR, T1, T1ce, T2",
+            )
+        one = volume if channel is None else volume.channel(channel)
+        found.append(replace(one, data=one.data.astype(np.float32, copy=False)))
+    return found
 
 
-def read_label_map(path: Path) -> Volume:
+def read_labels(path: Path) -> Volume:
     """Read a label map as uint8; files that store whole numbers as floats are fine.
 
     Raises:
-        UnreadableFileError: If it is missing, is not NIfTI or is not 3D.
+        UnreadableFileError: If it is damaged, has no place in space or is not 3D.
         LabelError: If a value is not a whole number from 0 to 255 (2.9999 is not a label).
     """
-    image = _open(path)
-    data = _stored(image, path)
-    labels = _whole_numbers(data, path)
-    return Volume(labels, image.affine, image.header, path)
+    volume = _read_3d(path)
+    return replace(volume, data=_whole_numbers(volume.data, path))
 
 
 @dataclass(frozen=True)
@@ -163,49 +184,62 @@ class LabelCount:
 
     Attributes:
         voxels: By value, in rising order of value.
-        voxel_mm3: Size of a voxel.
-        scheme: The label scheme noted in the header, if any.
+        voxel_mm3: Volume of a voxel.
+        note: What the header's description says.
     """
 
     voxels: Mapping[int, int]
     voxel_mm3: float
-    scheme: LabelScheme | None
+    note: str = ""
+
+    @classmethod
+    def of(cls, volume: Volume) -> LabelCount:
+        """Count a label map, of which only the foreground is converted to labels.
+
+        Raises:
+            LabelError: If a value is not a label.
+        """
+        # A hundredth of the voxels; `values` keeps their order, which is ten times as fast.
+        foreground = _whole_numbers(volume.values[volume.values != 0], volume.path)
+        counts = np.bincount(foreground, minlength=1)
+        counts[0] = volume.values.size - foreground.size
+        voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+        return cls(voxels, volume.grid.voxel_mm3, volume.note)
 
 
 def count_labels(path: Path) -> LabelCount:
-    """Count a label map's voxels by value, several times as fast as reading it in full.
+    """Count a label map's voxels by value, several times as fast as reading and sorting them.
 
     Raises:
-        UnreadableFileError: As `read_label_map`.
-        LabelError: As `read_label_map`.
+        UnreadableFileError: As `read_labels`.
+        LabelError: As `read_labels`.
     """
-    image = _open(path)
-    data = _stored(image, path)
-    # A hundredth of the voxels; `ravel` keeps the order on disk, which is ten times as fast.
-    flat = data.ravel("K")
-    foreground = _whole_numbers(flat[flat != 0], path)
-    counts = np.bincount(foreground, minlength=1)
-    counts[0] = flat.size - foreground.size
-    volume = Volume(data, image.affine, image.header, path)
-    voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-    return LabelCount(voxels, float(np.prod(volume.spacing_mm)), volume.scheme)
+    return LabelCount.of(_read_3d(path))
 
 
-def _stored(image: Any, path: Path) -> npt.NDArray[Any]:
-    """The values of a 3D image in the type they have on disk."""
-    try:
-        data: npt.NDArray[Any] = np.asanyarray(image.dataobj)
-    except _UNREADABLE as error:
-        raise UnreadableFileError(path, "the image data are cut short or damaged") from error
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.ndim != 3:
+def _read_3d(path: Path) -> Volume:
+    volume = read_volume(path)
+    if volume.data.ndim != 3:
         raise UnreadableFileError(
             path,
-            f"it has {data.ndim} dimensions {tuple(data.shape)} where 3 are due",
-            hint="a label map is a 3D file with one whole number a voxel",
+            f"it has {_dimensions(volume)} where 3 are due",
+            hint="a label map is a 3D file with one whole number per voxel",
         )
-    return data
+    _require_place(volume)
+    return volume
+
+
+def _require_place(volume: Volume) -> None:
+    if not volume.grid.is_usable:
+        raise UnreadableFileError(
+            volume.path,
+            "its affine is flat or not finite, so that it has no place in space",
+            hint="copy the sform and qform of another image of the case, or try brats check --fix",
+        )
+
+
+def _dimensions(volume: Volume) -> str:
+    return f"{volume.data.ndim} dimensions ({times(volume.data.shape)})"
 
 
 def _whole_numbers(data: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:
@@ -222,44 +256,161 @@ def _whole_numbers(data: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:
     return labels
 
 
-def write_label_map(
-    path: Path,
-    labels: npt.NDArray[np.integer],
-    like: Volume,
-    scheme: LabelScheme,
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Write labels as uint8 on the grid of `like`: its shape, affine, and sform and qform codes.
+# --- bytes -------------------------------------------------------------------------------------
 
-    The scheme's name goes into the header's description, so that later steps need no flag.
+
+def _content(path: Path) -> tuple[bytes, bool]:
+    """The bytes of an image, unzipped, as far as its header claims them; whether they were zipped.
 
     Raises:
-        ValueError: If the shapes differ.
-        OutputExistsError: If `path` exists and `overwrite` is false.
-        OutputError: If it cannot be written.
+        UnreadableFileError: If there are fewer, or it is not a NIfTI file.
     """
-    note = f"brats labels={scheme.name}"
-    write_maps(path, labels.astype(np.uint8), like, note, overwrite=overwrite)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            # A pipe would never end, nor would /dev/zero.
+            raise UnreadableFileError(path, "it is not a regular file", hint="give a NIfTI file")
+        if not status.st_size:
+            raise UnreadableFileError(path, "it is empty (0 bytes)")
+        with path.open("rb") as file:
+            gzipped = file.read(2) == _GZIP
+            file.seek(0)
+            pieces = _unzipped(file) if gzipped else iter(lambda: file.read(_CHUNK), b"")
+            most = status.st_size * (_DEFLATE_RATIO if gzipped else 1)
+            return _gathered(pieces, path, most=most), gzipped
+    except FileNotFoundError as error:
+        raise UnreadableFileError(path, "there is no such file", hint="check the path") from error
+    except EOFError as error:
+        raise UnreadableFileError(path, "it is cut short") from error
+    except (zlib.error, gzip.BadGzipFile) as error:
+        raise UnreadableFileError(path, "its bytes are damaged (checksum)") from error
+    except OSError as error:
+        raise UnreadableFileError(path, error.strerror or str(error)) from error
 
 
-def write_maps(
+def _gathered(pieces: Iterator[bytes], path: Path, *, most: int) -> bytes:
+    """The first of some bytes, as many as the header in them claims; the others are passed over.
+
+    Args:
+        pieces: The bytes, in order.
+        path: Their file, for messages.
+        most: Bytes that there can be at most.
+    """
+    start = b""
+    while len(start) < _HEADER_BYTES and (piece := next(pieces, b"")):
+        start += piece
+    due = _bytes_due(_header(start, path), path)
+    if due > most:
+        raise UnreadableFileError(
+            path, f"its header claims {due:,} bytes, more than the file can hold"
+        )
+    kept, size = [start], len(start)
+    for piece in pieces:
+        if size < due:
+            kept.append(piece)
+        size += len(piece)
+        # Bytes behind the image are read for the sake of the checksum, but not without end.
+        if size > 2 * due + _CHUNK:
+            raise UnreadableFileError(path, f"it holds more than the {due:,} bytes it claims")
+    if size < due:
+        raise UnreadableFileError(path, "it is cut short, or its header is damaged")
+    return b"".join(kept)[:due]
+
+
+_HEADER_BYTES = nib.Nifti2Header.template_dtype.itemsize  # the larger of the two
+
+
+def _unzipped(file: IO[bytes]) -> Iterator[bytes]:
+    """The unzipped bytes of a file of one or more gzip members, in bounded pieces.
+
+    Raises:
+        EOFError: If it ends too soon.
+        zlib.error: If a checksum does not fit.
+    """
+    member = zlib.decompressobj(wbits=31)
+    while read := file.read(_CHUNK):
+        while read:
+            if member.eof:
+                read = read.lstrip(b"\0")  # some programs fill up the last block
+                if not read:
+                    break
+                member = zlib.decompressobj(wbits=31)
+            piece = member.decompress(read, _CHUNK)
+            read = member.unused_data if member.eof else member.unconsumed_tail
+            if piece:
+                yield piece
+    # What is left of the last read may still be in the decompressor.
+    while not member.eof:
+        piece = member.decompress(member.unconsumed_tail, _CHUNK)
+        if not piece:
+            raise EOFError
+        yield piece
+
+
+def _header(content: bytes, path: Path) -> Any:
+    """The header at the start of an image as it was written, with nothing repaired."""
+    kind = _KINDS.get(content[:4])
+    if kind is None:
+        raise UnreadableFileError(
+            path,
+            "it is not a NIfTI file",
+            hint="is it text, an archive or another format that was renamed?",
+        )
+    size = kind.template_dtype.itemsize
+    if len(content) < size:
+        raise UnreadableFileError(path, "it is cut short, or its header is damaged")
+    try:
+        return kind(content[:size], check=False)
+    except _DAMAGED as error:
+        raise UnreadableFileError(path, f"its header is damaged ({_short(error)})") from error
+
+
+def _bytes_due(header: Any, path: Path) -> int:
+    """Bytes from the start of the file to the end of the image, as the header claims them."""
+    try:
+        shape = [int(side) for side in header.get_data_shape()]
+        start = max(int(header.get_data_offset()), header.template_dtype.itemsize)
+        itemsize = int(header.get_data_dtype().itemsize)
+    except _DAMAGED as error:
+        raise UnreadableFileError(path, f"its header is damaged ({_short(error)})") from error
+    if not 1 <= int(header["dim"][0]) <= 7 or min(shape) < 0 or not itemsize:
+        raise UnreadableFileError(path, f"its header is damaged (dim {header['dim'].tolist()})")
+    return int(start + math.prod(shape) * itemsize)
+
+
+def _qform(header: Any) -> npt.NDArray[np.float64] | None:
+    """The affine of the qform, or None if its numbers do not make one."""
+    try:
+        qform: npt.NDArray[np.float64] = header.get_qform()
+    except _DAMAGED:
+        return None
+    return qform
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:80]
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def write_image(
     path: Path,
-    values: npt.NDArray[np.integer],
-    like: Volume,
-    note: str,
+    data: npt.NDArray[Any],
+    grid: Grid,
     *,
+    note: str = "",
     step: float = 1,
     overwrite: bool = False,
 ) -> None:
-    """Write whole numbers on the grid of `like`: its shape, affine, and sform and qform codes.
+    """Write an image on a grid: its shape, affine, sform and qform codes and units.
 
     Args:
         path: Where to write.
-        values: (X, Y, Z), or (X, Y, Z, C) for several maps.
-        like: Whose grid to take.
+        data: (X, Y, Z), or (X, Y, Z, C) for several maps.
+        grid: Where its voxels lie.
         note: The header's description, at most 79 characters.
-        step: What a value of 1 means; readers multiply by it (the header's slope).
+        step: What a stored value of 1 means; readers multiply by it (the header's slope).
         overwrite: Whether `path` may exist.
 
     Raises:
@@ -267,73 +418,15 @@ def write_maps(
         OutputExistsError: If `path` exists and `overwrite` is false.
         OutputError: If it cannot be written.
     """
-    if values.shape[:3] != like.shape:
-        raise ValueError(f"maps {values.shape} do not fit the grid {like.shape}")
-    image = nib.Nifti1Image(values, like.affine)
-    if like.header is not None:
-        image.set_sform(like.header.get_sform(), int(like.header["sform_code"]))
-        image.set_qform(like.header.get_qform(), int(like.header["qform_code"]))
-        image.header.set_xyzt_units(*like.header.get_xyzt_units())
+    if data.shape[:3] != grid.shape:
+        raise ValueError(f"an image {data.shape} does not fit the grid {grid.shape}")
+    image = nib.Nifti1Image(data, grid.affine)
+    sform, qform = grid.codes
+    image.set_sform(grid.affine, sform)
+    image.set_qform(grid.affine if grid.qform is None else grid.qform, qform)
+    image.header["xyzt_units"] = grid.units
     image.header["descrip"] = note.encode()
     if step != 1:
         image.header.set_slope_inter(step, 0)
     with whole_file(path, overwrite=overwrite) as partial:
         nib.save(image, partial)
-
-
-def require_same_grid(volumes: Sequence[Volume]) -> None:
-    """Check that all volumes lie on the grid of the first.
-
-    Corners within `SAME_GRID_MM` are the same; up to half a voxel apart is taken for a header
-    written with few digits and warned about, as the voxels still correspond one to one.
-
-    Raises:
-        GridMismatchError: Naming the first file that differs, and by how much.
-    """
-    first = volumes[0]
-    half_a_voxel = min(first.spacing_mm) / 2
-    for other in volumes[1:]:
-        if other.shape != first.shape:
-            difference = f"{times(other.shape)} voxels, not {times(first.shape)}"
-            raise GridMismatchError(first.path, other.path, difference)
-        apart = corner_distance_mm(first, other)
-        if not apart <= half_a_voxel:  # NaN in an affine must fail too
-            raise GridMismatchError(first.path, other.path, f"corners {apart:.3g} mm apart")
-        if apart > SAME_GRID_MM:
-            warnings.warn(
-                f"{other.path} is {apart:.3g} mm off the grid of {first.path}, less than half a "
-                "voxel: taken as the same grid",
-                BratsWarning,
-                stacklevel=2,
-            )
-
-
-def corner_distance_mm(first: Volume, second: Volume) -> float:
-    """Largest distance between corresponding corners of two grids of one shape."""
-    corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * np.array(
-        [*(np.array(first.shape) - 1), 1.0]
-    )
-    offsets = corners @ (first.affine - second.affine).T
-    return float(np.linalg.norm(offsets[:, :3], axis=1).max())
-
-
-def times(shape: tuple[int, ...]) -> str:
-    """A shape as people write it: `240 x 240 x 155`."""
-    return " x ".join(map(str, shape))
-
-
-def _open(path: Path) -> Any:
-    """The image at `path` with its data still on disk."""
-    if not path.exists():
-        raise UnreadableFileError(path, "there is no such file", hint="check the path")
-    try:
-        # nibabel logs what it mends in a header; `brats check` says it with the file's name.
-        with LoggingOutputSuppressor():
-            image = nib.load(path)
-    except _UNREADABLE as error:
-        raise UnreadableFileError(
-            path, "it is not a NIfTI file", hint="is it text, or an archive that was renamed?"
-        ) from error
-    if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
-        raise UnreadableFileError(path, "it is not a NIfTI file", hint="convert it to .nii.gz")
-    return image

@@ -15,7 +15,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..compute.devices import autocast, memory_for_network
 from ..data.labels import REGIONS
 from ..errors import DeviceError
-from .checkpoint import THRESHOLD as THRESHOLD
 from .config import UNetConfig
 from .monai import MonaiShape
 from .network import Network, UNet3D

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from ..compute.processes import in_threads
 from ..errors import UnreadableFileError
-from ..images.nifti import Volume
+from ..images.grid import Box, Grid, Volume, bounding_box, to_canonical, translation
 
 Array = npt.NDArray[Any]
-Box = tuple[slice, slice, slice]
 
 PREPARATION = "brats-preparation/1"
 """Noted in stores and checkpoints; changes when the same scans would be prepared differently."""
@@ -73,14 +71,14 @@ def prepare(volumes: Sequence[Volume]) -> Prepared:
         _require_content(volume)
     box = bounding_box(_anything([volume.data for volume in volumes]), margin=MARGIN)
     cropped = [volume.data[box] for volume in volumes]
-    images, affine = _to_canonical(cropped, _shifted(volumes[0].affine, box))
+    images, affine = to_canonical(cropped, _shifted(volumes[0].affine, box))
     if _needs_resampling(affine):
         target, shape = _canonical_grid(affine, images[0].shape)
         finer = partial(resample, affine=affine, target=target, shape=shape, order=_SPLINE)
         images = list(in_threads(finer, images))
         affine = target
     brain = brain_of(images)
-    box = bounding_box(brain, margin=MARGIN)
+    box = bounding_box(brain if brain.any() else np.ones_like(brain), margin=MARGIN)
     images, brain = [image[box] for image in images], brain[box]
     return Prepared(_z_scores(images, brain), _shifted(affine, box), brain)
 
@@ -111,15 +109,15 @@ def prepare_labels(labels: Volume, like: Prepared) -> npt.NDArray[np.uint8]:
     return found.astype(np.uint8, copy=False)
 
 
-def to_native(values: Array, prepared_affine: Array, like: Volume) -> Array:
+def to_native(values: Array, prepared_affine: Array, grid: Grid) -> Array:
     """Values of the prepared grid on the case's own grid; 0 outside the brain box.
 
     Args:
         values: (X, Y, Z) on the prepared grid.
         prepared_affine: Its affine.
-        like: Any volume of the case.
+        grid: The case's own.
     """
-    return from_grid(values, prepared_affine, like.affine, like.shape, order=1)
+    return from_grid(values, prepared_affine, grid.affine, grid.shape, order=1)
 
 
 def from_grid(
@@ -169,22 +167,6 @@ def resample(
     return found
 
 
-def bounding_box(mask: npt.NDArray[np.bool_], *, margin: int = 0) -> Box:
-    """Smallest box around the true voxels, grown by `margin` within the grid.
-
-    A mask without a true voxel has the whole grid as its box.
-    """
-    sides = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        found = np.flatnonzero(mask.any(axis=others))
-        if not found.size:
-            return slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2])
-        last = int(found[-1]) + 1 + margin
-        sides.append(slice(max(int(found[0]) - margin, 0), min(last, mask.shape[axis])))
-    return sides[0], sides[1], sides[2]
-
-
 def _anything(images: Sequence[Array]) -> npt.NDArray[np.bool_]:
     """Where any of `images` is not 0."""
     found: npt.NDArray[np.bool_] = images[0] != 0
@@ -214,13 +196,6 @@ def _require_content(volume: Volume) -> None:
         )
 
 
-def _to_canonical(images: Sequence[Array], affine: Array) -> tuple[list[Array], Array]:
-    """Views of images whose axes run, most nearly, to the right, anterior and superior."""
-    orientation = nib.io_orientation(affine)
-    turned = [nib.apply_orientation(image, orientation) for image in images]
-    return turned, affine @ nib.orientations.inv_ornt_aff(orientation, images[0].shape)
-
-
 def _needs_resampling(affine: Array) -> bool:
     # A tenth of a degree, or 1 % of a voxel: less than scanners' headers are worth.
     return bool(np.abs(affine[:3, :3] - np.eye(3)).max() > 0.01)
@@ -232,19 +207,13 @@ def _canonical_grid(affine: Array, shape: tuple[int, ...]) -> tuple[Array, tuple
     corners = (ends * np.array([*(np.array(shape) - 1), 1.0])) @ affine.T
     low, high = corners[:, :3].min(axis=0), corners[:, :3].max(axis=0)
     size = tuple(int(edge) for edge in np.ceil(high - low - 1e-6) + 1)
-    return _translation(low), size
+    return translation(low), size
 
 
 def _shifted(affine: Array, box: Box) -> Array:
     """The affine of what `box` cuts out."""
-    shifted: Array = affine @ _translation([side.start for side in box])
+    shifted: Array = affine @ translation([side.start for side in box])
     return shifted
-
-
-def _translation(offset: Sequence[float] | Array) -> npt.NDArray[np.float64]:
-    affine = np.eye(4)
-    affine[:3, 3] = offset
-    return affine
 
 
 def _is_signed_permutation(matrix: Array) -> bool:

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ... import __version__
-from ..data.labels import REGION_COLOURS, Mask
-from ..surface.regions import surface
+from ..data.labels import REGION_COLOURS
+from ..images.grid import Grid, Mask
+from ..surface.surfaces import surface_of
 from ..writing import whole_file
 from .scene import SEQUENCES, Heat, Scan, Scene, Segmentation
 
@@ -244,7 +245,7 @@ def _describe_meshes(
         mask = segmentation.masks.get(region)
         if mask is None or not mask.any():
             continue
-        mesh = surface(mask, scene.affine)
+        mesh = surface_of(mask, Grid(scene.shape, scene.affine)).mesh
         name = f"mesh-{number}-{bit}"
         blobs[name] = _mz3(mesh.vertices, mesh.faces)
         colour = REGION_COLOURS[region].lstrip("#")
@@ -291,7 +292,7 @@ def _nifti(voxels: npt.NDArray[np.uint8], scene: Scene, *, step: float, least: f
     return _gzip(bytes(header) + voxels.tobytes("F"))
 
 
-def _mz3(vertices: npt.NDArray[np.float64], faces: npt.NDArray[np.int64]) -> bytes:
+def _mz3(vertices: npt.NDArray[np.float64], faces: npt.NDArray[np.integer]) -> bytes:
     """A surface as gzipped MZ3, the format of Surfice, which NiiVue reads fastest."""
     rounded = np.round(vertices / _MESH_STEP_MM) * _MESH_STEP_MM
     header = struct.pack("<2H3I", 0x5A4D, 3, len(faces), len(vertices), 0)  # faces and vertices

@@ -14,18 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..compute.machine import available_cpus
-from ..data.cases import Case, label_scheme, read_images
-from ..data.labels import LabelScheme, Mask
+from ..data.cases import Case, read_images
+from ..data.labels import LabelScheme, label_scheme, noted_scheme
 from ..data.naming import MODALITIES, schemes_by_name
 from ..errors import CaseError, UnreadableFileError
-from ..images.nifti import Volume, read_label_map, read_volume, require_same_grid
+from ..images.grid import Box, Mask, Volume, bounding_box, require_same_grid
+from ..images.nifti import read_labels, read_volume
 
 if TYPE_CHECKING:
     from ..score.metrics import MaskScore
 
 Array = npt.NDArray[Any]
 Affine = npt.NDArray[np.float64]
-Box = tuple[slice, slice, slice]
 
 SEQUENCES: Mapping[str, str] = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
 """How the sequences are written for people, in the order in which they are shown."""
@@ -35,9 +35,6 @@ PLANES: Mapping[str, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
 
 # Of the brain's voxels: noise below and vessels above would otherwise set the contrast.
 _DARKEST, _BRIGHTEST = 1.0, 99.5
-
-_FLAT_MM3 = 1e-9
-"""A voxel of less volume than this has none."""
 
 _MARGIN = 2
 """Voxels of background around the brain, so that contours at its edge can be seen."""
@@ -215,7 +212,6 @@ def load_scene(case: Case, wanted: Wanted) -> Scene:
             hint=f"give a folder with at least one of {', '.join(SEQUENCES.values())}",
         )
     images, maps, heats = _read(case, modalities, wanted)
-    _require_place(images[0])
     spacing_mm = images[0].spacing_mm
     notes = _notes(case, modalities, images)
     arrays = [*(image.data for image in images), *(each.data for each, _ in maps.values())]
@@ -256,7 +252,7 @@ def _read(
     with ThreadPoolExecutor(available_cpus()) as pool:
         together = [modalities] if one_file else [[name] for name in modalities]
         images = [pool.submit(read_images, case, names) for names in together]
-        labels = {n: pool.submit(read_label_map, path) for n, path in label_maps.items() if path}
+        labels = {n: pool.submit(read_labels, path) for n, path in label_maps.items() if path}
         heats = {n: pool.submit(read_volume, path) for n, path in maps.items() if path}
         if len(labels) == 2:
             # It takes a second to load, while the files are unzipped.
@@ -269,21 +265,6 @@ def _read(
         _require_map(volume)
     schemes = {name: _scheme_of(case, volume, wanted.labels) for name, volume in found.items()}
     return volumes, {name: (found[name], schemes[name]) for name in found}, numbers
-
-
-def _require_place(image: Volume) -> None:
-    """Check that an image's affine leads somewhere.
-
-    Raises:
-        UnreadableFileError: If it is singular or not finite.
-    """
-    finite = bool(np.isfinite(image.affine).all())
-    if not finite or abs(np.linalg.det(image.affine[:3, :3])) < _FLAT_MM3:
-        raise UnreadableFileError(
-            image.path,
-            "it does not tell where its voxels are: its affine is singular or not finite",
-            hint="repair its header: brats check --fix",
-        )
 
 
 def _notes(case: Case, modalities: Sequence[str], images: Sequence[Volume]) -> list[str]:
@@ -327,12 +308,12 @@ def _scheme_of(case: Case, label_map: Volume, labels: LabelScheme | None) -> Lab
     flat = label_map.data.ravel(order="K")
     values = [0, *np.flatnonzero(np.bincount(flat[flat != 0])).tolist()]
     by_name = schemes_by_name(case.id, label_map.shape)
-    declared = label_map.scheme
+    declared = noted_scheme(label_map.note)
     if label_map.path == case.label:
         declared = declared or case.scheme
         by_name = case.allowed or by_name
     fits = declared is not None and declared.values >= set(values)
-    given = labels.name if labels is not None and not fits else None
+    given = None if fits else labels
     return label_scheme(values, declared, str(label_map.path), given, allowed=by_name)
 
 
@@ -478,14 +459,6 @@ def _box_around(arrays: Sequence[Array]) -> Box:
     buffer = np.empty_like(found)
     for array in arrays[1:]:
         found |= np.not_equal(array, 0, out=buffer)
-    sides = [slice(0, size) for size in found.shape]
-    inside = found
-    # The axis with the largest steps in memory first: what follows looks at ever less of it.
-    for axis in sorted(range(3), key=lambda axis: -abs(found.strides[axis])):
-        others = tuple(other for other in range(3) if other != axis)
-        kept = np.flatnonzero(inside.any(axis=others))
-        if kept.size:
-            first, last = int(kept[0]), int(kept[-1]) + 1
-            sides[axis] = slice(max(first - _MARGIN, 0), min(last + _MARGIN, found.shape[axis]))
-            inside = inside[(slice(None),) * axis + (slice(first, last),)]
-    return sides[0], sides[1], sides[2]
+    if not found.any():
+        return slice(0, found.shape[0]), slice(0, found.shape[1]), slice(0, found.shape[2])
+    return bounding_box(found, margin=_MARGIN)

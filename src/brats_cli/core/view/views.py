@@ -12,7 +12,7 @@ from typing import Any
 
 from ..compute.processes import in_processes
 from ..data.cases import Case, case_at, find_label_maps, nifti_files, survey
-from ..data.labels import LabelScheme, scheme_named
+from ..data.labels import LabelScheme, as_scheme
 from ..errors import BratsError, CaseError, ConfigError, NoCasesError
 from ..images.nifti import stem
 from ..writing import require_writable
@@ -128,7 +128,7 @@ def view(
     Raises:
         BratsError: If nothing can be shown: no case, no match, or an output that exists.
     """
-    scheme = scheme_named(labels) if isinstance(labels, str) else labels
+    scheme = as_scheme(labels)
     paths = [Path(each) for each in ([case] if isinstance(case, str | Path) else case)]
     cases, wrong = _find(paths)
     batch = len(cases) + len(wrong) > 1

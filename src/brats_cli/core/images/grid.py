@@ -1,0 +1,231 @@
+"""Where voxels lie in space, and images on such grids: corners, boxes, and which grids are one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import BratsWarning, GridMismatchError
+
+Affine = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Box = tuple[slice, slice, slice]
+
+SAME_GRID_MM = 0.01
+"""Corners no farther apart than this are the same point: headers are float32."""
+
+MILLIMETRES = 2
+"""NIfTI's code of the unit of length; 0 is unknown, 1 metres, 3 micrometres."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A voxel grid in space.
+
+    Attributes:
+        shape: Voxels along each axis, (X, Y, Z).
+        affine: (4, 4), from voxel indices to millimetres in RAS+.
+        codes: NIfTI's sform and qform codes, which name the space that `affine` leads to.
+        qform: The affine of the qform where the header has one, (4, 4); else None.
+        units: NIfTI's code of the units of length (the lowest three bits) and time.
+    """
+
+    shape: tuple[int, int, int]
+    affine: Affine
+    codes: tuple[int, int] = (1, 1)
+    qform: Affine | None = None
+    units: int = MILLIMETRES
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Size of a voxel along each array axis."""
+        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
+        return float(x), float(y), float(z)
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel."""
+        return float(np.prod(self.spacing_mm))
+
+    @property
+    def determinant(self) -> float:
+        """How much the affine stretches space, negative if it mirrors; 0 if it is not finite."""
+        return float(np.linalg.det(self.affine[:3, :3])) if np.isfinite(self.affine).all() else 0.0
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the affine is finite and leaves space its three dimensions."""
+        return abs(self.determinant) > 1e-12
+
+    @property
+    def corners_mm(self) -> npt.NDArray[np.float64]:
+        """Centres of the eight corner voxels in space, (8, 3)."""
+        corners: npt.NDArray[np.float64] = (_UNIT_CORNERS * self._last) @ self.affine.T
+        return corners[:, :3]
+
+    def distance_mm(self, other: Grid) -> float:
+        """Largest distance between corresponding corners of two grids of one shape."""
+        offsets = (_UNIT_CORNERS * self._last) @ (self.affine - other.affine).T
+        return float(np.linalg.norm(offsets[:, :3], axis=1).max())
+
+    def crop(self, box: Box) -> Grid:
+        """The grid of what `box` cuts out."""
+        shape = [len(range(*side.indices(n))) for side, n in zip(box, self.shape, strict=True)]
+        shift = translation([side.indices(n)[0] for side, n in zip(box, self.shape, strict=True)])
+        qform = None if self.qform is None else self.qform @ shift
+        return replace(
+            self, shape=(shape[0], shape[1], shape[2]), affine=self.affine @ shift, qform=qform
+        )
+
+    @property
+    def _last(self) -> npt.NDArray[np.float64]:
+        return np.array([*(np.array(self.shape) - 1), 1.0])
+
+
+_UNIT_CORNERS = np.array([[*corner, 1.0] for corner in product((0, 1), repeat=3)])
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An image on a grid.
+
+    Attributes:
+        data: (X, Y, Z), or (X, Y, Z, C) for several channels.
+        grid: Where its voxels lie.
+        path: The file it was read from.
+        header: That file's NIfTI header as it was written, nothing repaired; None if made here.
+        gzipped: Whether the file's bytes were gzipped, whatever its name says.
+    """
+
+    data: npt.NDArray[Any]
+    grid: Grid
+    path: Path = Path()
+    header: Any = None
+    gzipped: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis, (X, Y, Z)."""
+        return self.grid.shape
+
+    @property
+    def affine(self) -> Affine:
+        """That of the grid, (4, 4)."""
+        return self.grid.affine
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Size of a voxel along each array axis."""
+        return self.grid.spacing_mm
+
+    @property
+    def note(self) -> str:
+        """What the header's description says, where there is one."""
+        written = b"" if self.header is None else bytes(self.header["descrip"])
+        return written.decode("latin-1").rstrip("\0")
+
+    @cached_property
+    def values(self) -> npt.NDArray[Any]:
+        """The voxels in their order in memory, flat and without a copy."""
+        return self.data.ravel("K")
+
+    @cached_property
+    def foreground(self) -> npt.NDArray[Any]:
+        """The voxels that are finite and not 0, (n,)."""
+        chosen: npt.NDArray[Any] = self.values[self.values != 0]
+        return chosen[np.isfinite(chosen)] if chosen.dtype.kind == "f" else chosen
+
+    def channel(self, number: int) -> Volume:
+        """One channel of (X, Y, Z, C)."""
+        return replace(self, data=self.data[..., number])
+
+
+def require_same_grid(volumes: Sequence[Volume]) -> None:
+    """Check that all volumes lie on the grid of the first.
+
+    Corners within `SAME_GRID_MM` are the same; up to half a voxel apart is taken for a header
+    written with few digits and warned about, as the voxels still correspond one to one.
+
+    Raises:
+        GridMismatchError: Naming the first file that differs, and by how much.
+    """
+    first = volumes[0]
+    half_a_voxel = min(first.spacing_mm) / 2
+    for other in volumes[1:]:
+        if other.shape != first.shape:
+            difference = f"{times(other.shape)} voxels, not {times(first.shape)}"
+            raise GridMismatchError(first.path, other.path, difference)
+        apart = first.grid.distance_mm(other.grid)
+        if not apart <= half_a_voxel:  # NaN in an affine must fail too
+            raise GridMismatchError(first.path, other.path, f"corners {apart:.3g} mm apart")
+        if apart > SAME_GRID_MM:
+            warnings.warn(
+                f"{other.path} is {apart:.3g} mm off the grid of {first.path}, less than half a "
+                "voxel: taken as the same grid",
+                BratsWarning,
+                stacklevel=2,
+            )
+
+
+def bounding_box(mask: Mask, *, margin: int = 0) -> Box:
+    """Smallest box around the true voxels of a mask, grown by `margin` voxels within the grid.
+
+    The box of an empty mask is empty.
+
+    >>> bounding_box(np.array([[[0, 1, 0], [0, 1, 1]]], dtype=bool))
+    (slice(0, 1, None), slice(0, 2, None), slice(1, 3, None))
+    """
+    sides = [slice(0, 0)] * 3
+    inside = mask
+    # The axis with the largest steps in memory first: what follows looks at ever less of it.
+    for axis in sorted(range(3), key=lambda axis: -abs(mask.strides[axis])):
+        others = tuple(other for other in range(3) if other != axis)
+        found = np.flatnonzero(inside.any(axis=others))
+        if not found.size:
+            return slice(0, 0), slice(0, 0), slice(0, 0)
+        first, last = int(found[0]), int(found[-1]) + 1
+        sides[axis] = slice(max(first - margin, 0), min(last + margin, mask.shape[axis]))
+        inside = inside[(slice(None),) * axis + (slice(first, last),)]
+    return sides[0], sides[1], sides[2]
+
+
+def to_canonical(
+    images: Sequence[npt.NDArray[Any]], affine: Affine
+) -> tuple[list[npt.NDArray[Any]], Affine]:
+    """Views of images (X, Y, Z) of one grid whose axes run, most nearly, right, anterior, superior.
+
+    Returns:
+        The views, and their affine.
+    """
+    orientation = nib.orientations.io_orientation(affine)
+    turned = [nib.orientations.apply_orientation(image, orientation) for image in images]
+    return turned, affine @ nib.orientations.inv_ornt_aff(orientation, images[0].shape)
+
+
+def translation(offset: Sequence[float] | npt.NDArray[Any]) -> Affine:
+    """The affine that moves by `offset`.
+
+    >>> translation([1, 2, 3])[:3, 3].tolist()
+    [1.0, 2.0, 3.0]
+    """
+    affine = np.eye(4)
+    affine[:3, 3] = offset
+    return affine
+
+
+def times(shape: Sequence[int]) -> str:
+    """A shape as people write it.
+
+    >>> times((240, 240, 155))
+    '240 x 240 x 155'
+    """
+    return " x ".join(map(str, shape))
