@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ... import __version__
 from ..data.labels import REGION_COLOURS
 from ..images.grid import Grid, Mask
-from ..surface.surfaces import surface_of
+from ..surface.surfaces import SurfaceConfig, surface_of
 from ..writing import whole_file
 from .scene import SEQUENCES, Heat, Scan, Scene, Segmentation
 
@@ -43,6 +43,10 @@ _TITLES = {
 
 _MESH_OPACITY = {"WT": 0.35, "TC": 0.6}
 """The outer regions let the inner ones shine through."""
+
+_SURFACE = SurfaceConfig(faces=20_000)
+"""All triangles of a tumour of 200 ml made the page a quarter larger, and a browser without a GPU
+a quarter slower, with no difference to the eye."""
 
 _MESH_STEP_MM = 1 / 16
 """Vertices are rounded to this, which makes them half the size."""
@@ -245,7 +249,7 @@ def _describe_meshes(
         mask = segmentation.masks.get(region)
         if mask is None or not mask.any():
             continue
-        mesh = surface_of(mask, Grid(scene.shape, scene.affine)).mesh
+        mesh = surface_of(mask, Grid(scene.shape, scene.affine), _SURFACE).mesh
         name = f"mesh-{number}-{bit}"
         blobs[name] = _mz3(mesh.vertices, mesh.faces)
         colour = REGION_COLOURS[region].lstrip("#")
