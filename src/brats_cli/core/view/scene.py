@@ -49,7 +49,7 @@ class Wanted:
         reference: The one that the prediction is scored against; dashed beside a prediction.
         uncertainty: Map from 0 (certain) to 100, 3D, or 4D with a map per region.
         probabilities: Map from 0 to 1, likewise.
-        labels: Label scheme of label maps for which neither header nor data set tells it.
+        labels: Label scheme of label maps whose header and data set leave it open.
     """
 
     prediction: Path | None = None

@@ -142,7 +142,7 @@ def draw_slices(
 
     Args:
         scene: What to show.
-        path: Where to write; its suffix, one of `FORMATS`, tells the format.
+        path: Where to write; its suffix, one of `FORMATS`, decides the format.
         slices: Slices to show in place of those with most tumour, as `axial=77`.
         montage: Show this many axial slices in place of one per plane.
         overwrite: Whether `path` may exist.

@@ -116,7 +116,7 @@ def view(
         uncertainty: Map to lay over the scans, 0 to 100; a file, or a folder of CASE_uncertainty.
         probabilities: Map to lay over the scans, 0 to 1; a file, or a folder of
             CASE_probabilities.
-        labels: Label scheme of label maps for which neither header nor data set tells it.
+        labels: Label scheme of label maps whose header and data set leave it open.
         workers: Processes; None means one per CPU, 0 and 1 stay in this one.
         skip_existing: Skip cases whose file exists.
         overwrite: Replace files that exist.
@@ -218,7 +218,7 @@ class _Sources:
         segmentations: One or two: a file, or label maps by case id; empty for the case's own.
         maps: For uncertainty and probabilities, likewise.
         reviews: The review number of each case, where a folder of predictions has them.
-        labels: Label scheme of label maps for which neither header nor data set tells it.
+        labels: Label scheme of label maps whose header and data set leave it open.
     """
 
     segmentations: tuple[Path | Mapping[str, Path], ...]
@@ -244,7 +244,7 @@ class _Sources:
         """
         if len(seg) > 2:
             raise ConfigError(
-                f"{len(seg)} segmentations cannot be told apart in one picture",
+                f"{len(seg)} segmentations are too many for one picture",
                 hint="give one or two: --seg PREDICTION --seg REFERENCE",
             )
         given = [Path(each) for each in seg]
