@@ -104,7 +104,10 @@ def test_the_missions_line_writes_the_label_map_of_the_newest_run(here):
     header, row = result.stdout.splitlines()
     assert header.split() == ["file", "WT", "TC", "ET", "review", "seconds"]
     assert row.split()[:7] == ["seg.nii.gz", ml, "ml", ml, "ml", "0.00", "ml"]
-    assert result.stderr == f"model runs/a/best.pt on cpu ({torch.get_num_threads()} threads)\n"
+    assert result.stderr.splitlines() == [
+        f"model runs/a/best.pt on cpu ({torch.get_num_threads()} threads)",
+        f"see it: brats view data/{IDS[0]} --seg seg.nii.gz -o view.html",
+    ]
     assert written(here) == ["data", "runs", "seg.nii.gz"]
 
 
