@@ -118,30 +118,29 @@ def shells_lost(mesh: TriangleMesh, voxels: VoxelSurface, affine: Any) -> int:
 
 
 def farthest_centre(found: RegionMask, mesh: TriangleMesh, *, of_shells: bool) -> float:
-    """How far the centre of the region, or of any of its larger parts, is from the voxels'."""
+    """How far the centre of the region, or of any of its larger parts, is from the voxels'.
 
-    def centre(mask: Any) -> Any:
-        affine = found.grid.affine
-        return np.argwhere(mask).mean(axis=0) @ affine[:3, :3].T + affine[:3, 3]
-
-    distances = [np.linalg.norm(mesh.centre_mm - centre(found.mask))]
-    if of_shells:
-        parts, _ = ndimage.label(found.mask)
-        cavities = (
-            ndimage.binary_fill_holes(found.mask, ndimage.generate_binary_structure(3, 2))
-            & ~found.mask
-        )
-        near_cavity = (
-            set(np.unique(parts[ndimage.binary_dilation(cavities)])) if cavities.any() else set()
-        )
-        centres = {
-            part: centre(parts == part)
-            for part in np.flatnonzero(np.bincount(parts.ravel()) >= CENTRE_VOXELS)
-            if part and part not in near_cavity  # whose shell holds the cavity too
-        }
-        ours = np.array([shell.centre_mm for shell in shells_of(mesh)])
-        distances += [np.linalg.norm(ours - each, axis=1).min() for each in centres.values()]
-    return float(max(distances))
+    Parts with a cavity are left out, for their shells hold the cavity too.
+    """
+    affine = found.grid.affine
+    parts, number = ndimage.label(found.mask)
+    voxels = np.argwhere(found.mask)
+    part = parts[found.mask]
+    size = np.maximum(np.bincount(part, minlength=number + 1), 1)
+    sums = np.stack([np.bincount(part, each, number + 1) for each in voxels.T], axis=1)
+    centres = (sums / size[:, None]) @ affine[:3, :3].T + affine[:3, 3]
+    whole = voxels.mean(axis=0) @ affine[:3, :3].T + affine[:3, 3]
+    farthest = float(np.linalg.norm(mesh.centre_mm - whole))
+    if not of_shells:
+        return farthest
+    passages = ndimage.generate_binary_structure(3, 2)
+    cavities = ndimage.binary_fill_holes(found.mask, passages) & ~found.mask
+    hollow = np.unique(parts[ndimage.binary_dilation(cavities)])
+    chosen = np.setdiff1d(np.flatnonzero(size >= CENTRE_VOXELS), [0, *hollow])
+    ours = np.array([shell.centre_mm for shell in shells_of(mesh)])
+    for each in centres[chosen]:
+        farthest = max(farthest, float(np.linalg.norm(ours - each, axis=1).min()))
+    return farthest
 
 
 def shells_of(mesh: TriangleMesh) -> Iterator[TriangleMesh]:
@@ -151,8 +150,9 @@ def shells_of(mesh: TriangleMesh) -> Iterator[TriangleMesh]:
 
     _, shell = connected_components(neighbours(mesh.faces, len(mesh.vertices)), directed=False)
     of_face = shell[mesh.faces[:, 0]]
-    for number in np.unique(of_face):
-        used, corners = np.unique(mesh.faces[of_face == number], return_inverse=True)
+    order = np.argsort(of_face, kind="stable")
+    for faces in np.split(mesh.faces[order], np.flatnonzero(np.diff(of_face[order])) + 1):
+        used, corners = np.unique(faces, return_inverse=True)
         yield TriangleMesh(mesh.vertices[used], corners.reshape(-1, 3))
 
 
@@ -186,6 +186,7 @@ def goals(data: Path, every: int) -> list[str]:
     names: list[str] = []
     for name, found in regions(data, every):
         names.append(name)
+        print(f"\r{len(names)} {name}", end="", file=sys.stderr, flush=True)
         for output, config in OUTPUTS.items():
             rows[output].append(measured(found, config, rounds=ROUNDS if output in GOALS else 1))
     print(f"\n{len(names)} regions of {len(label_maps(data))} label maps\n")
