@@ -27,7 +27,8 @@ ROLES: Mapping[str, str] = {
 BESIDE = ("probabilities", "uncertainty")
 """Name endings of the maps that `brats predict` writes beside a label map."""
 
-_UNCERTAINTY = re.compile(r"_unc_(whole|core|enhance)$")  # as BraTS 2020's task 3 names them
+UNCERTAINTY_OF = {"WT": "unc_whole", "TC": "unc_core", "ET": "unc_enhance"}
+"""The same for the uncertainty of each region, as BraTS 2020's task 3 names these files."""
 
 _SUFFIX = re.compile(rf"(?:(?P<id>.*?)[_. -])?(?P<suffix>{'|'.join(ROLES)})", re.IGNORECASE)
 
@@ -97,8 +98,9 @@ def parse_name(name: str) -> tuple[str, str]:
 
 
 def lies_beside(name: str) -> bool:
-    """Whether a file name without its ending is that of a map beside a label map."""
-    return name.rpartition("_")[2] in BESIDE or _UNCERTAINTY.search(name) is not None
+    """Whether a file name without its ending is one that `predict` gives to a further map."""
+    endings = tuple(f"_{each}" for each in (*BESIDE, *UNCERTAINTY_OF.values()))
+    return f"_{name}".endswith(endings)
 
 
 def label_rank(path: Path) -> int:
