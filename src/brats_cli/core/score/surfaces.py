@@ -21,6 +21,9 @@ Distances = npt.NDArray[np.float64]
 # distance transform of the whole box takes less time than a search from every surface voxel.
 _CROWDED = 4
 
+_MANY = 2000
+"""Elements of surface from which on fewer searches are worth looking for."""
+
 # The surface inside a cube of 2 x 2 x 2 voxel centres, by marching cubes with vertices halfway
 # along the edges. A bit of the key says whether a corner is inside: 128 >> (4 x + 2 y + z). The
 # values are the area vectors of the triangles in eighths of the cube's faces, without signs. Of
@@ -82,9 +85,56 @@ def weighted_hausdorff95_mm(reference: Mask, predicted: Mask, spacing_mm: Spacin
     if not len(here_mm2) or not len(there_mm2):
         return math.nan
     return max(
-        _weighted_percentile(_nearest_mm(here, there, spacing_mm), here_mm2),
-        _weighted_percentile(_nearest_mm(there, here, spacing_mm), there_mm2),
+        _directed95_mm(here, here_mm2, there, spacing_mm),
+        _directed95_mm(there, there_mm2, here, spacing_mm),
     )
+
+
+def _directed95_mm(start: Mask, areas: Distances, target: Mask, spacing_mm: Spacing) -> float:
+    """The distance to `target` within which 95 % of the area of `start` lies."""
+    if len(areas) >= _MANY:
+        found = _searched_by_blocks(start, areas, target, spacing_mm)
+        if found is not None:
+            return found
+    return _weighted_percentile(_nearest_mm(start, target, spacing_mm), areas)
+
+
+def _searched_by_blocks(
+    start: Mask, areas: Distances, target: Mask, spacing_mm: Spacing
+) -> float | None:
+    """The same with fewer searches: only where the percentile can lie.
+
+    The distance d of an element differs by at most r, the radius of a block of 4 x 4 x 4 elements,
+    from the distance D of its block's centre. So the percentile q of d is within r of the
+    percentile Q of D, and elements with D < Q - 2r or D > Q + 2r lie on a known side of q: only
+    the others are searched. That is a fifth of them where a prediction is far off, which is where
+    a search takes longest.
+
+    Returns:
+        None where areas add up to 95 % so closely that the order of adding them would decide.
+    """
+    voxels = np.argwhere(start)
+    tree = KDTree(np.argwhere(target) * spacing_mm, balanced_tree=False, compact_nodes=False)
+    shape = [-(-side // 4) for side in start.shape]
+    blocks, block = np.unique(
+        np.ravel_multi_index(tuple((voxels // 4).T), shape), return_inverse=True
+    )
+    centres = 4 * np.stack(np.unravel_index(blocks, shape), axis=1) + 1.5
+    radius = 1.5 * math.hypot(*spacing_mm)
+    roughly, _ = tree.query(centres * spacing_mm)
+    total = areas.sum()
+    order = np.argsort(roughly)
+    share = np.cumsum(np.bincount(block, weights=areas)[order]) / total
+    middle = roughly[order[min(int(np.searchsorted(share, 0.95 - 1e-9)), len(order) - 1)]]
+    off = roughly[block] - middle
+    reach = 2 * radius + 1e-6
+    searched = np.abs(off) <= reach
+    distances, _ = tree.query(voxels[searched] * spacing_mm)
+    order = np.lexsort((areas[searched], distances))
+    share = (areas[off < -reach].sum() + np.cumsum(areas[searched][order])) / total
+    if (np.abs(share - 0.95) < 1e-9).any():
+        return None
+    return float(distances[order[min(int(np.searchsorted(share, 0.95)), len(share) - 1)]])
 
 
 def _weighted_percentile(distances: Distances, areas: Distances) -> float:
