@@ -50,6 +50,17 @@ def split(
             help="Balance the parts by this column; default: by tumour size and enhancement.",
         ),
     ] = None,
+    patients: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX|TABLE.csv:COLUMN",
+            help="Who the patient of a case is, if names follow no known scheme.",
+        ),
+    ] = None,
+    modalities: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="MR sequences that every case must have."),
+    ] = "t1,t1ce,t2,flair",
     include: Annotated[
         Patterns, _pattern("Only cases whose id matches, such as 'BraTS2021_*'; repeatable.")
     ] = None,
@@ -77,6 +88,8 @@ def split(
             seed=seed,
             group=group,
             stratify=stratify,
+            patients=patients,
+            modalities=modalities,
             include=include or (),
             exclude=exclude or (),
             labels=labels,

@@ -75,7 +75,7 @@ def test_a_region_that_depends_on_the_scheme_is_an_error_that_names_the_flag(
 ):
     with pytest.raises(LabelError, match=f"fit several schemes: {fitting}") as caught:
         regions_of(label_map(*values), wanted)
-    assert caught.value.hint == f"say which it is with --labels, one of {fitting}"
+    assert caught.value.hint == f"choose one with --labels: {fitting}"
 
 
 def test_the_scheme_that_the_user_gives_wins_over_the_name():

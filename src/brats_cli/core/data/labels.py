@@ -226,19 +226,35 @@ def noted_scheme(note: str) -> LabelScheme | None:
     return SCHEMES.get(noted[1]) if noted else None
 
 
+def is_predicted(note: str) -> bool:
+    """Whether a label map's description says that `brats predict` made it, not an expert.
+
+    >>> is_predicted("brats predict labels=brats2023")
+    True
+    """
+    return note.startswith("brats predict")
+
+
 def write_labels(
-    path: Path, labels: LabelMap, grid: Grid, scheme: LabelScheme, *, overwrite: bool = False
+    path: Path,
+    labels: LabelMap,
+    grid: Grid,
+    scheme: LabelScheme,
+    *,
+    predicted: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Write a label map as uint8 on a grid: its shape, affine, and sform and qform codes.
 
-    The scheme's name goes into the header's description, so that later steps need no flag.
+    The scheme's name goes into the header's description, so that later steps need no flag, and
+    whether a network made it, so that none learns from it.
 
     Raises:
         ValueError: If the shapes differ.
         OutputExistsError: If `path` exists and `overwrite` is false.
         OutputError: If it cannot be written.
     """
-    note = f"brats labels={scheme.name}"
+    note = f"brats {'predict ' if predicted else ''}labels={scheme.name}"
     write_image(path, labels.astype(np.uint8), grid, note=note, overwrite=overwrite)
 
 
@@ -311,11 +327,12 @@ def label_scheme(
         (declared or SCHEMES["brats2024"]).require(present, source)
     if any(_meanings(scheme, present) != _meanings(fitting[0], present) for scheme in fitting):
         names = ", ".join(scheme.name for scheme in fitting)
+        mask = "a mask of 0 and 1 does not say of which tissue: " if present <= {0, 1} else ""
         held = ", ".join(map(str, sorted(present)))
         expected = f" (its name indicates {declared.name})" if declared else ""
         raise LabelError(
             f"{source} holds labels {held}, which fit several schemes: {names}{expected}",
-            hint=f"choose one with {flag}: {names}",
+            hint=f"{mask}choose one with {flag}: {names}",
         )
     return fitting[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from ..compute.devices import arithmetic
 from ..compute.machine import free_memory, keep_freed_memory
 from ..data.cases import Case, read_images
 from ..data.labels import LabelScheme, write_labels
-from ..data.naming import BESIDE, UNCERTAINTY_OF
-from ..errors import BratsError, ConfigError, MissingModalityError
-from ..images.grid import Grid, times
+from ..data.naming import BESIDE, MODALITIES, UNCERTAINTY_OF
+from ..errors import BratsError, BratsWarning, ConfigError, MissingModalityError
+from ..images.background import signs_of_skull
+from ..images.grid import Grid, Volume, times
 from ..images.nifti import shape_on_disk, stem, write_image
 from ..model.checkpoint import Checkpoint
 from ..model.decision import Decision
@@ -192,7 +194,7 @@ class Segmentation:
             write_image(
                 file, values, self.grid, note=note, step=steps.get(name, 1), overwrite=overwrite
             )
-        write_labels(path, self.labels, self.grid, self.scheme, overwrite=overwrite)
+        write_labels(path, self.labels, self.grid, self.scheme, predicted=True, overwrite=overwrite)
 
 
 def companion(path: Path, name: str) -> Path:
@@ -249,13 +251,18 @@ class Predictor:
         """Read and prepare a case.
 
         Raises:
-            MissingModalityError: If it lacks a modality that the networks need.
+            MissingModalityError: If it lacks a modality that the networks need, or has an image
+                of zeros in its place.
             UnreadableFileError: If a file is damaged.
             BratsError: If it needs more memory than is free.
         """
         present = self._present(case)
         _require_memory(case, len(present))
         volumes = read_images(case, present)
+        if blank := [m for m, each in zip(present, volumes, strict=True) if not each.data.any()]:
+            present = self._present(case, blank)
+            volumes = [each for each in volumes if each.data.any()]
+        _warn_of_skull(case, dict(zip(present, volumes, strict=True)))
         prepared = prepare(volumes)
         images = prepared.images
         if present != self.modalities:
@@ -333,13 +340,17 @@ class Predictor:
             maps,
         )
 
-    def _present(self, case: Case) -> tuple[str, ...]:
-        """The modalities of `case` that the networks use."""
-        present = tuple(modality for modality in self.modalities if modality in case.images)
-        missing = [modality for modality in self.modalities if modality not in case.images]
+    def _present(self, case: Case, blank: Sequence[str] = ()) -> tuple[str, ...]:
+        """The modalities of `case` that the networks use, without the `blank` ones."""
+        found = [modality for modality in case.images if modality not in blank]
+        present = tuple(modality for modality in self.modalities if modality in found)
+        missing = [modality for modality in self.modalities if modality not in found]
         able = all(checkpoint.saw_missing_modalities for checkpoint in self.checkpoints)
         if missing and not (present and (able or self.config.allow_missing)):
-            raise MissingModalityError(case.id, missing, case.images, hint=_ways_out(present))
+            others = [path.name for path in case.others]
+            raise MissingModalityError(
+                case.id, missing, found, blank=blank, others=others, hint=_ways_out(present)
+            )
         return present
 
     def _segmenters(self) -> Iterator[Segmenter]:
@@ -404,6 +415,21 @@ def _ways_out(present: Sequence[str]) -> str:
         "use --allow-missing to segment it all the same, with worse results; or train a model for "
         "missing sequences with --set augmentation.modality_dropout=0.3"
     )
+
+
+def _warn_of_skull(case: Case, images: Mapping[str, Volume]) -> None:
+    """Warn if one of the images shows more than a brain, of which the networks know nothing."""
+    for modality in sorted(images, key=MODALITIES.index):
+        volume = images[modality]
+        is_t1 = modality in ("t1", "t1ce")
+        if signs := signs_of_skull(volume.data, volume.grid.voxel_mm3, is_t1=is_t1):
+            warnings.warn(
+                f"case {case.id}: {signs} in {modality}; is the skull still on? The networks know "
+                "brains without it",
+                BratsWarning,
+                stacklevel=2,
+            )
+            return
 
 
 def _require_memory(case: Case, modalities: int) -> None:

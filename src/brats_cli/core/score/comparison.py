@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CaseError, ConfigError, UnreadableFileError
+from ..reading import read_text
 from ..wording import did_you_mean, listing
 from ..writing import require_writable
 from .paired import Comparison, Key, differences, ranking
@@ -113,18 +114,17 @@ def read_scores(path: Path, model: str) -> Scores:
     """
     values: dict[str, dict[Key, float]] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            names = list(rows.fieldnames or ())
-            if names[:2] != ["case", "region"]:
-                raise UnreadableFileError(
-                    path,
-                    "it does not begin with the columns case and region",
-                    hint="give what brats evaluate -o FILE.csv wrote",
-                )
-            for number, row in enumerate(rows, 2):
-                _add_row(values.setdefault(row["case"], {}), row, names[2:], path, number)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = csv.DictReader(read_text(path).splitlines())
+        names = list(rows.fieldnames or ())
+        if names[:2] != ["case", "region"]:
+            raise UnreadableFileError(
+                path,
+                "it does not begin with the columns case and region",
+                hint="give what brats evaluate -o FILE.csv wrote",
+            )
+        for number, row in enumerate(rows, 2):
+            _add_row(values.setdefault(row["case"], {}), row, names[2:], path, number)
+    except csv.Error as error:
         raise UnreadableFileError(path, "it is not a CSV file that can be read") from error
     if not values:
         raise UnreadableFileError(path, "it has no scores", hint="was any case scored?")

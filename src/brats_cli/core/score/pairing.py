@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..data.cases import Case, ImageFile, find_label_maps, survey
-from ..data.labels import LabelScheme, label_scheme, noted_scheme
-from ..data.naming import schemes_by_name
-from ..errors import CaseError, LabelError, NoCasesError
-from ..images.grid import Box, Mask, Volume, require_same_grid
+from ..data.labels import LabelScheme, is_predicted
+from ..data.meaning import Known, known_of
+from ..errors import BratsWarning, CaseError, LabelError, NoCasesError
+from ..images.grid import Box, Mask, Volume, on_one_grid
 from ..images.nifti import read_labels
 from ..wording import listing
 from .conventions import BRATS_2022, Convention
@@ -26,15 +27,16 @@ class Pair:
         case: Case id.
         predicted: The label map to score; None if there is none and it counts as empty.
         reference: The expert's.
-        allowed: The label schemes that the references' data set leaves open; empty if it says
-            nothing.
+        theirs: What is known of the reference's labels.
+        ours: What is known of the prediction's labels.
         images: The scans of the case by modality, where the references lie among them.
     """
 
     case: str
     predicted: Path | None
     reference: Path
-    allowed: tuple[LabelScheme, ...] = ()
+    theirs: Known = field(default_factory=Known)
+    ours: Known = field(default_factory=Known)
     images: Mapping[str, ImageFile] = field(default_factory=dict)
 
 
@@ -92,10 +94,11 @@ def match(predictions: Path, references: Path, *, missing_as_empty: bool = False
     if references.is_file() and predictions.is_file():
         predicted = dict.fromkeys(expert, predictions)
     cases = _cases_of_data_set(references)
+    names = _names(predicted, expert)
     pairs = [
-        _pair(case, path, expert[case], cases.get(case))
+        Pair(names[case], path, expert[names[case]])
         for case, path in predicted.items()
-        if case in expert
+        if case in names
     ]
     if not pairs:
         raise CaseError(
@@ -104,19 +107,37 @@ def match(predictions: Path, references: Path, *, missing_as_empty: bool = False
             hint="the file name without modality or _seg is the case id: rename the predictions, "
             "or give two files",
         )
-    without_reference = tuple(case for case in predicted if case not in expert)
-    without_prediction = tuple(case for case in expert if case not in predicted)
+    without_reference = tuple(case for case in predicted if case not in names)
+    without_prediction = tuple(case for case in expert if case not in names.values())
     if missing_as_empty:
-        pairs += [_pair(case, None, expert[case], cases.get(case)) for case in without_prediction]
+        pairs += [Pair(case, None, expert[case]) for case in without_prediction]
         pairs.sort(key=lambda pair: pair.case)
-    return Matching(tuple(pairs), without_reference, without_prediction)
+    theirs = known_of({pair.reference: pair.case for pair in pairs}, cases)
+    ours = known_of({pair.predicted: pair.case for pair in pairs if pair.predicted})
+    known = [
+        replace(
+            pair,
+            theirs=theirs[pair.reference],
+            ours=ours[pair.predicted] if pair.predicted else Known(),
+            images=cases[pair.case].images if pair.case in cases else {},
+        )
+        for pair in pairs
+    ]
+    return Matching(tuple(known), without_reference, without_prediction)
 
 
-def _pair(case_id: str, predicted: Path | None, reference: Path, case: Case | None) -> Pair:
-    if case is None:
-        return Pair(case_id, predicted, reference)
-    allowed = (case.scheme,) if case.scheme else case.allowed
-    return Pair(case_id, predicted, reference, allowed, case.images)
+def _names(predicted: Iterable[str], expert: Iterable[str]) -> dict[str, str]:
+    """The reference's case id by the prediction's, which may differ in upper and lower case."""
+    exact = set(expert)
+    lower: dict[str, list[str]] = {}
+    for case in exact:
+        lower.setdefault(case.casefold(), []).append(case)
+    names = {case: case for case in predicted if case in exact}
+    for case in predicted:
+        alike = lower.get(case.casefold(), [])
+        if case not in names and len(alike) == 1 and alike[0] not in names.values():
+            names[case] = alike[0]
+    return names
 
 
 def _cases_of_data_set(root: Path) -> dict[str, Case]:
@@ -124,7 +145,7 @@ def _cases_of_data_set(root: Path) -> dict[str, Case]:
     if not root.is_dir():
         return {}
     try:
-        cases, _ = survey(root)
+        cases = survey(root).cases
     except NoCasesError:
         return {}
     return {case.id: case for case in cases}
@@ -162,26 +183,25 @@ def read_pair(pair: Pair, scoring: Scoring) -> tuple[Side, Side]:
             mean.
     """
     reference = read_labels(pair.reference)
-    named = schemes_by_name(pair.case, reference.shape)
-    allowed = pair.allowed or named
+    if is_predicted(reference.note):
+        warnings.warn(
+            f"the reference {pair.reference} was made by brats predict, not by an expert",
+            BratsWarning,
+            stacklevel=2,
+        )
+    theirs = _scheme(reference, pair.theirs, scoring.reference_labels, "--reference-labels")
     if pair.predicted is None:
-        theirs = _scheme(reference, scoring.reference_labels, allowed, "--reference-labels")
         nothing = replace(reference, data=np.zeros_like(reference.data))
         return Side(reference, theirs), Side(nothing, theirs)
     predicted = read_labels(pair.predicted)
-    require_same_grid([reference, predicted])
-    theirs = _scheme(reference, scoring.reference_labels, allowed, "--reference-labels")
-    ours = _scheme(predicted, scoring.labels, named, "--labels")
+    ours = _scheme(predicted, pair.ours, scoring.labels, "--labels")
+    reference, predicted = on_one_grid(reference, predicted)
     return Side(reference, theirs), Side(predicted, ours)
 
 
-def _scheme(
-    volume: Volume, labels: LabelScheme | None, allowed: Sequence[LabelScheme], flag: str
-) -> LabelScheme:
-    """What a label map's values mean: by the user's word, its header, its name, its values."""
+def _scheme(volume: Volume, known: Known, labels: LabelScheme | None, flag: str) -> LabelScheme:
     values = np.flatnonzero(np.bincount(volume.values)).tolist()
-    declared = noted_scheme(volume.note)
-    return label_scheme(values, declared, str(volume.path), labels, allowed=allowed, flag=flag)
+    return known.scheme(values, volume.path, labels, flag=flag)
 
 
 def shared_regions(pair: Pair, theirs: LabelScheme, ours: LabelScheme) -> list[str]:

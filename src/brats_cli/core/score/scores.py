@@ -344,7 +344,8 @@ def write_csv(
     """
     with (
         whole_file(path, overwrite=overwrite) as partial_path,
-        partial_path.open("w", newline="", encoding="utf-8") as file,
+        # A case id may hold bytes of a file name that is not UTF-8.
+        partial_path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()

@@ -6,7 +6,7 @@ Mehta et al., "QU-BraTS", MELBA 2022; read at RagMeh11/QU-BraTS, `BraTS_Seg_Unce
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,4 +137,4 @@ def _checked(path: Path, like: Volume) -> Volume:
             f"its values run from {low:g} to {high:g}, not from 0 to 100",
             hint="0 is certain and 100 uncertain: rescale it",
         )
-    return volume
+    return replace(volume, data=volume.data.astype(np.float32))

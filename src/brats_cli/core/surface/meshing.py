@@ -10,6 +10,8 @@ from typing import Any, get_args
 
 from ..compute.processes import in_processes
 from ..data.labels import REGION_COLOURS, LabelScheme, scheme_named
+from ..data.meaning import Known, known_of
+from ..data.naming import case_id_of
 from ..errors import BratsError, ConfigError, MeshError
 from ..images.grid import Volume
 from ..images.nifti import read_image, read_labels, stem
@@ -288,7 +290,7 @@ def mesh(
         region=wanted_region(region),
         surface=SurfaceConfig(smooth=smooth, faces=faces, reduce=reduce, interpolate=interpolate),
         islands=Islands(min_volume=min_volume, largest=largest, fill_holes=fill_holes),
-        format=format_of(format, target),
+        format=format_of(format, target, to_folder=len(paths) > 1),
         placing=Placing(space, scale),
         paint=None if paint is None else Path(paint),
         texture=texture,
@@ -296,7 +298,9 @@ def mesh(
         skip_existing=skip_existing,
         overwrite=overwrite,
     )
-    jobs = list(zip(paths, _bases(paths, target, config), strict=True))
+    known = known_of({path: case_id_of(path) for path in paths})
+    bases = _bases(paths, target, config)
+    jobs = [(path, base, known[path]) for path, base in zip(paths, bases, strict=True)]
     parts = []
     for part in in_processes(
         partial(_meshes_of, config=config), jobs, workers=workers, name=lambda job: str(job[0])
@@ -309,13 +313,17 @@ def mesh(
     return meshes
 
 
-def format_of(name: str | None, output: Path | None) -> str:
+def format_of(name: str | None, output: Path | None, *, to_folder: bool = False) -> str:
     """The format that is written, by its name or else by the suffix of the output.
+
+    With `to_folder` a suffix that is no format's is part of a folder's name.
 
     Raises:
         ConfigError: If there is no such format, or the two disagree.
     """
     suffix = "" if output is None or output.is_dir() else output.suffix.lower().removeprefix(".")
+    if to_folder and suffix not in FORMATS:
+        suffix = ""
     chosen = (name or suffix or "stl").lower()
     if chosen not in FORMATS:
         raise ConfigError(
@@ -331,7 +339,7 @@ def format_of(name: str | None, output: Path | None) -> str:
 
 
 def _bases(paths: Sequence[Path], output: Path | None, config: MeshConfig) -> list[_Base]:
-    """Where the meshes of each label map go.
+    """Where the meshes of each label map are written.
 
     Raises:
         MeshError: If two meshes would have one name.
@@ -360,7 +368,7 @@ def _bases(paths: Sequence[Path], output: Path | None, config: MeshConfig) -> li
 
 @dataclass(frozen=True)
 class _Base:
-    """Where the meshes of a label map go: a path to which region and suffix are added."""
+    """Where the meshes of a label map are written: a path to which region and suffix are added."""
 
     path: Path
     suffix: str
@@ -371,16 +379,16 @@ class _Base:
         return self.path.with_name(f"{self.path.name}{region}{self.suffix}")
 
 
-def _meshes_of(job: tuple[Path, _Base], config: MeshConfig) -> Meshes:
-    """What came of one label map; a failure is part of the answer, as others go on."""
-    path, base = job
+def _meshes_of(job: tuple[Path, _Base, Known], config: MeshConfig) -> Meshes:
+    """What came of one label map; a failure is part of the result and does not stop the others."""
+    path, base, known = job
     meshes = Meshes()
     try:
         is_known = config.region != "all" or config.is_scene
         if is_known and not _is_due(base.of(config.region), config, meshes):
             return meshes
         image = read_image(path) if config.region == BRAIN else read_labels(path)
-        for result in _written(image, base, config, meshes):
+        for result in _written(image, base, known, config, meshes):
             meshes.made.append(result)
     except BratsError as error:
         meshes.failed.append(MeshFailure(path, error))
@@ -402,11 +410,13 @@ def _is_due(file: Path, config: MeshConfig, meshes: Meshes) -> bool:
 
 
 def _written(
-    image: Volume, base: _Base, config: MeshConfig, meshes: Meshes
+    image: Volume, base: _Base, known: Known, config: MeshConfig, meshes: Meshes
 ) -> Iterator[MeshResult]:
     """The meshes of a label map, each as soon as it is on disk."""
     scene: list[tuple[RegionMask, Surface, Model]] = []
-    masks = region_masks(image, config.region, labels=config.labels, islands=config.islands)
+    masks = region_masks(
+        image, config.region, labels=config.labels, known=known, islands=config.islands
+    )
     for found in masks:
         file = base.of(found.region.name)
         if config.region == "all" and not config.is_scene and not _is_due(file, config, meshes):

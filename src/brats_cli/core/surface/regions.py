@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ..data.labels import SCHEMES, LabelScheme, Region, label_scheme, noted_scheme, tightest_schemes
+from ..data.labels import SCHEMES, LabelScheme, Region, as_scheme, noted_scheme
+from ..data.meaning import Known, known_of
 from ..data.naming import case_id_of, schemes_by_name
 from ..errors import ConfigError, LabelError, MeshError
 from ..images.grid import Grid, Mask, Volume, bounding_box
@@ -83,6 +84,7 @@ def region_masks(
     wanted: str,
     *,
     labels: LabelScheme | str | None = None,
+    known: Known | None = None,
     islands: Islands | None = None,
 ) -> Iterator[RegionMask]:
     """The mask of each region that `wanted` names in a label map, or in a scan if it is the brain.
@@ -94,7 +96,7 @@ def region_masks(
     # The box of all regions is found once, and all that follows looks at a tenth of the voxels.
     box = bounding_box(image.data != 0)
     data, grid = image.data[box], image.grid.crop(box)
-    for region in regions_of(image, wanted, labels=labels):
+    for region in regions_of(image, wanted, labels=labels, known=known):
         mask = _brain(data) if wanted == BRAIN else region.mask(data)
         if not mask.any():
             raise _empty(region, image)
@@ -151,7 +153,11 @@ def wanted_region(text: str) -> str:
 
 
 def regions_of(
-    label_map: Volume, wanted: str, *, labels: LabelScheme | str | None = None
+    label_map: Volume,
+    wanted: str,
+    *,
+    labels: LabelScheme | str | None = None,
+    known: Known | None = None,
 ) -> list[Region]:
     """The regions of a label map that `wanted` names.
 
@@ -159,9 +165,10 @@ def regions_of(
     0, 1, 2 and 3) needs no scheme.
 
     Args:
-        label_map: As read; its header, its name, its grid and its values tell the scheme.
+        label_map: As read; its header, its name, its grid and its values decide the scheme.
         wanted: From `wanted_region`: `all` means every region that is not empty.
         labels: The scheme as the user gave it; overrides the others.
+        known: What is known of its values; by default what its own file and name tell.
 
     Raises:
         LabelError: If several schemes fit and differ in the region, or none has it.
@@ -172,14 +179,13 @@ def regions_of(
     if wanted.isdecimal():
         return [Region(wanted, (int(wanted),))]
     present = set(_present(label_map))
-    named = schemes_by_name(case_id_of(label_map.path), label_map.shape)
-    open_to = [scheme for scheme in named if present <= scheme.values] or tightest_schemes(present)
-    noted = noted_scheme(label_map.note)
-    declared = labels is not None or (noted and present <= noted.values)
-    if not declared and wanted != "all" and (agreed := _agreed(wanted, present, open_to)):
-        return [agreed]
-    given = labels.name if isinstance(labels, LabelScheme) else labels
-    scheme = label_scheme(present, noted, str(label_map.path), given, allowed=named)
+    known = known or _known(label_map)
+    declared = labels is not None or (known.declared and present <= known.declared.values)
+    if not declared and wanted != "all":
+        agreed = _agreed(wanted, present, known.fitting(present))
+        if agreed:
+            return [agreed]
+    scheme = known.scheme(present, label_map.path, as_scheme(labels))
     if wanted != "all":
         return [scheme.region(wanted)]
     regions = [region for region in scheme.regions if present & set(region.labels)]
@@ -188,6 +194,14 @@ def regions_of(
             f"{label_map.path} has no tumour in any region", hint="is it the right label map?"
         )
     return regions
+
+
+def _known(label_map: Volume) -> Known:
+    """What is known of a label map on its own."""
+    known = known_of({label_map.path: case_id_of(label_map.path)})[label_map.path]
+    named = schemes_by_name(case_id_of(label_map.path), label_map.shape)
+    declared = noted_scheme(label_map.note)
+    return replace(known, declared=declared, allowed=known.allowed or named)
 
 
 def _agreed(name: str, present: set[int], schemes: list[LabelScheme]) -> Region | None:

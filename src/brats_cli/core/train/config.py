@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnreadableFileError
 from ..model.config import (
     MONAI,
     MonaiConfig,
@@ -24,6 +24,7 @@ from ..model.config import (
     _Settings,
     network_config,
 )
+from ..reading import parse_yaml, read_text
 from ..wording import did_you_mean
 from ..writing import whole_file
 
@@ -163,20 +164,25 @@ class TrainConfig(_Settings):
 
 
 def load_config(
-    path: Path | None = None, *, of_a_run: bool = False, **overrides: object
+    path: Path | None = None,
+    *,
+    of_a_run: bool = False,
+    defaults: Mapping[str, object] | None = None,
+    **overrides: object,
 ) -> TrainConfig:
     """Defaults, then the YAML file, then `overrides`.
 
     Args:
         path: YAML file with any of the settings.
         of_a_run: The file has all that there were when the run began, perhaps under an older brats.
+        defaults: Settings that the data set has instead of the defaults.
         overrides: Settings by name; `{"network.channels": 16}` reaches into a section, after
             `{"network": "classic"}` has replaced it.
 
     Raises:
         ConfigError: If a setting is unknown (the hint suggests the nearest) or cannot be so.
     """
-    settings = _read_yaml(path) if path else {}
+    settings = {**(defaults or {}), **(_read_yaml(path) if path else {})}
     if of_a_run:
         settings["network"] = _as_of_its_version(settings.get("network", {}))
     for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
@@ -197,16 +203,18 @@ def parse_setting(text: str) -> tuple[str, object]:
     if not equals or not key:
         raise ConfigError(f"--set {text} is not KEY=VALUE", hint="write --set network.channels=16")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return key.strip(), parse_yaml(value)
+    except ValueError as error:
         raise ConfigError(f"cannot read the value of --set {text}", hint="quote it") from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = "there is no such file" if not path.exists() else "it is not a YAML file"
+        content = parse_yaml(read_text(path))
+    except (UnreadableFileError, ValueError) as error:
+        reason = str(error).removeprefix(f"cannot read {path}: ")
+        if isinstance(error, ValueError) or reason == "it is not text":
+            reason = "it is not a YAML file"
         raise ConfigError(
             f"cannot read settings from {path}: {reason}",
             hint="see examples/train.yaml for every setting",
