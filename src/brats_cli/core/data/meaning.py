@@ -54,7 +54,8 @@ class Known:
         """
         values = set(present)
         if labels is None and self.declared is None:
-            values |= self.together
+            if fitting_schemes(values):  # else it is wrong by itself, and named alone
+                values |= self.together
             if self.unclear:
                 raise unclear_labels(str(source), values, self.unclear, flag=flag)
         shown = str(source)
