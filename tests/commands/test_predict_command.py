@@ -339,6 +339,24 @@ def test_probabilities_and_uncertainty_lie_beside_the_label_map(here):
     assert np.asarray(uncertainty.dataobj)[inside][0].tolist() == [47, 72, 47]
 
 
+def test_uncertainty_is_written_as_brats_2020_asked_for_it(here):
+    done(f"data/{IDS[0]}", "-o", "out", "--uncertainty-format", "brats")
+    inside = labels_of(f"out/{IDS[0]}.nii.gz") == 1
+    for name, expected in (("whole", 47), ("core", 72), ("enhance", 47)):
+        image = nib.load(f"out/{IDS[0]}_unc_{name}.nii.gz")
+        assert image.shape == inside.shape
+        assert np.asarray(image.dataobj)[inside][0] == expected
+    assert len(written("out")) == 4
+    # The folder of predictions still holds one label map, and all outputs are there.
+    result = done(f"data/{IDS[0]}", "-o", "out", "--skip-existing", "--uncertainty-format", "brats")
+    assert "outputs exist" in result.stderr
+
+
+def test_an_unknown_uncertainty_format_is_refused(here):
+    result = brats("predict", f"data/{IDS[0]}", "-o", "out", "--uncertainty-format", "5d")
+    assert_refused(result, "there is no uncertainty format '5d'", "4d (one file")
+
+
 def test_a_case_that_lacks_one_of_its_outputs_is_done_again(here):
     done(f"data/{IDS[0]}", "-o", "out")
     result = done(f"data/{IDS[0]}", "-o", "out", "--skip-existing", "--uncertainty")

@@ -82,6 +82,14 @@ def predict(
             help="Also write CASE_uncertainty.nii.gz, with one channel per region, 0 to 100.",
         ),
     ] = False,
+    uncertainty_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="Write the uncertainty as 4d, one file, or as brats, three files "
+            "CASE_unc_whole, _core and _enhance.nii.gz as in BraTS 2020.",
+        ),
+    ] = None,
     as_json: Json = False,
     skip_existing: SkipExisting = False,
     overwrite: Overwrite = False,
@@ -116,6 +124,7 @@ def predict(
             allow_missing=allow_missing,
             probabilities=probabilities,
             uncertainty=uncertainty,
+            uncertainty_format=uncertainty_format,
             skip_existing=skip_existing,
             overwrite=overwrite,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),

@@ -137,6 +137,7 @@ def predict(
     allow_missing: bool = False,
     probabilities: bool = False,
     uncertainty: bool = False,
+    uncertainty_format: str | None = None,
     skip_existing: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[float, int], object] = lambda done, total: None,
@@ -162,6 +163,8 @@ def predict(
             on such cases.
         probabilities: Also write the probability of each region.
         uncertainty: Also write the uncertainty of each region, 0 to 100.
+        uncertainty_format: Its files, and that they are to be written: `4d` for one file (the
+            default), `brats` for `CASE_unc_whole`, `_core` and `_enhance` as in BraTS 2020.
         skip_existing: Skip cases whose outputs exist.
         overwrite: Replace outputs that exist.
         on_progress: Called with the number of cases done (in fractions of a case) and their
@@ -182,7 +185,8 @@ def predict(
         batch_windows=batch_windows,
         allow_missing=allow_missing,
         probabilities=probabilities,
-        uncertainty=uncertainty,
+        uncertainty=uncertainty or uncertainty_format is not None,
+        uncertainty_format=uncertainty_format or "4d",
     )
     found, failed = find_each(_paths(cases))
     if not found:
