@@ -6,7 +6,8 @@ BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict clean
+.PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict \
+	bench-evaluate bench-mesh clean
 
 demo: $(READY)
 	$(BIN)/brats demo --overwrite
@@ -46,6 +47,13 @@ bench-quality: .venv/peers
 # With the newest run's best network, or with BENCH="--model RUN".
 bench-predict: .venv/peers
 	$(BIN)/python benchmarks/bench_predict.py $(BENCH)
+
+bench-evaluate: .venv/peers
+	$(BIN)/python benchmarks/bench_evaluate.py $(BENCH)
+
+# Needs no trained network. BENCH="--only goals --every 6" is a short look.
+bench-mesh: .venv/peers
+	$(BIN)/python benchmarks/bench_mesh.py $(BENCH)
 
 .venv/peers: $(READY) benchmarks/requirements.txt
 	$(BIN)/python -m pip install --no-deps -r benchmarks/requirements.txt

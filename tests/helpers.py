@@ -86,6 +86,13 @@ def volume(data, affine=None, **more):
     return Volume(data, Grid(shape, np.eye(4) if affine is None else np.asarray(affine)), **more)
 
 
+def centroid(mesh):
+    """Centre of the volume that a mesh encloses: each face spans a tetrahedron with the origin."""
+    a, b, c = np.moveaxis(mesh.vertices[mesh.faces], 1, 0)
+    volumes = np.einsum("ij,ij->i", a, np.cross(b, c)) / 6
+    return (volumes[:, None] * (a + b + c) / 4).sum(axis=0) / volumes.sum()
+
+
 def _patched(offset, dtype, *values):
     """A function that overwrites numbers of a NIfTI-1 header at a byte offset (nifti1.h)."""
     new = np.array(values, dtype=f"<{dtype}").tobytes()

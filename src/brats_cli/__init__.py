@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from .core.model.imported import import_model as import_model
     from .core.predict.many import Prediction as Prediction
     from .core.predict.many import predict as predict
+    from .core.score.comparison import compare as compare
+    from .core.score.evaluation import evaluate as evaluate
+    from .core.surface.meshing import mesh as mesh
     from .core.train.run import train as train
     from .core.train.training import Epoch as Epoch
+    from .core.view.views import view as view
 
 _HOMES = {
     "BratsError": "errors",
@@ -36,11 +40,15 @@ _HOMES = {
     "ImportedModel": "model.imported",
     "Prediction": "predict.many",
     "check": "check.run",
+    "compare": "score.comparison",
     "demo": "demo",
+    "evaluate": "score.evaluation",
     "import_model": "model.imported",
+    "mesh": "surface.meshing",
     "predict": "predict.many",
     "split": "data.splitting",
     "train": "train.run",
+    "view": "view.views",
 }
 """The module of the core that each name comes from; it is imported when the name is first used."""
 
@@ -51,11 +59,15 @@ __all__ = [
     "Prediction",
     "__version__",
     "check",
+    "compare",
     "demo",
+    "evaluate",
     "import_model",
+    "mesh",
     "predict",
     "split",
     "train",
+    "view",
 ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import warnings
 from typing import Annotated, Any
 
@@ -11,6 +13,7 @@ from typer.core import TyperGroup
 
 from . import __version__, console
 from .commands.check import check
+from .commands.compare import compare
 from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.import_model import import_model
@@ -18,7 +21,8 @@ from .commands.mesh import mesh
 from .commands.predict import predict
 from .commands.split import split
 from .commands.train import train
-from .core.compute.signals import exit_on_sigterm
+from .commands.view import view
+from .core.compute.signals import end_at_once_on_stops, exit_on_sigterm
 from .core.errors import BratsError, BratsWarning
 
 # OpenMP's threads spin while they wait for each other. Beside patch workers, or any other load,
@@ -88,11 +92,19 @@ app.command()(train)
 app.command("import")(import_model)
 app.command()(predict)
 app.command()(evaluate)
+app.command()(compare)
 app.command()(mesh)
+app.command()(view)
 app.command()(demo)
 
 
 def main() -> None:
     """Entry point of the `brats` command."""
     exit_on_sigterm()
-    app(prog_name="brats")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every letter
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(prog_name="brats")
+    finally:
+        end_at_once_on_stops()

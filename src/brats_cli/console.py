@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,10 +30,25 @@ verbosity = 0
 """-1 for -q, 0, or 1 for -v; set once by the app."""
 
 
+# What would move the cursor, change colours or the direction of writing, or cannot be encoded.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` as it may be printed: control characters and undecoded bytes as escapes."""
+
+    def escaped(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0  # a byte of a name that is not UTF-8
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+    return _UNPRINTABLE.sub(escaped, text)
+
+
 def message(text: str, *, style: str = "") -> None:
     """Print a message on stderr, in rich's `style` on a terminal; nothing with -q."""
     if verbosity >= 0:
-        _stderr.print(escape(text), highlight=False, soft_wrap=True, style=style)
+        _stderr.print(escape(printable(text)), highlight=False, soft_wrap=True, style=style)
 
 
 def detail(text: str) -> None:
@@ -42,22 +59,27 @@ def detail(text: str) -> None:
 
 def result(text: str) -> None:
     """Print one line of results on stdout, never wrapped."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
 
 
 def result_json(content: Any) -> None:
-    """Print results as JSON on stdout.
+    """Print results as JSON on stdout; a number that is not finite becomes null."""
+    sys.stdout.write(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
 
-    Raises:
-        ValueError: If a number is not finite, which JSON cannot hold.
-    """
-    sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+def _finite(content: Any) -> Any:
+    """`content` with None for every number that is not finite, which JSON does not have."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def error(text: str, hint: str) -> None:
     """Print the two lines of a `BratsError` on stderr."""
-    _stderr.print(f"[red]error:[/red] {escape(text)}", highlight=False, soft_wrap=True)
-    _stderr.print(f" [bold]hint:[/bold] {escape(hint)}", highlight=False, soft_wrap=True)
+    _stderr.print(f"[red]error:[/red] {escape(printable(text))}", highlight=False, soft_wrap=True)
+    _stderr.print(f" [bold]hint:[/bold] {escape(printable(hint))}", highlight=False, soft_wrap=True)
 
 
 def warning(text: str) -> None:
@@ -86,7 +108,7 @@ def table(
             min_width=None if index else name,
         )
     for row in rows:
-        view.add_row(*(escape(cell) for cell in row))
+        view.add_row(*(escape(printable(cell)) for cell in row))
     # In a file or a pipe, where the width of a line is not limited, each row is one line.
     width = None if sys.stdout.isatty() else _PIPED_WIDTH
     Console(highlight=False, width=width).print(view)
@@ -150,5 +172,8 @@ def last_line() -> Iterator[ShowLine]:
     ) as bars:
         task = bars.add_task("", total=1, behind="")
         yield lambda before, share, behind: bars.update(
-            task, description=before, completed=share, behind=behind
+            task,
+            description=escape(printable(before)),
+            completed=share,
+            behind=escape(printable(behind)),
         )

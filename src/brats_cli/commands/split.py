@@ -50,6 +50,17 @@ def split(
             help="Balance the parts by this column; default: by tumour size and enhancement.",
         ),
     ] = None,
+    patients: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX|TABLE.csv:COLUMN",
+            help="Who the patient of a case is, if names follow no known scheme.",
+        ),
+    ] = None,
+    modalities: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="MR sequences that every case must have."),
+    ] = "t1,t1ce,t2,flair",
     include: Annotated[
         Patterns, _pattern("Only cases whose id matches, such as 'BraTS2021_*'; repeatable.")
     ] = None,
@@ -77,20 +88,19 @@ def split(
             seed=seed,
             group=group,
             stratify=stratify,
+            patients=patients,
+            modalities=modalities,
             include=include or (),
             exclude=exclude or (),
             labels=labels,
             overwrite=overwrite,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    _show(made)
-    if made.unlabelled:
-        count = len(made.unlabelled)
-        console.message(f"left out {count} case{'s' * (count > 1)} without a label map")
+    show_split(made)
     console.message(f"wrote {output}")
 
 
-def _show(made: NewSplit) -> None:
+def show_split(made: NewSplit) -> None:
     """One row per part: its size, and its number of cases in each stratum."""
     split = made.split
     parts = {f"fold {number}": fold.val for number, fold in enumerate(split.folds)}
@@ -108,3 +118,6 @@ def _show(made: NewSplit) -> None:
     console.table(["part", "cases", "patients", "of all", *kinds], rows)
     schemes = Counter(case.scheme.name for case in cases.values() if case.scheme)
     console.message("labels: " + ", ".join(f"{name} ({n})" for name, n in schemes.items()))
+    if made.unlabelled:
+        count = len(made.unlabelled)
+        console.message(f"left out {count} case{'s' * (count > 1)} without a label map")

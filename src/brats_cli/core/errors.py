@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .wording import listing
+
 
 class BratsError(Exception):
     """An error in the user's data, files or settings; printed in two lines, without a traceback.
@@ -53,6 +55,14 @@ class DeviceError(BratsError):
 class LabelError(BratsError):
     """A label map whose values fit no label scheme, or several."""
 
+    @classmethod
+    def predicted(cls, path: Path) -> LabelError:
+        """A label map of a network where an expert's is needed."""
+        return cls(
+            f"{path} was made by brats predict: it is not an expert's label map",
+            hint="a network would learn from itself: move the predictions out of the data set",
+        )
+
 
 class MeshError(BratsError):
     """A surface that cannot be made from a label map."""
@@ -72,19 +82,36 @@ class UnreadableFileError(BratsError):
 class GridMismatchError(BratsError):
     """Two files of one case that do not lie on the same voxel grid."""
 
-    def __init__(self, first: Path, second: Path, difference: str) -> None:
-        super().__init__(
-            f"{second} does not lie on the grid of {first}: {difference}",
-            hint="all files of a case must have the same shape and affine: "
-            "resample one to the grid of the other",
+    def __init__(
+        self, first: Path, second: Path, difference: str, *, lost: Sequence[Path] = ()
+    ) -> None:
+        hint = (
+            "all files of a case must have the same shape and affine: "
+            "resample one to the grid of the other"
         )
+        if len(lost) == 1:
+            other = first if lost[0] == second else second
+            hint = (
+                f"{lost[0].name} lost its header (its affine is the identity, or has no code): if "
+                f"its voxels are those of {other.name}, copy the affine of that; do not resample"
+            )
+        super().__init__(f"{second} does not lie on the grid of {first}: {difference}", hint=hint)
 
 
 class NoCasesError(BratsError):
     """A folder without cases."""
 
-    def __init__(self, root: Path, wanted: str = "cases", found: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        wanted: str = "cases",
+        found: Sequence[str] = (),
+        files: Sequence[Path] = (),
+    ) -> None:
         instead = f" (only {', '.join(found)} files: convert them to .nii.gz)" if found else ""
+        if files and not instead:
+            names = listing([path.name for path in files])
+            instead = f" (only images whose names are not understood: {names})"
         super().__init__(
             f"no {wanted} in {root}{instead}",
             hint="a case is a folder with one NIfTI file for each of T1, T1ce, T2 and FLAIR, "
@@ -116,10 +143,22 @@ class MissingModalityError(BratsError):
     """A case that lacks some of the four MR sequences."""
 
     def __init__(
-        self, case_id: str, missing: Iterable[str], found: Iterable[str], *, hint: str = ""
+        self,
+        case_id: str,
+        missing: Iterable[str],
+        found: Iterable[str],
+        *,
+        blank: Sequence[str] = (),
+        others: Sequence[str] = (),
+        hint: str = "",
     ) -> None:
+        facts = f"found: {', '.join(found) or 'none'}"
+        if blank:
+            facts += f"; every voxel of {', '.join(blank)} is 0"
+        if others:
+            facts += f"; not understood: {listing(others)}"
         super().__init__(
-            f"case {case_id} has no {', '.join(missing)} (found: {', '.join(found) or 'none'})",
+            f"case {case_id} has no {', '.join(missing)} ({facts})",
             hint=hint or "each case needs t1, t1ce, t2 and flair; see README, 'Which data'",
         )
 

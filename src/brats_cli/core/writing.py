@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import OutputError, OutputExistsError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def require_writable(path: Path, *, overwrite: bool) -> None:
@@ -20,15 +28,18 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
         OutputExistsError: If `path` exists and `overwrite` is false.
         OutputError: If `path` is a folder, or if its folder may not be written to.
     """
-    if path.is_dir():
-        raise OutputError(path, "it is a folder")
-    if path.exists() and not overwrite:
-        raise OutputExistsError(path)
-    folder = path.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        raise OutputError(path, f"{folder} is not a folder")
+    try:
+        if path.is_dir():
+            raise OutputError(path, "it is a folder")
+        if path.exists() and not overwrite:
+            raise OutputExistsError(path)
+        folder = path.parent
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if not folder.is_dir():
+            raise OutputError(path, f"{folder} is not a folder")
+    except OSError as error:  # a name that is too long, a link to itself
+        raise OutputError(path, error.strerror or str(error)) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(path, f"no permission to write in {folder.absolute()}")
 
@@ -46,7 +57,7 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         OutputError: If the system refuses to write (permission, full disk).
     """
     require_writable(path, overwrite=overwrite)
-    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    partial = path.with_name(f".{os.getpid()}.partial.{_short(path.name)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
@@ -55,15 +66,86 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(path, error.strerror or str(error)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` that becomes `path` when the block ends well.
+
+    As `whole_file`: what a killed process left of it goes when it is written again.
+
+    Raises:
+        OutputExistsError: If there is something in `path`.
+        OutputError: If the system refuses to write.
+    """
+    partial = path.with_name(f".{os.getpid()}.partial.{_short(path.name)}")
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise OutputExistsError(path)
+        partial.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        yield partial
+        if path.is_dir():
+            path.rmdir()
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep it for this process while the block runs.
+
+    It is removed at the end if nothing was written into it. (Where the file system has no locks,
+    nobody is kept out.)
+
+    Raises:
+        OutputError: If another process has it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    except OSError as error:
+        raise OutputError(folder, error.strerror or str(error)) from error
+    try:
+        if handle is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle or 0)
+        raise OutputError(
+            folder, "another process is writing into it", hint="choose another path with -o"
+        ) from error
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _short(name: str) -> str:
+    """`name`, or a shorter one with its ending, so that something may stand before it."""
+    if len(os.fsencode(name)) <= 200:
+        return name
+    return f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{name[-30:]}"
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files of `path` from killed processes, not from one that still runs."""
-    for left in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
+    """Remove what killed processes left of `path`, but not what one that still runs is writing."""
+    for left in path.parent.glob(f".*.partial.{glob.escape(_short(path.name))}"):
         number = left.name[1:].partition(".")[0]
         if os.name == "posix" and number.isdecimal() and not _runs(int(number)):
-            left.unlink(missing_ok=True)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _runs(process: int) -> bool:

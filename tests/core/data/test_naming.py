@@ -4,6 +4,7 @@ import pytest
 
 from brats_cli.core.data.naming import (
     case_id_of,
+    lies_beside,
     naming_of,
     parse_name,
     patient_of,
@@ -87,3 +88,11 @@ def test_the_grid_settles_the_scheme_of_gliomas_only():
 def test_every_id_has_a_row():
     assert naming_of("x").name == "other"
     assert naming_of("line\nbreak").name == "other"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("A_uncertainty", True), ("A_unc_core", True), ("A_unc_edema", False), ("A_seg", False)],
+)
+def test_maps_of_predict_are_known_by_their_names(name, expected):
+    assert lies_beside(name) is expected

@@ -10,7 +10,12 @@ import pytest
 from helpers import DAMAGES, volume
 
 from brats_cli.core.data.labels import SCHEMES, noted_scheme, write_labels
-from brats_cli.core.errors import LabelError, OutputExistsError, UnreadableFileError
+from brats_cli.core.errors import (
+    BratsWarning,
+    LabelError,
+    OutputExistsError,
+    UnreadableFileError,
+)
 from brats_cli.core.images.grid import Grid
 from brats_cli.core.images.nifti import (
     count_labels,
@@ -110,11 +115,58 @@ def test_whole_numbers_of_any_type_are_labels(tmp_path, dtype):
     assert count_labels(path).voxels == {0: 1, 1: 1, 2: 1, 4: 1}
 
 
-@pytest.mark.parametrize("value", [2.9999, -1, 256, 300, np.nan, np.inf, 0.5])
+@pytest.mark.parametrize("value", [2.98, -1, 256, 300, np.nan, np.inf, 0.5])
 def test_other_numbers_are_not(tmp_path, value):
     path = save(tmp_path / "a.nii.gz", np.array([0, value, 1], np.float64).reshape(3, 1, 1))
     for read in (read_labels, count_labels):
         with pytest.raises(LabelError, match=rf"a.nii.gz holds {value:g}, which is not a label"):
+            read(path)
+
+
+# ANTs, FSL and SCT write label maps as floats that are nearly whole.
+@pytest.mark.parametrize(("value", "label"), [(2.0000002, 2), (2.9999, 3), (0.995, 1), (4.01, 4)])
+def test_labels_spoilt_by_a_float_format_are_rounded_with_a_warning(tmp_path, value, label):
+    path = save(tmp_path / "a.nii.gz", np.array([0, value, 1], np.float64).reshape(3, 1, 1))
+    for read in (read_labels, count_labels):
+        said = rf"a.nii.gz holds {value:.9g}, taken as label {label}$"
+        with pytest.warns(BratsWarning, match=said):
+            found = read(path)
+    assert found.voxels == ({0: 1, 1: 2} if label == 1 else {0: 1, 1: 1, label: 1})
+
+
+def test_a_number_that_is_no_label_is_shown_with_all_its_digits(tmp_path):
+    path = save(tmp_path / "a.nii.gz", np.full((2, 2, 2), 2.0200001, np.float64))
+    with pytest.raises(LabelError, match=r"a.nii.gz holds 2.0200001, which is not a label"):
+        read_labels(path)
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1000.0), ("micron", 0.001)])
+def test_lengths_in_other_units_are_millimetres_inside_and_themselves_on_disk(tmp_path, unit, mm):
+    image = nib.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.diag([2 / mm, 1 / mm, 1 / mm, 1]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    volume = read_labels(tmp_path / "a.nii.gz")
+    assert volume.spacing_mm == pytest.approx((2, 1, 1))
+    assert count_labels(tmp_path / "a.nii.gz").voxel_mm3 == pytest.approx(2)
+    write_image(tmp_path / "b.nii.gz", volume.data, volume.grid)
+    again = nib.load(tmp_path / "b.nii.gz")
+    np.testing.assert_allclose(again.affine, image.affine, rtol=1e-6)
+    assert again.header.get_xyzt_units()[0] == unit
+
+
+def test_a_wrong_unit_does_not_make_voxels_of_a_metre(tmp_path):
+    image = nib.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.eye(4))
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert read_labels(tmp_path / "a.nii.gz").spacing_mm == (1, 1, 1)
+
+
+# Metres, and centimetres of 1 and 2 mm voxels, that are called millimetres; and a slab of 30 mm.
+@pytest.mark.parametrize("sides", [(0.001,) * 3, (0.1,) * 3, (0.2,) * 3, (1, 1, 30)])
+def test_voxels_of_no_head_scan_are_refused(tmp_path, sides):
+    path = save(tmp_path / "a.nii.gz", np.ones((4, 5, 6), np.uint8), np.diag([*sides, 1]))
+    for read in (read_labels, count_labels, read_image):
+        with pytest.raises(UnreadableFileError, match=r"a.nii.gz: its voxels are .* no head scan"):
             read(path)
 
 

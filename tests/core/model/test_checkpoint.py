@@ -8,6 +8,7 @@ import torch
 from brats_cli import __version__
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import CheckpointError, OutputError, UnreadableFileError
+from brats_cli.core.model import checkpoint
 from brats_cli.core.model.checkpoint import FORMAT, Checkpoint
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.decision import Decision
@@ -35,14 +36,14 @@ def make(**changes):
     network = UNet3D(CONFIG.network, in_channels=2, out_channels=3)
     for buffer in network.buffers():  # batch norm's statistics, as if trained
         buffer.copy_(torch.rand(buffer.shape) + 0.5)
-    checkpoint = Checkpoint(
+    made = Checkpoint(
         weights=network.state_dict(),
         config=CONFIG.model_dump(mode="json"),
         labels="brats2020",
         epoch=3,
         scores={"WT": 0.9, "TC": 0.8, "ET": 0.7},
     )
-    return replace(checkpoint, **changes)
+    return replace(made, **changes)
 
 
 @pytest.fixture
@@ -148,11 +149,11 @@ def test_saving_again_replaces_the_file_and_leaves_nothing_beside_it(path):
 def test_a_save_that_fails_leaves_the_old_checkpoint(path, monkeypatch):
     make().save(path)
 
-    def half(content, partial):
-        Path(partial).write_bytes(b"half")
+    def write(self, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", half)
+    # torch makes a RuntimeError of it that does not say why.
+    monkeypatch.setattr(checkpoint._Written, "_put", write)
     with pytest.raises(OutputError, match=r"best\.pt: No space left on device"):
         make(epoch=4).save(path)
     monkeypatch.undo()
@@ -239,3 +240,73 @@ def test_a_checkpoint_of_another_preparation_names_the_version_that_fits(path):
         f"{path} expects images prepared as brats-preparation/0, not {PREPARATION}"
     )
     assert "(0.0.1)" in caught.value.hint
+
+
+# --- a whole archive with something else in it -------------------------------------------------
+
+
+def rewrite(path, *keys, value=None):
+    """Change one entry of a checkpoint's file, or remove it."""
+    make().save(path)
+    content = torch.load(path, weights_only=True)
+    inner = content
+    for key in keys[:-1]:
+        inner = inner[key]
+    if value is None:
+        del inner[keys[-1]]
+    else:
+        inner[keys[-1]] = value
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (("config",), None, "it has no config"),
+        (("version",), None, "it has no version"),
+        (("config",), "unet", "its config is 'unet'"),
+        (("weights",), [1], r"its weights is \[1\]"),
+        (("weights", "output.bias"), 3, "its weights are not tensors"),
+        (("weights", "output.bias"), None, "the weights output.bias do not fit its network"),
+        (("weights", "output.bias"), torch.zeros(4), "the weights output.bias do not fit"),
+        (("weights", "output.bias"), torch.zeros(3, dtype=int), "the weights output.bias do not"),
+        (("weights", "more"), torch.zeros(3), "the weights more do not fit its network"),
+        (("labels",), 5, "its labels is 5"),
+        (("labels",), "brats1999", "there is no label scheme 'brats1999'"),
+        (("epoch",), -1, "its spacing_mm is 1.0, its epoch -1"),
+        (("scores", "WT"), "good", "its scores are"),
+        (("regions",), ("WT",), r"its regions are \('WT',\), not WT, TC, ET"),
+        (("surplus",), 3, "it has an entry 'surplus', which is unknown"),
+        (("config", "modalities"), 7, "its modalities are 7"),
+        (("config", "modalities"), ["t1", "t1"], "its modalities are"),
+        (("config", "modalities"), ["t1", "pet"], "its modalities are"),
+        (("config", "modalities"), ["t1", "t2", "flair"], "the weights .* do not fit"),
+        (("config", "patch_size"), "x", "its patch_size is 'x'"),
+        (("config", "patch_size"), 10**9, "its patch_size is 1000000000"),
+        (("config", "precision"), "int4", "its precision is 'int4'"),
+        (("config", "augmentation"), 1, "its augmentation is 1"),
+        (("config", "network", "channels"), 10**6, "the weights .* do not fit its network"),
+        (("config", "network", "channels"), -1, "its network is"),
+        (("config", "network", "levels"), 10**6, "its network is"),
+        (("config", "network"), "resnet", "its network is 'resnet'"),
+        (("config", "network"), None, "it has no network"),
+        (("decision",), {"thresholds": "x"}, "its decision is"),
+        (("decision",), {"thresholds": {"WT": float("nan")}}, "its decision is"),
+        (("decision",), {"smallest_et_mm3": [1]}, "its decision is"),
+        (("state",), [], r"its state is \[\]"),
+    ],
+)
+def test_a_checkpoint_is_validated_whole_when_it_is_loaded(path, keys, value, said):
+    rewrite(path, *keys, value=value)
+    with pytest.raises(
+        CheckpointError, match=rf"{path} is not a sound checkpoint: {said}"
+    ) as caught:
+        Checkpoint.load(path)
+    assert "best.pt or last.pt of a run" in caught.value.hint
+
+
+def test_weights_that_fit_no_longer_name_the_parameter():
+    other = make(weights={"x": torch.zeros(2)})
+    with pytest.raises(CheckpointError, match="the weights do not fit the network") as caught:
+        other.network()
+    assert "MONAI" in caught.value.hint

@@ -15,12 +15,9 @@ from ..data.cases import Case, survey
 from ..errors import OutputError, OutputExistsError
 from ..images.grid import Grid, Volume
 from ..images.nifti import read_volume, stem, write_image
-from ..writing import whole_file
+from ..writing import whole_file, whole_folder
 from .report import CaseReport, DataReport, read_case, reference_of
-from .rules import length_unit, not_orthonormal, plausible
-
-_MILLIMETRES_IN = {1: 1000.0, 3: 0.001}
-"""By NIfTI's code of the unit: metres and micrometres."""
+from .rules import not_orthonormal
 
 
 def repair_data_set(report: DataReport, out: Path, *, workers: int | None = None) -> list[str]:
@@ -34,10 +31,13 @@ def repair_data_set(report: DataReport, out: Path, *, workers: int | None = None
         OutputExistsError: If `out` is a folder that is not empty.
     """
     require_place(out, report.root)
-    by_id = {case.id: case for case in survey(report.root)[0]}
+    by_id = {case.id: case for case in survey(report.root).cases}
     broken = [(case, by_id[case.id]) for case in report.cases if case.repairable]
-    task = partial(_repair_case, root=report.root, out=out)
-    list(in_processes(task, broken, workers=workers))
+    if not broken:
+        return []
+    with whole_folder(out) as folder:
+        task = partial(_repair_case, root=report.root, out=folder)
+        list(in_processes(task, broken, workers=workers))
     return sorted(case.id for case, _ in broken)
 
 
@@ -103,8 +103,7 @@ def _copy_description(source: Path, target: Path, root: Path) -> None:
 
 def _in_millimetres(volume: Volume) -> Grid:
     """The grid of a volume in mm, scaled if the unit explains its implausible voxel size."""
-    factor = 1.0 if plausible(volume) else _MILLIMETRES_IN.get(length_unit(volume), 1.0)
-    return replace(volume.grid, affine=np.diag([factor, factor, factor, 1.0]) @ volume.affine)
+    return replace(volume.grid.in_millimetres(), unit_mm=1.0)
 
 
 def rotation_only(grid: Grid) -> Grid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from ..compute.processes import in_processes
-from ..data.cases import Case, alike_in_labels, nifti_files, scheme_of_all, survey
+from ..data.cases import Case, alike_in_labels, scheme_of_all, survey
 from ..data.labels import LabelScheme, fitting_schemes
-from ..data.naming import MODALITIES, parse_name
+from ..data.naming import MODALITIES
 from ..errors import LabelError, UnreadableFileError
+from ..images.background import on_zero
 from ..images.grid import Volume, times
-from ..images.nifti import LabelCount, read_volume, stem
+from ..images.nifti import LabelCount, read_volume
 from .rules import (
+    BACKGROUND,
     ERROR,
     HEADER_RULES,
     IMAGE_RULES,
@@ -173,13 +176,16 @@ def check_data_set(
     Raises:
         NoCasesError: If there is no case at all.
     """
-    cases, clashes = survey(root)
+    found_in = survey(root)
+    cases = found_in.cases
     reports = {}
     for done, report in enumerate(in_processes(examine, cases, workers=workers), 1):
         reports[report.id] = report
         on_progress(done, len(cases))
-    found = [Finding(ERROR, "clash", f"{clash}") for clash in clashes]
-    found += _stray_labels(root, cases)
+    found = [Finding(ERROR, "clash", f"{clash}") for clash in found_in.clashes]
+    stray = "a label map without images"
+    found += [Finding(WARNING, "stray", stray, path) for path in found_in.strays]
+    found += [_not_understood(path, "", labelled=False) for path in found_in.others]
     _judge_labels(cases, reports, labels)
     _judge_twins(cases, reports)
     _judge_missing_labels(cases, reports)
@@ -195,12 +201,19 @@ def examine(case: Case) -> CaseReport:
     missing = [modality for modality in MODALITIES if modality not in case.images]
     if missing:
         findings.append(Finding(ERROR, "missing", f"no {', '.join(missing)}", case.folder))
+    labelled = case.label is not None
+    findings += [_not_understood(path, case.id, labelled=labelled) for path in case.others]
     volumes, unreadable = _read(case)
     findings += unreadable
     for role, volume in _one_a_file(volumes).items():
         for rule in (*HEADER_RULES, *(LABEL_RULES if role == "label" else ())):
             findings += rule.find(volume)
     images = {role: volume for role, volume in volumes.items() if role != "label"}
+    # An odd background is a finding; all else is judged as it is read, with 0 around the head.
+    for volume in images.values():
+        findings += BACKGROUND.find(volume)
+    images = {role: on_zero(volume) for role, volume in images.items()}
+    volumes |= images
     for volume in images.values():
         for rule in IMAGE_RULES:
             findings += rule.find(volume)
@@ -381,15 +394,18 @@ def _judge_missing_labels(cases: Sequence[Case], reports: dict[str, CaseReport])
             reports[case.id] = reports[case.id].with_findings(finding)
 
 
-def _stray_labels(root: Path, cases: Sequence[Case]) -> list[Finding]:
-    used = {case.label for case in cases}
-    ids = {case.id.casefold() for case in cases}
-    strays = []
-    for path in nifti_files(root):
-        case_id, role = parse_name(stem(path))
-        if role == "label" and path not in used and case_id.casefold() not in ids:
-            strays.append(Finding(WARNING, "stray", "a label map without images", path))
-    return strays
+_LIKE_A_LABEL = re.compile(r"seg|label|mask|tumou?r|lesion|truth|annot|roi", re.IGNORECASE)
+
+
+def _not_understood(path: Path, case_id: str, *, labelled: bool) -> Finding:
+    """A note of an image whose name is not understood; a warning if it may be the label map."""
+    rest = path.name.removeprefix(case_id)
+    name = f"*{rest}" if case_id and rest != path.name else path.name
+    message = f"the name of {name} is not understood: the image is left out"
+    if _LIKE_A_LABEL.search(rest) and not labelled:
+        message += " (if it is the label map, name it CASE_seg)"
+        return Finding(WARNING, "not-understood", message, path)
+    return Finding(NOTE, "not-understood", message, path)
 
 
 # --- summing up --------------------------------------------------------------------------------

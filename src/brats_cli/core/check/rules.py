@@ -11,20 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..data.labels import is_predicted
 from ..data.naming import MODALITIES
+from ..images.background import odd_background, signs_of_skull
 from ..images.grid import SAME_GRID_MM, Grid, Volume, times
+from ..images.nifti import ROUNDS_TO_LABEL
 
 ERROR, WARNING, NOTE = LEVELS = ("error", "warning", "note")
 """Stops the work or spoils its result; may do so; is worth knowing."""
 
 NOT_ORTHONORMAL = 1e-4
 """Tolerance for the products of direction cosines, which are 0 and 1 up to float32's rounding."""
-
-SPACING_LIMITS_MM = (0.1, 20.0)
-"""Voxel sizes outside these limits are metres or micrometres read as mm, or not a head scan."""
-
-ROUNDS_TO_LABEL = 0.01
-"""A label this close to a whole number is that number, changed by a float format."""
 
 OUTSIDE_BRAIN = 0.05
 """Largest share of a tumour outside the brain; above it, label map and images do not match."""
@@ -145,7 +142,7 @@ def _forms(volume: Volume) -> float:
 
 def _forms_disagree(volume: Volume) -> str | None:
     distance = _forms(volume)
-    if distance <= _half_a_voxel(volume):
+    if not distance > _half_a_voxel(volume):  # NaN where the affine has no voxels
         return None
     return f"its sform and qform disagree by {distance:.3g} mm"
 
@@ -182,8 +179,7 @@ def _unit(volume: Volume) -> str | None:
 
 def plausible(volume: Volume) -> bool:
     """Whether its voxel sizes, in mm, are plausible for a head scan."""
-    low, high = SPACING_LIMITS_MM
-    return low <= min(volume.spacing_mm) <= max(volume.spacing_mm) <= high
+    return volume.grid.is_plausible
 
 
 def _implausible(volume: Volume) -> str | None:
@@ -245,9 +241,9 @@ def _wrapped(volume: Volume) -> str | None:
     return f"values from {low} to {high}: values above 32767 have overflowed int16"
 
 
-def _no_background(volume: Volume) -> str | None:
-    zeros = 1 - np.count_nonzero(volume.values) / volume.values.size
-    return None if zeros > 0.01 else "almost no voxel is 0: was the skull not removed?"
+def _odd_background(volume: Volume) -> str | None:
+    value = odd_background(volume.data)
+    return None if value is None else f"its background is {value:g}, not 0: brats takes it as 0"
 
 
 def _negative(volume: Volume) -> str | None:
@@ -274,12 +270,13 @@ def _few_levels(volume: Volume) -> str | None:
     return f"few grey levels: its largest value is {most}" if most <= 400 else None
 
 
+BACKGROUND = Rule("background", WARNING, _odd_background)
+
 IMAGE_RULES = (
     Rule("not-finite", ERROR, _not_finite, "zeros"),
     Rule("empty", ERROR, _empty),
     Rule("few-values", ERROR, _few_values),
     Rule("wrapped", ERROR, _wrapped, "unsigned"),
-    Rule("background", WARNING, _no_background),
     Rule("negative", NOTE, _negative),
     Rule("clipped", NOTE, _clipped),
     Rule("coarse", NOTE, _few_levels),
@@ -324,12 +321,17 @@ def _no_tumour(volume: Volume) -> str | None:
     return None if volume.foreground.size else "no tumour: every voxel is 0"
 
 
+def _predicted(volume: Volume) -> str | None:
+    return "made by brats predict, not by an expert" if is_predicted(volume.note) else None
+
+
 LABEL_RULES = (
     Rule("not-finite", ERROR, _not_finite, "zeros"),
     Rule("rounding", ERROR, _spoilt, "round"),
     Rule("not-whole", ERROR, _no_labels),
     Rule("range", ERROR, _out_of_range),
     Rule("no-tumour", WARNING, _no_tumour),
+    Rule("predicted", ERROR, _predicted),
     Rule("float-labels", NOTE, _float_labels),
 )
 
@@ -344,6 +346,7 @@ def compare(volumes: Mapping[str, Volume], reference: Volume) -> Iterator[Findin
     yield from _same_voxels(images)
     alike = {r: volume for r, volume in images.items() if volume.data.shape == reference.data.shape}
     yield from _brains(alike)
+    yield from _skull(images)
     label = volumes.get("label")
     if label is not None and alike and label.data.shape == reference.data.shape:
         yield from _outside(label, alike)
@@ -412,6 +415,17 @@ def _brains(images: Mapping[str, Volume]) -> Iterator[Finding]:
         if overlap < BRAIN_OVERLAP:
             message = f"its brain and that of {first} overlap with a Dice of only {overlap:.2f}"
             yield Finding(ERROR, "registration", message, images[role].path)
+
+
+def _skull(images: Mapping[str, Volume]) -> Iterator[Finding]:
+    for role, volume in images.items():
+        if odd_background(volume.data) is None:
+            voxel_mm3 = volume.grid.in_millimetres().voxel_mm3
+            signs = signs_of_skull(volume.data, voxel_mm3, is_t1=role in ("t1", "t1ce"))
+            if signs:
+                message = f"{signs}: is the skull still on?"
+                yield Finding(WARNING, "skull", message, volume.path)
+                return  # the others are of the same head
 
 
 def _outside(label: Volume, images: Mapping[str, Volume]) -> Iterator[Finding]:

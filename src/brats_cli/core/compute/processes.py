@@ -6,13 +6,15 @@ import contextlib
 import multiprocessing
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import connection
 from typing import Any, TypeVar
 
-from ..errors import BratsError
+from ..errors import BratsError, BratsWarning
 from ..wording import KILLED
 from .machine import available_cpus
 from .signals import interrupts_held_back, leave_ctrl_c_to_parent
@@ -60,8 +62,10 @@ def in_processes(
     done = 0
     try:
         with interrupts_held_back():
-            outcomes = pool.map(task, items)
-        for outcome in outcomes:
+            outcomes = pool.map(partial(_with_warnings, task), items)
+        for outcome, warned in outcomes:
+            for text in warned:
+                warnings.warn(text, BratsWarning, stacklevel=2)
             yield outcome
             done += 1
     except BrokenProcessPool as error:
@@ -71,6 +75,15 @@ def in_processes(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)  # on Ctrl-C, wait for what was begun and no more
+
+
+def _with_warnings(task: Callable[[Item], Outcome], item: Item) -> tuple[Outcome, list[str]]:
+    """What `task` gives, and what it warned of, which this process has nobody to tell."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", BratsWarning)
+        outcome = task(item)
+    return outcome, [str(each.message) for each in caught]
 
 
 def in_threads(task: Callable[[Item], Outcome], items: Sequence[Item]) -> Iterator[Outcome]:

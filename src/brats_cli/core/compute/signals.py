@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -29,6 +30,15 @@ def leave_ctrl_c_to_parent() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     exit_on_sigterm(1)
+
+
+def end_at_once_on_stops() -> None:
+    """From here on, when all is written, a stop ends this process without another word.
+
+    As Python exits it waits for threads, and prints a traceback if that is interrupted.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda stop, _: os._exit(128 + stop))
 
 
 class Stops:

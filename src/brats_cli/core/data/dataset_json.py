@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UnreadableFileError
+from ..reading import read_text
 from .labels import SCHEMES, LabelScheme
 from .naming import MODALITIES, ROLES
 
@@ -18,63 +19,180 @@ def read_description(folder: Path) -> Mapping[str, Any]:
     """Content of the dataset.json in `folder`; empty if there is none.
 
     Raises:
-        UnreadableFileError: If it is not JSON.
+        UnreadableFileError: If it is not JSON, or may not be read.
     """
     path = folder / "dataset.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
+        if not path.is_file():
+            return {}
+    except OSError:  # a folder that may not be entered is reported where it is listed
         return {}
-    except (OSError, ValueError) as error:
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise UnreadableFileError(path, "it is not JSON") from error
     return content if isinstance(content, dict) else {}
 
 
 def channel_order(description: Mapping[str, Any]) -> list[str]:
-    """Modalities by channel from dataset.json; empty if it names none of the four."""
-    names = description.get("channel_names") or description.get("modality")
-    if not isinstance(names, dict) or not all(str(number).isdigit() for number in names):
-        return []
-    ordered = sorted(names.items(), key=lambda item: int(item[0]))
-    order = [ROLES.get(str(name).lower(), str(name)) for _, name in ordered]
-    return order if set(order) & set(MODALITIES) else []
+    """Modalities by channel from dataset.json.
 
-
-def declared_scheme(description: Mapping[str, Any], layout: str) -> LabelScheme | None:
-    """The label scheme with the tissues named in dataset.json, or None."""
-    labels = description.get("labels")
-    if not isinstance(labels, dict):
-        return None
-    if any(isinstance(value, list) for value in labels.values()):
-        tissues = _tissues_of_regions(labels)
-    else:
-        # The Decathlon writes {"1": "edema"}, nnU-Net {"edema": 1}.
-        pairs = [(v, k) if str(v).isdigit() else (k, v) for k, v in labels.items()]
-        tissues = {int(v): _tissue(str(n)) for v, n in pairs if str(v).isdigit() and int(v)}
-    fitting = {s.name: s for s in SCHEMES.values() if s.tissues == tissues}
-    return fitting.get(layout) or next(iter(fitting.values()), None)
-
-
-# The order matters: "non-enhancing" is tested before "enhancing".
-_TISSUE_WORDS = {
-    r"edema|snfh|peritum|^ed$": "ED",
-    r"resection|cavity|^rc$": "RC",
-    r"cyst|^cc$": "CC",
-    r"non.?enh|necro|ncr|net|core": "NCR",
-    r"enh|^et$": "ET",
-}
-
-
-def _tissue(name: str) -> str:
-    lower = name.lower()
-    return next((t for words, t in _TISSUE_WORDS.items() if re.search(words, lower)), lower)
-
-
-def _tissues_of_regions(labels: Mapping[str, Any]) -> dict[int, str]:
-    """Tissues by value, if dataset.json gives nested regions as lists of values.
-
-    A value in only one region is edema, in two necrosis, in all three enhancing tumour.
+    Empty if it names none of the four, one of them twice, or does not count from 0.
     """
-    lists = [value if isinstance(value, list) else [value] for value in labels.values()]
-    depth = Counter(value for values in lists for value in values if value)
-    return {int(v): ("ED", "NCR", "ET")[min(n, 3) - 1] for v, n in sorted(depth.items())}
+    names = described_channels(description)
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        return []
+    by_number = {_whole_number(number): name for number, name in names.items()}
+    if set(by_number) != set(range(len(names))):
+        return []
+    order = [_channel(by_number[number]) for number in range(len(names))]
+    ours = [role for role in order if role in MODALITIES]
+    return order if ours and len(ours) == len(set(ours)) else []
+
+
+def described_channels(description: Mapping[str, Any]) -> Any:
+    """What dataset.json says of the channels, whatever it is; None or empty if nothing."""
+    return description.get("channel_names") or description.get("modality")
+
+
+def _channel(name: str) -> str:
+    """The role of a channel by its name, or the name: `T1w`, `t1gd`, `T2-FLAIR`, `T1 post`."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    more = {"t2flair": "flair", "t1post": "t1ce", "t1contrast": "t1ce", "t1pre": "t1"}
+    role = ROLES.get(name.lower()) or ROLES.get(plain) or more.get(plain)
+    return role if role in MODALITIES else name
+
+
+# --- labels ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a dataset.json says that label values mean.
+
+    Attributes:
+        schemes: The label schemes that agree with it.
+        words: What it says, such as `1 label_1, 2 label_2`; empty if it says nothing.
+    """
+
+    schemes: tuple[LabelScheme, ...] = ()
+    words: str = ""
+
+    @property
+    def is_unclear(self) -> bool:
+        """Whether it says something that no label scheme agrees with: never a reason to guess."""
+        return bool(self.words and not self.schemes)
+
+
+def declared_schemes(description: Mapping[str, Any], layout: str = "") -> Declared:
+    """The label schemes that agree with dataset.json in every label that it names.
+
+    Every word has to be understood. A scheme with just the values named counts before those with
+    more, and among equals the one of the layout (`msd`, `nnunet`) alone.
+    """
+    labels = description.get("labels")
+    if not labels:
+        return Declared()
+    if not isinstance(labels, dict):
+        return Declared(words=_short(labels))
+    entries = list(_entries(labels))
+    words = ", ".join(f"{_short(value)} {name}" for name, value in entries)
+    try:
+        meant = [(_concept(name), _values(value)) for name, value in entries]
+    except ValueError:
+        return Declared(words=_short(words))
+    named = {value for _, values in meant for value in values}
+    fitting = [
+        scheme
+        for scheme in SCHEMES.values()
+        if meant and all(values == _of(concept, scheme) for concept, values in meant)
+    ]
+    exact = [scheme for scheme in fitting if named == scheme.values - {0}] or fitting
+    if chosen := [scheme for scheme in exact if scheme.name == layout]:
+        exact = chosen
+    return Declared(tuple(exact), _short(words))
+
+
+def _entries(labels: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values but the background's: the Decathlon has {"1": "edema"}, nnU-Net inverse."""
+    by_value = all(_whole_number(key) is not None for key in labels)
+    for key, value in labels.items():
+        name, number = (str(value), key) if by_value and isinstance(value, str) else (key, value)
+        if not (name.strip().lower() == "background" and _whole_number(number) == 0):
+            yield name, number
+
+
+def _values(value: Any) -> set[int]:
+    """The label values of an entry, a number or a list of numbers.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    numbers = [_whole_number(each) for each in (value if isinstance(value, list) else [value])]
+    values = {number for number in numbers if number is not None and 0 < number < 256}
+    if len(values) != len(numbers):
+        raise ValueError(f"{value} is no label")
+    return values
+
+
+def _whole_number(value: Any) -> int | None:
+    """A number as JSON or as text, or None."""
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,4}", value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+_CONCEPTS: Mapping[frozenset[str], set[str]] = {
+    frozenset(words.split()): set(tissues.split())
+    for words, tissues in {
+        "ED": "ED", "ED NON": "ED",  # surrounding non-enhancing FLAIR hyperintensity
+        "NCR": "NCR", "NCR CORE": "NCR", "NCR NON": "NCR", "NCR NON CORE": "NCR",
+        "NON": "NON", "NON CORE": "NON",
+        "ET": "ET", "ET CORE": "ET",
+        "CC": "CC", "RC": "RC", "GTV": "GTV",
+        "CORE": "NCR NET ET CC", "WT": "NCR NET ED ET CC",
+    }.items()
+}  # fmt: skip
+"""Tissues by the kinds of words that a name holds; NON is non-enhancing tumour."""
+
+_KINDS = {
+    "ED": "edema|oedema|ed|snfh|hyperintensity",
+    "NCR": "necrosis|necrotic|ncr",
+    "NON": "nonenhancing|nonenhanced|nonenhancement|net|netc|ncet",
+    "ET": "enhancing|enhanced|enhancement|et",
+    "CC": "cyst|cystic|cc",
+    "RC": "resection|cavity|rc",
+    "GTV": "gross|gtv",
+    "CORE": "core|tc",
+    "WT": "whole|complete|wt",
+    "": "tumor|tumoral|peritumoral|surrounding|component|tissue|region|volume|and|of|the|flair|gd"
+    "|gadolinium|contrast|brain|glioma",
+}
+_KIND_OF_WORD = {word: kind for kind, words in _KINDS.items() for word in words.split("|")}
+
+
+def _concept(name: str) -> set[str]:
+    """The tissues that a label's name stands for.
+
+    Raises:
+        ValueError: If a word of it is not understood, or the words contradict each other.
+    """
+    plain = re.sub(r"[^a-z0-9]+", " ", name.lower().replace("tumour", "tumor"))
+    plain = re.sub(r"\bnon (contrast )?(?=enhanc)", "non", plain)
+    kinds = [_KIND_OF_WORD.get(word) for word in plain.split()]
+    found = _CONCEPTS.get(frozenset(kind for kind in kinds if kind))
+    if None in kinds or found is None:
+        raise ValueError(f"{name} is not understood")
+    return found
+
+
+def _of(concept: set[str], scheme: LabelScheme) -> set[int]:
+    """The values that a concept has in a scheme."""
+    if concept == {"NON"}:  # from 2017 on one label with necrosis
+        concept = {"NET"} if "NET" in scheme.tissues.values() else {"NCR"}
+    return {value for value, tissue in scheme.tissues.items() if tissue in concept}
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

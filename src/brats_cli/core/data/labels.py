@@ -20,6 +20,20 @@ LabelMap = npt.NDArray[np.integer]
 REGIONS = ("WT", "TC", "ET")
 """Whole tumour, tumour core, enhancing tumour: nested, from the outside in."""
 
+REGION_COLOURS: Mapping[str, str] = {
+    "WT": "#3FA7F0",
+    "TC": "#FFC20A",
+    "ET": "#E1341E",
+    "RC": "#9C6ADE",
+    "GTV": "#FFC20A",
+}
+"""The colour of each region in every figure, page and mesh.
+
+Blue, amber and red differ by at least 20 in CIEDE2000 from each other and from every grey, also
+as people with protanopia, deuteranopia or tritanopia see them (simulated after Machado et al.
+2009); Okabe and Ito's green does not differ enough from a scan's greys.
+"""
+
 
 @dataclass(frozen=True)
 class Region:
@@ -212,19 +226,35 @@ def noted_scheme(note: str) -> LabelScheme | None:
     return SCHEMES.get(noted[1]) if noted else None
 
 
+def is_predicted(note: str) -> bool:
+    """Whether a label map's description says that `brats predict` made it, not an expert.
+
+    >>> is_predicted("brats predict labels=brats2023")
+    True
+    """
+    return note.startswith("brats predict")
+
+
 def write_labels(
-    path: Path, labels: LabelMap, grid: Grid, scheme: LabelScheme, *, overwrite: bool = False
+    path: Path,
+    labels: LabelMap,
+    grid: Grid,
+    scheme: LabelScheme,
+    *,
+    predicted: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Write a label map as uint8 on a grid: its shape, affine, and sform and qform codes.
 
-    The scheme's name goes into the header's description, so that later steps need no flag.
+    The scheme's name goes into the header's description, so that later steps need no flag, and
+    whether a network made it, so that none learns from it.
 
     Raises:
         ValueError: If the shapes differ.
         OutputExistsError: If `path` exists and `overwrite` is false.
         OutputError: If it cannot be written.
     """
-    note = f"brats labels={scheme.name}"
+    note = f"brats {'predict ' if predicted else ''}labels={scheme.name}"
     write_image(path, labels.astype(np.uint8), grid, note=note, overwrite=overwrite)
 
 
@@ -297,11 +327,12 @@ def label_scheme(
         (declared or SCHEMES["brats2024"]).require(present, source)
     if any(_meanings(scheme, present) != _meanings(fitting[0], present) for scheme in fitting):
         names = ", ".join(scheme.name for scheme in fitting)
+        mask = "a mask of 0 and 1 does not say of which tissue: " if present <= {0, 1} else ""
         held = ", ".join(map(str, sorted(present)))
         expected = f" (its name indicates {declared.name})" if declared else ""
         raise LabelError(
             f"{source} holds labels {held}, which fit several schemes: {names}{expected}",
-            hint=f"choose one with {flag}: {names}",
+            hint=f"{mask}choose one with {flag}: {names}",
         )
     return fitting[0]
 

@@ -13,11 +13,12 @@ from typing import Any
 import yaml
 
 from ..errors import SplitError, UnreadableFileError
+from ..reading import parse_yaml, read_text
 from ..wording import did_you_mean, listing
 from ..writing import whole_file
 from .cases import Case, find_cases
 from .labels import LabelScheme, scheme_named
-from .naming import patient_of
+from .naming import MODALITIES, patient_of
 
 FORMAT = "brats-splits/1"
 
@@ -41,6 +42,8 @@ class Split:
         folds: One with `--ratios`, K with `--folds K`.
         test: Ids of the test cases, which are in no fold.
         grouped: Whether all visits of a patient are in the same part.
+        patients: The patient of each case by id, where the user said who that is.
+        modalities: The MR sequences that every case has, if not all four.
         listing: The cases of the data set by id, if they have been listed already.
     """
 
@@ -50,6 +53,8 @@ class Split:
     folds: tuple[Fold, ...]
     test: tuple[str, ...]
     grouped: bool = True
+    patients: Mapping[str, str] = field(default_factory=dict)
+    modalities: tuple[str, ...] = MODALITIES
     listing: Mapping[str, Case] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -88,6 +93,10 @@ class Split:
             "folds": [{"train": list(fold.train), "val": list(fold.val)} for fold in self.folds],
             "test": list(self.test),
         }
+        if self.patients:
+            content["patients"] = {case_id: self.patients[case_id] for case_id in self.ids()}
+        if self.modalities != MODALITIES:
+            content["modalities"] = list(self.modalities)
         with whole_file(path, overwrite=overwrite) as partial:
             partial.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
@@ -126,9 +135,18 @@ class Split:
     def cases(self) -> dict[str, Case]:
         """The split's cases as they lie on disk, by id, with their label schemes."""
         return {
-            case_id: replace(self._on_disk[case_id], scheme=self._scheme_of(case_id), allowed=())
+            case_id: replace(
+                self._on_disk[case_id],
+                patient=self.patient_of(case_id),
+                scheme=self._scheme_of(case_id),
+                allowed=(),
+            )
             for case_id in self.ids()
         }
+
+    def patient_of(self, case_id: str) -> str:
+        """The patient of a case: as the user said, else by the case id."""
+        return self.patients.get(case_id) or patient_of(case_id)
 
     def _scheme_of(self, case_id: str) -> LabelScheme:
         return self.labels if isinstance(self.labels, LabelScheme) else self.labels[case_id]
@@ -144,7 +162,11 @@ class Split:
         return names if len(set(names.values())) > 1 else next(iter(names.values()))
 
     def _require_found(self, path: Path) -> None:
-        if not self.data.is_dir():
+        try:
+            is_there = self.data.is_dir()
+        except OSError:  # a name that is too long
+            is_there = False
+        if not is_there:
             raise SplitError(
                 f"{path}: there is no data folder {self.data}",
                 hint="'data' is relative to the splits file: was one of the two moved?",
@@ -167,14 +189,8 @@ def _cases(ids: Sequence[str]) -> str:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UnreadableFileError(
-            path, "there is no such file", hint="create it with brats split DATA"
-        ) from error
-    except OSError as error:
-        raise UnreadableFileError(path, error.strerror or str(error)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse_yaml(read_text(path, hint="create it with brats split DATA"))
+    except ValueError as error:
         raise UnreadableFileError(
             path, "it is not YAML", hint="create it with brats split DATA"
         ) from error
@@ -190,7 +206,17 @@ def _parse(content: Mapping[str, Any], path: Path) -> Split:
             f"{path} has format {content['format']}, not {FORMAT}",
             hint="another version of brats wrote it: create it again with brats split",
         )
-    known = {"format", "data", "labels", "seed", "grouped", "folds", "test"}
+    known = {
+        "format",
+        "data",
+        "labels",
+        "seed",
+        "grouped",
+        "folds",
+        "test",
+        "patients",
+        "modalities",
+    }
     for key in content:
         if key not in known:
             raise SplitError(
@@ -216,6 +242,8 @@ def _parse(content: Mapping[str, Any], path: Path) -> Split:
         tuple(folds),
         _ids(content.get("test") or [], path),
         bool(content.get("grouped", True)),
+        _patients(content.get("patients"), path),
+        _modalities(content.get("modalities"), path),
     )
 
 
@@ -238,6 +266,30 @@ def _ids(value: Any, path: Path) -> tuple[str, ...]:
         raise SplitError(
             f"{path}: {str(value)[:60]} is not a list of case ids",
             hint="quote an id that looks like a number",
+        )
+    return tuple(value)
+
+
+def _patients(value: Any, path: Path) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(
+        isinstance(text, str) for pair in value.items() for text in pair
+    ):
+        raise SplitError(
+            f"{path}: 'patients' must give a patient per case id",
+            hint="quote names that look like numbers, or run brats split again",
+        )
+    return value
+
+
+def _modalities(value: Any, path: Path) -> tuple[str, ...]:
+    if value is None:
+        return MODALITIES
+    if not isinstance(value, list) or not value or any(name not in MODALITIES for name in value):
+        raise SplitError(
+            f"{path}: 'modalities' must be a list of MR sequences, found {str(value)[:60]}",
+            hint=f"they are {', '.join(MODALITIES)}",
         )
     return tuple(value)
 
@@ -266,10 +318,10 @@ def _require_apart(split: Split, path: Path) -> None:
         home: dict[str, tuple[str, str]] = {}
         for part, ids in parts.items():
             for case_id in ids if split.grouped else ():
-                other_part, other = home.setdefault(patient_of(case_id), (part, case_id))
+                other_part, other = home.setdefault(split.patient_of(case_id), (part, case_id))
                 if other_part != part:
                     raise SplitError(
-                        f"{path}: patient {patient_of(case_id)} is in two parts: {other} in "
+                        f"{path}: patient {split.patient_of(case_id)} is in two parts: {other} in "
                         f"{other_part}, {case_id} in {part} (fold {number})",
                         hint="all visits of a patient belong in the same part: move one of them",
                     )

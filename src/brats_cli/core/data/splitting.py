@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 
 from ..compute.processes import in_threads
-from ..errors import SplitError
+from ..errors import BratsWarning, LabelError, SplitError, UnreadableFileError
 from ..images.nifti import LabelCount, count_labels, read_image
 from ..wording import listing
 from ..writing import require_writable
-from .cases import Case, find_cases, with_schemes
-from .labels import LabelScheme, as_scheme
-from .naming import MODALITIES
+from .cases import Case, ImageFile, find_cases, with_schemes
+from .labels import LabelScheme, as_scheme, is_predicted
+from .naming import MODALITIES, ROLES, VISITS, naming_of
 from .splits import Fold, Split
-from .strata import table_strata, tumour_strata
+from .strata import column_by_case, table_strata, tumour_strata
 
 DEFAULT_RATIOS = (70.0, 15.0, 15.0)
 """Training, validation and test, in percent of the patients."""
@@ -52,6 +53,8 @@ def split(
     seed: int = 0,
     group: bool = True,
     stratify: str | None = None,
+    patients: str | None = None,
+    modalities: str | Sequence[str] = "t1,t1ce,t2,flair",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     labels: LabelScheme | str | None = None,
@@ -72,6 +75,9 @@ def split(
         group: Keep all visits of a patient in the same part.
         stratify: `TABLE.csv:COLUMN`, the property to balance between the parts; by default
             tumour size and whether there is enhancing tumour.
+        patients: Who the patient of a case is, if names follow no known scheme: a regular
+            expression for the part of the case id, or `TABLE.csv:COLUMN`.
+        modalities: The MR sequences that each case must have, as "t1ce,flair" or a list.
         include: Patterns such as `BraTS2021_*`; only cases whose id matches one are split.
         exclude: Patterns; cases whose id matches one are left out.
         labels: Label scheme of the label maps, if names, headers and values leave it open.
@@ -86,14 +92,19 @@ def split(
         OutputExistsError: If `output` exists and `overwrite` is false.
     """
     data, scheme, shares = Path(data), as_scheme(labels), parse_ratios(ratios)
+    wanted = parse_modalities(modalities)
     if output is not None:
         require_writable(Path(output), overwrite=overwrite)
     found = select(find_cases(data), include, exclude)
     cases = [case for case in found if case.label]
-    _require_complete(cases, data)
+    _require_complete(cases, found, data, wanted)
+    cases = with_patients(cases, patients) if patients else cases
+    if group and not patients:
+        _warn_of_visits(cases)
     by_table = table_strata(stratify, cases) if stratify else None
     counts = _count_all(cases, on_progress)
-    _require_different(cases, counts)
+    _require_experts(cases, counts)
+    _require_different(cases, counts, wanted[0])
     cases = with_schemes(cases, counts, scheme)
     strata = by_table or tumour_strata(cases, counts)
     made = make_split(
@@ -105,6 +116,10 @@ def split(
         seed=seed,
         grouped=group,
     )
+    if patients:
+        made = replace(made, patients={case.id: case.patient for case in cases})
+    if wanted != MODALITIES:
+        made = replace(made, modalities=wanted)
     if output is not None:
         made.save(Path(output), overwrite=overwrite)
     return NewSplit(made, strata, tuple(case.id for case in found if not case.label))
@@ -150,21 +165,101 @@ def select(cases: Sequence[Case], include: Sequence[str], exclude: Sequence[str]
     ]
 
 
-def _require_complete(cases: Sequence[Case], data: Path) -> None:
+def parse_modalities(given: str | Sequence[str]) -> tuple[str, ...]:
+    """MR sequences by their names, as `t1ce,flair`, in the order of the channels.
+
+    Raises:
+        SplitError: If one is unknown, or there is none.
+    """
+    names = given.split(",") if isinstance(given, str) else given
+    known = [ROLES.get(name.strip().lower(), "") for name in names]
+    for name, role in zip(names, known, strict=True):
+        if role not in MODALITIES:
+            raise SplitError(
+                f"--modalities: there is no MR sequence '{name}'",
+                hint=f"give one or several of {','.join(MODALITIES)}",
+            )
+    return tuple(modality for modality in MODALITIES if modality in known)
+
+
+def with_patients(cases: Sequence[Case], patients: str) -> list[Case]:
+    """The cases with the patients that a regular expression finds in their ids, or a table has.
+
+    The patient is what the groups of the expression match, joined by `_`, or the whole match.
+
+    Raises:
+        SplitError: If it is neither, or leaves out a case.
+    """
+    if Path(patients.rpartition(":")[0]).suffix.lower() in (".csv", ".tsv", ".txt"):
+        by_id = column_by_case(patients, cases, option="--patients")
+    else:
+        try:
+            pattern = re.compile(patients)
+        except re.error as error:
+            raise SplitError(
+                f"--patients {patients} is not a regular expression: {error}",
+                hint=r"such as 'Patient\d+', or a table: TABLE.csv:COLUMN",
+            ) from error
+        matches = {case.id: pattern.search(case.id) for case in cases}
+        by_id = {
+            case_id: "_".join(filter(None, match.groups())) or match[0]
+            for case_id, match in matches.items()
+            if match
+        }
+    without = [case.id for case in cases if not by_id.get(case.id)]
+    if without:
+        raise SplitError(
+            f"--patients {patients} gives no patient for {listing(without)}",
+            hint="it must give one for every case; leave cases out with --exclude",
+        )
+    return [replace(case, patient=by_id[case.id]) for case in cases]
+
+
+def _warn_of_visits(cases: Sequence[Case]) -> None:
+    """Say which ids were taken for visits of one patient though no release names them so."""
+    visits: dict[str, list[str]] = {}
+    for case in cases:
+        if naming_of(case.id).name == VISITS:
+            visits.setdefault(case.patient, []).append(case.id)
+    several = [ids for ids in visits.values() if len(ids) > 1]
+    if several:
+        warnings.warn(
+            f"{len(several)} patients seem to have several visits, such as {listing(several[0])}: "
+            "they are kept together; say who the patient is with --patients",
+            BratsWarning,
+            stacklevel=3,
+        )
+
+
+def _require_experts(cases: Sequence[Case], counts: Mapping[str, LabelCount]) -> None:
+    for case in cases:
+        if case.label and is_predicted(counts[case.id].note):
+            raise LabelError.predicted(case.label)
+
+
+def _require_complete(
+    cases: Sequence[Case], found: Sequence[Case], data: Path, modalities: Sequence[str]
+) -> None:
     if not cases:
+        others = [path.name for case in found for path in case.others]
         raise SplitError(
             f"no case in {data} has a label map",
-            hint="a split needs label maps: give the folder of the training data",
+            hint=f"these names are not understood: {listing(others)}; name label maps CASE_seg"
+            if others
+            else "a split needs label maps: give the folder of the training data",
         )
-    incomplete = [case for case in cases if set(MODALITIES) - set(case.images)]
+    incomplete = [case for case in cases if set(modalities) - set(case.images)]
     if incomplete:
         lacks = [
-            f"{case.id} has no {', '.join(m for m in MODALITIES if m not in case.images)}"
+            f"{case.id} has no {', '.join(m for m in modalities if m not in case.images)}"
             for case in incomplete
         ]
+        shared = ",".join(m for m in MODALITIES if all(m in case.images for case in cases))
+        some = f"; all have {shared}: use --modalities {shared}" if shared else ""
         raise SplitError(
             f"incomplete cases in {data}: {listing(lacks)}",
-            hint="add the missing files, or use --exclude ID; `brats check` lists all such cases",
+            hint="add the missing files, or use --exclude ID; `brats check` lists all such cases"
+            + some,
         )
 
 
@@ -184,7 +279,9 @@ def _count_all(
 # --- duplicates --------------------------------------------------------------------------------
 
 
-def _require_different(cases: Sequence[Case], counts: Mapping[str, LabelCount]) -> None:
+def _require_different(
+    cases: Sequence[Case], counts: Mapping[str, LabelCount], modality: str
+) -> None:
     """Check that no two case ids hold the same image.
 
     Only cases with equal label counts, or with equal bytes on disk, are read and compared.
@@ -196,18 +293,17 @@ def _require_different(cases: Sequence[Case], counts: Mapping[str, LabelCount]) 
     for case in cases:
         # Sorted, because one year's 4 is another year's 3.
         sizes = sorted(n for value, n in counts[case.id].voxels.items() if value)
-        for clue in (tuple(sizes), _clue_on_disk(case.images["t1"].path)):
+        for clue in (tuple(sizes), _clue_on_disk(case.images[modality].path)):
             clues.setdefault(clue, []).append(case)
     suspects = {case.id: case for alike in clues.values() if len(alike) > 1 for case in alike}
     seen: dict[tuple[object, ...], Case] = {}
-    for case, voxels in zip(
-        suspects.values(), in_threads(_voxels_of, list(suspects.values())), strict=True
-    ):
+    images = [case.images[modality] for case in suspects.values()]
+    for case, voxels in zip(suspects.values(), in_threads(_voxels_of, images), strict=True):
         other = seen.setdefault(voxels, case)
         if other is not case:
             raise SplitError(
                 f"cases {other.id} and {case.id} hold the same voxels: "
-                f"{other.images['t1'].path} and {case.images['t1'].path}",
+                f"{other.images[modality].path} and {case.images[modality].path}",
                 hint="one case under two ids would leak into the test: remove one, or use "
                 f"--exclude {case.id}",
             )
@@ -215,16 +311,19 @@ def _require_different(cases: Sequence[Case], counts: Mapping[str, LabelCount]) 
 
 def _clue_on_disk(path: Path) -> bytes:
     """A few bytes that are equal for equal images: gzip's own checksum and size, or the middle."""
-    with path.open("rb") as file:
-        if path.name.lower().endswith(".gz"):
-            file.seek(max(0, path.stat().st_size - 8))
-            return file.read()
-        file.seek(path.stat().st_size // 2)
-        return hashlib.sha256(file.read(1 << 16)).digest()
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            if path.name.lower().endswith(".gz"):
+                file.seek(max(0, size - 8))
+                return file.read(8)
+            file.seek(size // 2)
+            return hashlib.sha256(file.read(1 << 16)).digest()
+    except OSError as error:
+        raise UnreadableFileError(path, error.strerror or str(error)) from error
 
 
-def _voxels_of(case: Case) -> tuple[object, ...]:
-    image = case.images["t1"]
+def _voxels_of(image: ImageFile) -> tuple[object, ...]:
     data = read_image(image.path, image.channel).data
     return data.shape, hashlib.sha256(data[data != 0].tobytes()).digest()
 
@@ -287,25 +386,32 @@ def _test_groups(groups: set[str], share: float, seed: int, *, leave: int) -> se
             hint="add cases, use fewer folds, or --ratios with 0 for the test part",
         )
     place = {group: _place(seed, group) for group in groups}
-    ordered = sorted(groups, key=lambda group: place[group])
-    below = sum(place[group] < share for group in ordered)
+    ordered = sorted(groups, key=lambda group: (place[group], group))
+    below = sum(place[group] < share * 2**64 for group in ordered)
+    # Places that follow no pattern can crowd together by chance, and numbers in steps, as of every
+    # 144th patient, do; then the nearest to the share are taken.
+    due = share * len(groups)
+    off = max(1.0, math.sqrt(due))
+    below = min(max(below, math.ceil(due - off)), math.floor(due + off))
     return set(ordered[: min(max(below, bool(share)), len(groups) - leave)])
 
 
-_GOLDEN = (math.sqrt(5) - 1) / 2
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio
 
 
-def _place(seed: int, group: str) -> float:
-    """A number in [0, 1) that depends on nothing but seed and group, on any machine.
+def _place(seed: int, group: str) -> int:
+    """A number in [0, 2^64) that depends on nothing but seed and group, on any machine.
 
     Consecutive patient numbers of one release advance by the golden ratio (a low-discrepancy
     sequence), so that the share of any run of them below any threshold is right to about one
     patient. A hash per patient would select between 1 and 10 of 40 patients where 6 are wanted.
     """
     release = group.rstrip("0123456789")
-    number = int(group[len(release) :] or 0)
-    digest = hashlib.sha256(f"{seed}/{release}".encode()).digest()
-    return (int.from_bytes(digest[:8], "big") / 2**64 + number * _GOLDEN) % 1
+    digits = group[len(release) :]
+    if len(digits) > 9:  # a time stamp or a UID counts nothing: the whole of it is hashed
+        release, digits = group, ""
+    digest = hashlib.sha256(f"{seed}/{release}".encode("utf-8", "surrogateescape")).digest()
+    return (int.from_bytes(digest[:8], "big") + int(digits or 0) * _GOLDEN) % 2**64
 
 
 def _equal_parts(
@@ -329,7 +435,24 @@ def _equal_parts(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         chosen = [part for _, part in splitter.split(kinds, kinds, of_whom)]
-    return [{ids[index] for index in part if index < len(ids)} for part in chosen]
+    found = [{ids[index] for index in part if index < len(ids)} for part in chosen]
+    return _none_empty(found, groups)
+
+
+def _none_empty(parts: list[set[str]], groups: Mapping[str, str]) -> list[set[str]]:
+    """`parts`, the empty ones with a group each of the part that has the most groups.
+
+    scikit-learn leaves parts empty where there are few groups.
+    """
+    for empty in (part for part in parts if not part):
+        largest = max(parts, key=lambda part: len({groups[case_id] for case_id in part}))
+        members = sorted({groups[case_id] for case_id in largest})
+        if len(members) < 2:
+            break  # there are fewer groups than parts
+        moved = {case_id for case_id in largest if groups[case_id] == members[-1]}
+        largest -= moved
+        empty |= moved
+    return parts
 
 
 def _part_of_share(

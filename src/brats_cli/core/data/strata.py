@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import SplitError, UnreadableFileError
+from ..errors import SplitError
 from ..images.nifti import LabelCount
+from ..reading import read_table
 from ..wording import did_you_mean
 from .cases import Case
 
@@ -47,13 +47,30 @@ def table_strata(option: str, cases: Sequence[Case]) -> dict[str, str]:
         UnreadableFileError: If there is no such table.
         SplitError: If there is no such column, or if no column holds the case ids.
     """
-    name, _, column = option.rpartition(":")
+    values = column_by_case(option, cases, option="--stratify")
+    strata = _terciles(values) or values
+    return {case.id: strata.get(case.id, "unknown") for case in cases}
+
+
+def column_by_case(place: str, cases: Sequence[Case], *, option: str) -> dict[str, str]:
+    """The values of a table's column by case id, where it has one.
+
+    Args:
+        place: `TABLE.csv:COLUMN`, as given on the command line.
+        cases: The cases to look up.
+        option: The option it was given to, for messages.
+
+    Raises:
+        UnreadableFileError: If there is no such table.
+        SplitError: If there is no such column, or if no column holds the case ids.
+    """
+    name, _, column = place.rpartition(":")
     if not name or not column:
         raise SplitError(
-            f"--stratify {option} is not of the form TABLE.csv:COLUMN",
+            f"{option} {place} is not of the form TABLE.csv:COLUMN",
             hint="for example survival_info.csv:Survival_days",
         )
-    rows = _read_table(Path(name))
+    rows = _rows(Path(name))
     if column not in rows[0]:
         columns = f"its columns are {', '.join(rows[0])}"
         raise SplitError(
@@ -65,20 +82,11 @@ def table_strata(option: str, cases: Sequence[Case]) -> dict[str, str]:
         raise SplitError(
             f"no column of {name} holds the case ids", hint=f"case ids look like {cases[0].id}"
         )
-    strata = _terciles(values) or values
-    return {case.id: strata.get(case.id, "unknown") for case in cases}
+    return values
 
 
-def _read_table(path: Path) -> list[dict[str, str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnreadableFileError(
-            path, "it is not a readable table", hint="check the path"
-        ) from error
-    first = text.partition("\n")[0]
-    separator = max(",;\t", key=first.count)
-    rows = list(csv.DictReader(text.splitlines(), delimiter=separator, restval=""))
+def _rows(path: Path) -> list[dict[str, str]]:
+    rows = read_table(path)
     if not rows:
         raise SplitError(
             f"{path} is empty",
@@ -93,7 +101,7 @@ def _look_up(
     """The value of `column` by case id; rows are looked up by case id or patient id."""
     best: dict[str, str] = {}
     for key in rows[0]:
-        by_id = {(row[key] or "").strip(): (row[column] or "").strip() for row in rows}
+        by_id = {row[key].strip(): row[column].strip() for row in rows}
         found = {
             case.id: by_id.get(case.id) or by_id.get(case.patient, "")
             for case in cases

@@ -26,6 +26,15 @@ SAME_GRID_MM = 0.01
 MILLIMETRES = 2
 """NIfTI's code of the unit of length; 0 is unknown, 1 metres, 3 micrometres."""
 
+MILLIMETRES_IN = {1: 1000.0, 3: 0.001}
+"""By NIfTI's code of the unit: metres and micrometres."""
+
+_SPACING_LIMITS_MM = (0.15, 20.0)
+_LARGEST_SIDE_MM = 0.35
+"""Voxels with a side outside of the limits, or with no side as large as this, are no head scan's:
+metres, centimetres or micrometres taken for millimetres. (A head of 2 mm voxels in centimetres
+has voxels of 0.2.)"""
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -37,6 +46,8 @@ class Grid:
         codes: NIfTI's sform and qform codes, which name the space that `affine` leads to.
         qform: The affine of the qform where the header has one, (4, 4); else None.
         units: NIfTI's code of the units of length (the lowest three bits) and time.
+        unit_mm: What a length of 1 in the file was taken for, in millimetres; files written on
+            this grid have its numbers again.
     """
 
     shape: tuple[int, int, int]
@@ -44,6 +55,7 @@ class Grid:
     codes: tuple[int, int] = (1, 1)
     qform: Affine | None = None
     units: int = MILLIMETRES
+    unit_mm: float = 1.0
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -65,6 +77,26 @@ class Grid:
     def is_usable(self) -> bool:
         """Whether the affine is finite and leaves space its three dimensions."""
         return abs(self.determinant) > 1e-12
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether its voxels are of the size of a head scan's."""
+        low, high = _SPACING_LIMITS_MM
+        return low <= min(self.spacing_mm) and _LARGEST_SIDE_MM <= max(self.spacing_mm) <= high
+
+    def in_millimetres(self) -> Grid:
+        """The grid, scaled if the unit in its header explains why its voxels are not plausible."""
+        unit = MILLIMETRES_IN.get(self.units & 7, 1.0)
+        if unit == 1 or self.is_plausible:
+            return self
+        scale = np.diag([unit, unit, unit, 1.0])
+        qform = None if self.qform is None else scale @ self.qform
+        return replace(self, affine=scale @ self.affine, qform=qform, unit_mm=unit)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the header says nothing: the identity, or no code that gives it a meaning."""
+        return bool(max(self.codes) <= 0 or np.array_equal(self.affine, np.eye(4)))
 
     @property
     def corners_mm(self) -> npt.NDArray[np.float64]:
@@ -164,9 +196,12 @@ def require_same_grid(volumes: Sequence[Volume]) -> None:
         if other.shape != first.shape:
             difference = f"{times(other.shape)} voxels, not {times(first.shape)}"
             raise GridMismatchError(first.path, other.path, difference)
+        lost = [volume.path for volume in (other, first) if volume.grid.is_lost]
         apart = first.grid.distance_mm(other.grid)
         if not apart <= half_a_voxel:  # NaN in an affine must fail too
-            raise GridMismatchError(first.path, other.path, f"corners {apart:.3g} mm apart")
+            raise GridMismatchError(
+                first.path, other.path, f"corners {apart:.3g} mm apart", lost=lost
+            )
         if apart > SAME_GRID_MM:
             warnings.warn(
                 f"{other.path} is {apart:.3g} mm off the grid of {first.path}, less than half a "
@@ -174,6 +209,51 @@ def require_same_grid(volumes: Sequence[Volume]) -> None:
                 BratsWarning,
                 stacklevel=2,
             )
+
+
+def on_one_grid(first: Volume, second: Volume) -> tuple[Volume, Volume]:
+    """Two label maps on one grid, where their voxels coincide though they are stored otherwise.
+
+    One that was cropped, or whose axes run in another order, is padded and turned, which is
+    exact: nothing is resampled, and no label is lost.
+
+    Raises:
+        GridMismatchError: As `require_same_grid`, if the voxels do not coincide.
+    """
+    if second.shape != first.shape or first.grid.distance_mm(second.grid) > SAME_GRID_MM:
+        for one, other in ((second, first), (first, second)):
+            moved = _stored_on(one, other.grid)
+            if moved is not None:
+                return (first, moved) if one is second else (moved, second)
+    require_same_grid([first, second])
+    return first, second
+
+
+def _stored_on(volume: Volume, grid: Grid) -> Volume | None:
+    """`volume` turned, padded and cropped onto `grid`; None if that would not keep it as it is."""
+    steps = np.linalg.solve(grid.affine, volume.affine)  # from its indices to those of `grid`
+    whole = np.rint(steps)
+    turn = np.abs(whole[:3, :3])
+    off = (_UNIT_CORNERS * volume.grid._last) @ (grid.affine @ (whole - steps)).T
+    if (turn.sum(axis=0) != 1).any() or (turn.sum(axis=1) != 1).any():
+        return None
+    if np.linalg.norm(off[:, :3], axis=1).max() > SAME_GRID_MM:
+        return None
+    source = volume.data.transpose(turn.argmax(axis=1))
+    target = np.zeros(grid.shape, volume.data.dtype)
+    there, here = [], []
+    for axis, size in enumerate(source.shape):
+        start = int(whole[axis, 3])
+        if whole[axis, :3].sum() < 0:
+            source = np.flip(source, axis)
+            start -= size - 1
+        low, high = max(start, 0), min(start + size, grid.shape[axis])
+        there.append(slice(low, max(low, high)))
+        here.append(slice(low - start, max(low, high) - start))
+    target[tuple(there)] = source[tuple(here)]
+    if np.count_nonzero(target) != np.count_nonzero(volume.data):
+        return None
+    return replace(volume, data=target, grid=grid)
 
 
 def bounding_box(mask: Mask, *, margin: int = 0) -> Box:

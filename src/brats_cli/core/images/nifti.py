@@ -8,6 +8,7 @@ import logging
 import math
 import stat
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +23,14 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from ..errors import LabelError, UnreadableFileError
+from ..errors import BratsWarning, LabelError, UnreadableFileError
 from ..writing import whole_file
-from .grid import Grid, Volume, times
+from .grid import MILLIMETRES_IN, Grid, Volume, times
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
+
+ROUNDS_TO_LABEL = 0.01
+"""How far from a whole number a label may be to be that number, spoilt by a float format."""
 
 _GZIP = b"\x1f\x8b"
 
@@ -78,20 +82,38 @@ def shape_on_disk(path: Path) -> tuple[int, ...] | None:
 
     Some thirty times as fast as loading it, for folders of thousands.
     """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return None
-        with path.open("rb") as file:
-            start = file.read(4096)
-        if start[:2] == _GZIP:
-            start = zlib.decompressobj(wbits=31).decompress(start, 348)
-    except (OSError, zlib.error):
-        return None
+    start = _start(path)
     for order in "<>":
         if start[:4] == struct.pack(f"{order}i", 348) and len(start) >= 56:
             dimensions, *shape = struct.unpack(f"{order}8h", start[40:56])
             return tuple(shape[:dimensions]) if 0 < dimensions < 8 else None
     return None
+
+
+def note_on_disk(path: Path) -> str:
+    """What the header's description says, from the first bytes alone; empty if it cannot be read.
+
+    As fast as `shape_on_disk`.
+    """
+    start = _start(path)
+    kind = _KINDS.get(start[:4])
+    if kind is not nib.Nifti1Header or len(start) < 348:
+        return ""
+    return bytes(start[148:228]).rstrip(b"\0").decode("latin-1")
+
+
+def _start(path: Path) -> bytes:
+    """The first 348 bytes of an image, a NIfTI-1 header; fewer or none if there are no such."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return b""
+        with path.open("rb") as file:
+            start = file.read(4096)
+        if start[:2] == _GZIP:
+            return zlib.decompressobj(wbits=31).decompress(start, 348)
+    except (OSError, zlib.error):
+        return b""
+    return start[:348]
 
 
 def read_volume(path: Path) -> Volume:
@@ -144,8 +166,7 @@ def read_channels(path: Path, channels: Sequence[int | None]) -> list[Volume]:
     Raises:
         UnreadableFileError: As `read_image`.
     """
-    volume = read_volume(path)
-    _require_place(volume)
+    volume = _placed(read_volume(path))
     due = 3 if channels[0] is None else 4
     if volume.data.ndim != due:
         raise UnreadableFileError(
@@ -225,17 +246,33 @@ def _read_3d(path: Path) -> Volume:
             f"it has {_dimensions(volume)} where 3 are due",
             hint="a label map is a 3D file with one whole number per voxel",
         )
-    _require_place(volume)
-    return volume
+    return _placed(volume)
 
 
-def _require_place(volume: Volume) -> None:
-    if not volume.grid.is_usable:
+def _placed(volume: Volume) -> Volume:
+    """`volume` with its lengths in millimetres, whatever unit its header has.
+
+    Raises:
+        UnreadableFileError: If it has no place in space, or its voxels are no head scan's.
+    """
+    grid = volume.grid
+    if grid.is_usable or grid.units & 7 in MILLIMETRES_IN:
+        grid = grid.in_millimetres()
+    if not grid.is_usable:
         raise UnreadableFileError(
             volume.path,
             "its affine is flat or not finite, so that it has no place in space",
             hint="copy the sform and qform of another image of the case, or try brats check --fix",
         )
+    if not grid.is_plausible:
+        sides = " x ".join(f"{side:.3g}" for side in grid.spacing_mm)
+        raise UnreadableFileError(
+            volume.path,
+            f"its voxels are {sides} mm, which is no head scan",
+            hint="are its lengths in centimetres or metres? correct the header's voxel size and "
+            "affine",
+        )
+    return replace(volume, grid=grid)
 
 
 def _dimensions(volume: Volume) -> str:
@@ -246,12 +283,20 @@ def _whole_numbers(data: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:
     if data.dtype == np.uint8:
         return data
     with np.errstate(invalid="ignore"):
-        labels = data.astype(np.uint8)
-    wrong = labels != data
-    if wrong.any():
+        near = np.rint(data) if data.dtype.kind == "f" else data
+        labels = near.astype(np.uint8)
+        right = (labels == near) & (np.abs(data - near) <= ROUNDS_TO_LABEL)
+    if not right.all():
         raise LabelError(
-            f"{path} holds {data[wrong][0]:g}, which is not a label (a whole number 0-255)",
+            f"{path} holds {data[~right][0]:.9g}, which is not a label (a whole number 0-255)",
             hint="is it an MR image or a probability map, not a label map?",
+        )
+    if data.dtype.kind == "f" and (spoilt := near != data).any():
+        value = data[spoilt][0]
+        warnings.warn(
+            f"{path} holds {value:.9g}, taken as label {np.rint(value):g}",
+            BratsWarning,
+            stacklevel=2,
         )
     return labels
 
@@ -420,10 +465,12 @@ def write_image(
     """
     if data.shape[:3] != grid.shape:
         raise ValueError(f"an image {data.shape} does not fit the grid {grid.shape}")
-    image = nib.Nifti1Image(data, grid.affine)
+    to_file = np.diag([1 / grid.unit_mm] * 3 + [1.0])
+    affine = to_file @ grid.affine
+    image = nib.Nifti1Image(data, affine)
     sform, qform = grid.codes
-    image.set_sform(grid.affine, sform)
-    image.set_qform(grid.affine if grid.qform is None else grid.qform, qform)
+    image.set_sform(affine, sform)
+    image.set_qform(affine if grid.qform is None else to_file @ grid.qform, qform)
     image.header["xyzt_units"] = grid.units
     image.header["descrip"] = note.encode()
     if step != 1:

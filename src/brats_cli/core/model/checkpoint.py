@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
-from zipfile import is_zipfile
+from typing import IO, Any, cast
+from zipfile import BadZipFile, is_zipfile
 
 import torch
 
 from ... import __version__
-from ..data.labels import REGIONS, LabelScheme, scheme_named
-from ..errors import CheckpointError, UnreadableFileError
+from ..data.labels import REGIONS, SCHEMES, LabelScheme, scheme_named
+from ..data.naming import MODALITIES
+from ..errors import BratsError, CheckpointError, UnreadableFileError
 from ..prepared.preparation import PREPARATION
 from ..prepared.recipe import RECIPE, Recipe
 from ..writing import whole_file
-from .config import stored_network_config
+from .config import UNetConfig, stored_network_config
 from .decision import Decision
 from .network import Network, network_without_weights
 from .sliding import SlidingWindow
@@ -116,7 +118,13 @@ class Checkpoint:
             out_channels=len(self.regions),
             patch_size=self.patch_size,
         )
-        network.load_state_dict(dict(self.weights), assign=True)
+        try:
+            network.load_state_dict(dict(self.weights), assign=True)
+        except _MISMATCHED as error:
+            raise CheckpointError(
+                f"the weights do not fit the network of the checkpoint: {_first_line(error)}",
+                hint="was the file changed, or MONAI? train again, or use the MONAI of that time",
+            ) from error
         return network.eval()
 
     def save(self, path: Path) -> None:
@@ -127,8 +135,13 @@ class Checkpoint:
         """
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         content["decision"] = self.decision.content() if self.decision else {}
-        with whole_file(path) as partial:
-            torch.save({"format": FORMAT, **content}, partial)
+        with whole_file(path) as partial, partial.open("wb") as file:
+            written = _Written(file)
+            try:
+                torch.save({"format": FORMAT, **content}, cast("IO[bytes]", written))
+            except RuntimeError as error:
+                # torch tells of no reason why it could not write.
+                raise written.error or error from error
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -145,7 +158,7 @@ class Checkpoint:
                 raise pickle.UnpicklingError("not an archive, as torch.save writes it")
             # weights_only: a checkpoint from the internet must not run code.
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        except _MISMATCHED as error:
             raise CheckpointError(
                 f"{path} is not a brats checkpoint",
                 hint="was it cut short while copying? give best.pt or last.pt of a run",
@@ -155,11 +168,155 @@ class Checkpoint:
                 f"{path} was not written by this version of brats ({FORMAT})",
                 hint="give best.pt or last.pt of a run that `brats train` wrote",
             )
-        if content["preparation"] not in (PREPARATION, RECIPE):
+        preparation, version = content.get("preparation"), content.get("version")
+        if preparation not in (PREPARATION, RECIPE) and isinstance(preparation, str):
             raise CheckpointError(
-                f"{path} expects images prepared as {content['preparation']}, not {PREPARATION}",
-                hint="use the version of brats that trained it "
-                f"({content['version']}), or train again",
+                f"{path} expects images prepared as {preparation}, not {PREPARATION}",
+                hint=f"use the version of brats that trained it ({version}), or train again",
+            )
+        if wrong := _first_wrong(content):
+            raise CheckpointError(
+                f"{path} is not a sound checkpoint: {wrong}",
+                hint="was it changed, or made by another version of brats? give best.pt or "
+                "last.pt of a run",
             )
         decision = content.pop("decision", None)  # brats 0.1.0 had none at first
         return cls(**content, decision=Decision.of(decision) if decision else None)
+
+
+class _Written:
+    """A file for `torch.save` that keeps the system's error, of which torch says nothing."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self._put(content)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def _put(self, content: Any) -> int:
+        return self._file.write(content)
+
+
+# --- what a file may hold ----------------------------------------------------------------------
+
+# What torch and pickle raise for archives with something else in them.
+_MISMATCHED = (
+    pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError,
+    LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError, BadZipFile,
+)  # fmt: skip
+
+_PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "weights": Mapping,
+    "config": Mapping,
+    "labels": str,
+    "epoch": int,
+    "scores": Mapping,
+    "regions": tuple,
+    "spacing_mm": (int, float),
+    "preparation": str,
+    "version": str,
+    "state": (Mapping, type(None)),
+    "decision": (Mapping, type(None)),
+}
+
+
+def _first_wrong(content: Mapping[str, Any]) -> str:
+    """What is wrong with the content of a checkpoint, in words; empty if nothing is."""
+    missing = [name for name in ("weights", "config", "labels", "epoch", "scores", "version")
+               if name not in content]  # fmt: skip
+    if missing:
+        return f"it has no {missing[0]}"
+    for name, value in content.items():
+        if name not in _KINDS:
+            return f"it has an entry {str(name)[:40]!r}, which is unknown"
+        if not isinstance(value, _KINDS[name]) or isinstance(value, bool):
+            return f"its {name} is {_brief(value)}"
+    if content["labels"] not in SCHEMES:
+        return f"there is no label scheme {_brief(content['labels'])}"
+    if content.get("regions", REGIONS) != REGIONS:
+        return f"its regions are {_brief(content['regions'])}, not {', '.join(REGIONS)}"
+    if content.get("spacing_mm", 1.0) != 1.0 or content["epoch"] < 0:
+        return f"its spacing_mm is {_brief(content['spacing_mm'])}, its epoch {content['epoch']}"
+    if not all(isinstance(score, int | float) for score in content["scores"].values()):
+        return f"its scores are {_brief(content['scores'])}"
+    return (
+        _wrong_config(content["config"])
+        or _wrong_decision(content.get("decision") or {})
+        or _wrong_weights(content)
+    )
+
+
+def _wrong_config(config: Mapping[str, Any]) -> str:
+    modalities, patch_size = config.get("modalities"), config.get("patch_size")
+    if (
+        not isinstance(modalities, list | tuple)
+        or not modalities
+        or not all(name in MODALITIES for name in modalities)
+        or len(set(modalities)) < len(modalities)
+    ):
+        return f"its modalities are {_brief(modalities)}"
+    if not isinstance(patch_size, int) or not 0 < patch_size <= 4096:
+        return f"its patch_size is {_brief(patch_size)}"
+    if config.get("precision") not in _PRECISIONS:
+        return f"its precision is {_brief(config.get('precision'))}"
+    augmentation = config.get("augmentation", {})
+    if not isinstance(augmentation, Mapping) or not isinstance(
+        augmentation.get("modality_dropout", 0), int | float
+    ):
+        return f"its augmentation is {_brief(augmentation)}"
+    return "" if "network" in config else "it has no network"
+
+
+def _wrong_decision(decision: Mapping[str, Any]) -> str:
+    thresholds, least = decision.get("thresholds", {}), decision.get("smallest_et_mm3", 0)
+    numbers = [*thresholds.values(), least] if isinstance(thresholds, Mapping) else [None]
+    heat = decision.get("temperatures", {})
+    numbers += [each or None for each in heat.values()] if isinstance(heat, Mapping) else [None]
+    if all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+        return ""
+    return f"its decision is {_brief(decision)}"
+
+
+def _wrong_weights(content: Mapping[str, Any]) -> str:
+    """Compare the weights with those of the network that the config describes."""
+    weights, config = content["weights"], content["config"]
+    if not all(
+        isinstance(name, str) and isinstance(weight, torch.Tensor) and weight.device.type == "cpu"
+        for name, weight in weights.items()
+    ):
+        return "its weights are not tensors"
+    try:
+        shape = stored_network_config(config["network"])
+        if not isinstance(shape, UNetConfig):
+            return ""  # MONAI's takes seconds to make, and is compared when it is needed
+        network = network_without_weights(
+            shape,
+            in_channels=len(config["modalities"]),
+            out_channels=len(REGIONS),
+            patch_size=config["patch_size"],
+        )
+    except (BratsError, *_MISMATCHED) as error:  # pydantic's is a ValueError
+        return f"its network is {_brief(config['network'])} ({_first_line(error)})"
+    due = {name: (value.shape, value.dtype) for name, value in network.state_dict().items()}
+    found = {name: (value.shape, value.dtype) for name, value in weights.items()}
+    other = [name for name in {**due, **found} if due.get(name) != found.get(name)]
+    return f"the weights {other[0][:60]} do not fit its network" if other else ""
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

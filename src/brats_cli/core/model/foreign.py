@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..data.naming import MODALITIES, ROLES
-from ..errors import CheckpointError, ConfigError, UnreadableFileError
+from ..errors import CheckpointError, UnreadableFileError
 from ..prepared.recipe import RECIPE, Recipe
 from .checkpoint import Checkpoint
 from .config import NetworkConfig
@@ -252,12 +252,10 @@ def checkpoint_of(
         )
     try:
         made = checkpoint.network()
-    except (RuntimeError, ConfigError) as error:
-        if isinstance(error, ConfigError) and "not installed" in str(error):
-            raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    except CheckpointError as error:
         raise CheckpointError(
-            f"{origin['file']} does not hold the weights of its network: {lines[-1][:200]}",
+            f"{origin['file']} does not hold the weights of its network: "
+            f"{str(error).partition(': ')[2]}",
             hint="is it whole? download it again",
         ) from error
     multiple = made.config.multiple

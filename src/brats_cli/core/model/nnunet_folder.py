@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.dataset_json import declared_scheme
+from ..data.dataset_json import declared_schemes
 from ..errors import CheckpointError, ConfigError
 from ..prepared.recipe import Recipe
 from .checkpoint import Checkpoint
@@ -115,9 +115,9 @@ def _outputs(dataset: Mapping[str, Any], folder: Path) -> tuple[list[int], str]:
             frozenset(value if isinstance(value, list) else [value]) for value in named.values()
         ]
         return by_inclusion(sets, folder), "regions"
-    scheme = declared_scheme(dataset, "nnunet")
-    tissues = {tissue: value for value, tissue in scheme.tissues.items()} if scheme else {}
-    if set(tissues) != {"ED", "NCR", "ET"}:
+    schemes = declared_schemes(dataset, "nnunet").schemes
+    tissues = {tissue: value for value, tissue in schemes[0].tissues.items()} if schemes else {}
+    if set(tissues) != {"ED", "NCR", "ET"} or len(named) != len(tissues):
         words = ", ".join(f"{value} {name}" for name, value in labels.items())
         raise CheckpointError(
             f"{folder} segments {words}, not edema, necrosis and enhancing tumour",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import CheckpointError, OutputExistsError
+from ..errors import CheckpointError, OutputError, OutputExistsError
 from ..writing import require_writable, whole_file
 
 Kind = TypeVar("Kind", bound="RunFolder")
@@ -80,6 +81,25 @@ class RunFolder:
     def named_by_time(cls: type[Kind]) -> Kind:
         """A run whose name is the date and time, and which does not exist yet."""
         return cls(RUNS / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+
+    def fresh(self: Kind) -> Kind:
+        """This run, its folder made; or the first of `NAME-2`, `NAME-3` that does not exist yet.
+
+        Runs that start within one second have one name, and each needs a folder of its own.
+
+        Raises:
+            OutputError: If no folder can be made.
+        """
+        for number in count(1):
+            folder = self.folder if number == 1 else Path(f"{self.folder}-{number}")
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise OutputError(folder, error.strerror or str(error)) from error
+            break
+        return type(self)(folder)
 
     def note_as_newest(self) -> None:
         """In a folder `runs`, write into `runs/latest` that this run is the newest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from ..compute.devices import arithmetic
 from ..compute.machine import free_memory, keep_freed_memory
 from ..data.cases import Case, read_images
 from ..data.labels import LabelScheme, write_labels
-from ..data.naming import BESIDE
-from ..errors import BratsError, ConfigError, MissingModalityError
-from ..images.grid import Grid, times
+from ..data.naming import BESIDE, MODALITIES, UNCERTAINTY_OF
+from ..errors import BratsError, BratsWarning, ConfigError, MissingModalityError
+from ..images.background import signs_of_skull
+from ..images.grid import Grid, Volume, times
 from ..images.nifti import shape_on_disk, stem, write_image
 from ..model.checkpoint import Checkpoint
 from ..model.decision import Decision
@@ -56,6 +58,11 @@ class PredictConfig:
             on such cases.
         probabilities: Return the probability of each region.
         uncertainty: Return the uncertainty of each region.
+        uncertainty_format: `4d` for one map of all regions; `brats` for one of each, as BraTS
+            2020's task 3 names them.
+
+    Raises:
+        ConfigError: If there is no such format.
     """
 
     labels: LabelScheme | None = None
@@ -65,11 +72,22 @@ class PredictConfig:
     allow_missing: bool = False
     probabilities: bool = False
     uncertainty: bool = False
+    uncertainty_format: str = "4d"
+
+    def __post_init__(self) -> None:
+        if self.uncertainty_format not in ("4d", "brats"):
+            raise ConfigError(
+                f"there is no uncertainty format '{self.uncertainty_format}'",
+                hint="choose 4d (one file, with one channel per region) or brats (one per region)",
+            )
 
     @property
     def companions(self) -> tuple[str, ...]:
         """Names of the maps that are written beside the label map."""
-        return tuple(name for name in BESIDE if getattr(self, name))
+        names = tuple(name for name in BESIDE if getattr(self, name))
+        if self.uncertainty and self.uncertainty_format == "brats":
+            return (*names[:-1], *UNCERTAINTY_OF.values())
+        return names
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +156,8 @@ class Segmentation:
         scheme: Label scheme of `labels`.
         modalities: The modalities that were used.
         doubt: By region, 1 minus the Dice expected from the probabilities.
-        maps: `probabilities` and `uncertainty` if requested, each (X, Y, Z, R) as written.
+        maps: `probabilities` and `uncertainty` if requested, each (X, Y, Z, R) as written; or
+            the uncertainty of each region by the name of its file, (X, Y, Z).
     """
 
     labels: npt.NDArray[np.uint8]
@@ -168,12 +187,15 @@ class Segmentation:
             OutputExistsError: If a file exists and `overwrite` is false.
             OutputError: If one cannot be written.
         """
-        steps = {"probabilities": PROBABILITY_STEP, "uncertainty": 1.0}
+        steps = {"probabilities": PROBABILITY_STEP}
         for name, values in self.maps.items():
-            note = f"brats {name}={','.join(self.doubt)}"
+            regions = self.doubt if values.ndim == 4 else ()
+            note = f"brats {name}={','.join(regions)}".rstrip("=")
             file = companion(path, name)
-            write_image(file, values, self.grid, note=note, step=steps[name], overwrite=overwrite)
-        write_labels(path, self.labels, self.grid, self.scheme, overwrite=overwrite)
+            write_image(
+                file, values, self.grid, note=note, step=steps.get(name, 1), overwrite=overwrite
+            )
+        write_labels(path, self.labels, self.grid, self.scheme, predicted=True, overwrite=overwrite)
 
 
 def companion(path: Path, name: str) -> Path:
@@ -231,13 +253,18 @@ class Predictor:
         """Read and prepare a case.
 
         Raises:
-            MissingModalityError: If it lacks a modality that the networks need.
+            MissingModalityError: If it lacks a modality that the networks need, or has an image
+                of zeros in its place.
             UnreadableFileError: If a file is damaged.
             BratsError: If it needs more memory than is free.
         """
         present = self._present(case)
         _require_memory(case, len(present))
         volumes = read_images(case, present)
+        if blank := [m for m, each in zip(present, volumes, strict=True) if not each.data.any()]:
+            present = self._present(case, blank)
+            volumes = [each for each in volumes if each.data.any()]
+        _warn_of_skull(case, dict(zip(present, volumes, strict=True)))
         prepared = prepare_by(self.recipe, volumes)
         images = prepared.images
         if present != self.modalities:
@@ -302,12 +329,15 @@ class Predictor:
         labels = self.decision.label_map(native(), self.scheme, voxel_mm3=voxel_mm3)
         maps = {"probabilities": _stacked(written)} if written else {}
         if self.config.uncertainty:
-            maps["uncertainty"] = _stacked(
-                [
-                    np.rint(to_native(region, loaded.affine, loaded.grid)).astype(np.uint8)
-                    for region in samples.uncertainty()
-                ]
-            )
+            found = [
+                np.rint(to_native(region, loaded.affine, loaded.grid)).astype(np.uint8)
+                for region in samples.uncertainty()
+            ]
+            if self.config.uncertainty_format == "brats":
+                names = map(UNCERTAINTY_OF.__getitem__, self.regions)
+                maps |= dict(zip(names, found, strict=True))
+            else:
+                maps["uncertainty"] = _stacked(found)
         doubts = map(doubt, mean, map(self.decision.threshold, self.regions))
         return Segmentation(
             labels,
@@ -318,13 +348,17 @@ class Predictor:
             maps,
         )
 
-    def _present(self, case: Case) -> tuple[str, ...]:
-        """The modalities of `case` that the networks use."""
-        present = tuple(modality for modality in self.modalities if modality in case.images)
-        missing = [modality for modality in self.modalities if modality not in case.images]
+    def _present(self, case: Case, blank: Sequence[str] = ()) -> tuple[str, ...]:
+        """The modalities of `case` that the networks use, without the `blank` ones."""
+        found = [modality for modality in case.images if modality not in blank]
+        present = tuple(modality for modality in self.modalities if modality in found)
+        missing = [modality for modality in self.modalities if modality not in found]
         able = all(checkpoint.saw_missing_modalities for checkpoint in self.checkpoints)
         if missing and not (present and (able or self.config.allow_missing)):
-            raise MissingModalityError(case.id, missing, case.images, hint=_ways_out(present))
+            others = [path.name for path in case.others]
+            raise MissingModalityError(
+                case.id, missing, found, blank=blank, others=others, hint=_ways_out(present)
+            )
         return present
 
     def _segmenters(self) -> Iterator[Segmenter]:
@@ -396,6 +430,21 @@ def _ways_out(present: Sequence[str]) -> str:
         "use --allow-missing to segment it all the same, with worse results; or train a model for "
         "missing sequences with --set augmentation.modality_dropout=0.3"
     )
+
+
+def _warn_of_skull(case: Case, images: Mapping[str, Volume]) -> None:
+    """Warn if one of the images shows more than a brain, of which the networks know nothing."""
+    for modality in sorted(images, key=MODALITIES.index):
+        volume = images[modality]
+        is_t1 = modality in ("t1", "t1ce")
+        if signs := signs_of_skull(volume.data, volume.grid.voxel_mm3, is_t1=is_t1):
+            warnings.warn(
+                f"case {case.id}: {signs} in {modality}; is the skull still on? The networks know "
+                "brains without it",
+                BratsWarning,
+                stacklevel=2,
+            )
+            return
 
 
 def _require_memory(case: Case, modalities: int) -> None:

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnreadableFileError
 from ..model.config import (
     MONAI,
     NNUNET,
@@ -28,6 +28,7 @@ from ..model.config import (
     network_config,
 )
 from ..prepared.recipe import Recipe
+from ..reading import parse_yaml, read_text
 from ..wording import did_you_mean
 from ..writing import whole_file
 
@@ -193,15 +194,15 @@ def load_config(
     path: Path | None = None,
     *,
     of_a_run: bool = False,
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, object] | None = None,
     **overrides: object,
 ) -> TrainConfig:
     """Defaults, then the YAML file, then `overrides`.
 
     Args:
         path: YAML file with any of the settings.
-        defaults: Settings that override the usual defaults.
         of_a_run: The file has all that there were when the run began, perhaps under an older brats.
+        defaults: Settings of the data set, or of what the training starts from.
         overrides: Settings by name; `{"network.channels": 16}` reaches into a section, after
             `{"network": "classic"}` has replaced it.
 
@@ -239,16 +240,18 @@ def parse_setting(text: str) -> tuple[str, object]:
     if not equals or not key:
         raise ConfigError(f"--set {text} is not KEY=VALUE", hint="write --set network.channels=16")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return key.strip(), parse_yaml(value)
+    except ValueError as error:
         raise ConfigError(f"cannot read the value of --set {text}", hint="quote it") from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = "there is no such file" if not path.exists() else "it is not a YAML file"
+        content = parse_yaml(read_text(path))
+    except (UnreadableFileError, ValueError) as error:
+        reason = str(error).removeprefix(f"cannot read {path}: ")
+        if isinstance(error, ValueError) or reason == "it is not text":
+            reason = "it is not a YAML file"
         raise ConfigError(
             f"cannot read settings from {path}: {reason}",
             hint="see examples/train.yaml for every setting",
@@ -299,9 +302,9 @@ def _as_config_error(
 def _known_settings(section: list[str], settings: Mapping[str, Any]) -> list[str]:
     if section == ["network"]:
         name = str(settings["network"].get("name"))
-        others = {MONAI: MonaiConfig, NNUNET: NnunetConfig}
-        kinds = (kind for start, kind in others.items() if name.startswith(start))
-        return list(next(kinds, UNetConfig).model_fields)
+        if name.startswith(MONAI):
+            return list(MonaiConfig.model_fields)
+        return list((NnunetConfig if name.startswith(NNUNET) else UNetConfig).model_fields)
     model: Mapping[str, Any] = TrainConfig.model_fields
     for key in section:
         model = model[key].annotation.model_fields

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..model.checkpoint import Checkpoint
 from ..model.network import Network, network_without_weights
 from ..model.summary import costs
 from ..prepared.store import Preparation, Store, StoredCases, training_scheme
+from ..writing import own_folder
 from . import training
 from .config import TrainConfig, initial_model, load_config, parse_setting
 from .events import (
@@ -151,9 +152,9 @@ def train(
         yield _costs(settled, choose_devices(device, gpus)[0])
         return
     jobs = _jobs(run, Path(splits), str(fold), config, overrides, resume=resume)
-    work = _Work(jobs, Path(store) if store else Path(splits).parent / "brats-store")
+    place = Path(store) if store else Path(splits).parent / "brats-store"
     if prepare_only:
-        yield from work.prepare_all()
+        yield from _Work(jobs, place).prepare_all()
         return
     devices, group = choose_devices(device, gpus), Group.from_environment()
     for job in [] if profile or not group.leads else jobs:
@@ -166,6 +167,9 @@ def train(
             starting_point(job.config, network)
     if len(devices) > 1 and group.size == 1 and not profile:
         raise ProcessesNeeded(len(devices))
+    if not (profile or resume or output) and group.leads:
+        jobs = _in_folder(jobs, run, run.fresh())
+    work = _Work(jobs, place)
     chosen = group.device(devices)
     events = work.profiled(chosen) if profile else work.trained(chosen, group, max_time)
     with group.joined(chosen):
@@ -203,13 +207,22 @@ def _overrides(
 
 
 def _settled(
-    run: RunRecord, config: Path | None, overrides: Mapping[str, Any], *, resume: bool
+    run: RunRecord,
+    config: Path | None,
+    overrides: Mapping[str, Any],
+    *,
+    resume: bool,
+    split: Split | None = None,
 ) -> TrainConfig:
     """The settings of a run, which a resumed one has in its own file."""
     if resume and config is None:
         return load_config(run.config, of_a_run=True, **overrides)
     model = initial_model(config, overrides)
-    return load_config(config, defaults=settings_of(model) if model else None, **overrides)
+    defaults = settings_of(model) if model else {}
+    if split:
+        wanted = defaults.get("modalities", split.modalities)
+        defaults["modalities"] = [name for name in wanted if name in split.modalities]
+    return load_config(config, defaults=defaults, **overrides)
 
 
 def _jobs(
@@ -224,7 +237,7 @@ def _jobs(
     """The run that is meant, or one per fold in folders of their own."""
 
     def job(run: RunRecord, split: Split, number: int, *, resume: bool) -> _Job:
-        settled = _settled(run, config, overrides, resume=resume)
+        settled = _settled(run, config, overrides, resume=resume, split=split)
         return _Job(run, settled, split.only(number), resume)
 
     if fold.isdecimal() and resume:
@@ -248,6 +261,14 @@ def _jobs(
         else:
             jobs.append(job(each, whole, number, resume=False))
     return jobs
+
+
+def _in_folder(jobs: Sequence[_Job], old: RunRecord, new: RunRecord) -> list[_Job]:
+    """`jobs` whose runs lie in the folder of another run."""
+    return [
+        replace(job, run=RunRecord(new.folder / job.run.folder.relative_to(old.folder)))
+        for job in jobs
+    ]
 
 
 def _network(config: TrainConfig) -> Network:
@@ -322,6 +343,8 @@ class _Work:
         deadline = time.monotonic() + (math.inf if max_time is None else max_time)
         finished = []
         with self.locks:
+            for job in self.jobs if group.leads else ():
+                self.locks.enter_context(own_folder(job.run.folder))
             for job in self.jobs:
                 with group.one_by_machine():
                     cases = yield from self._prepare(job)

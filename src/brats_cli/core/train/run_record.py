@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from ..data.labels import REGIONS
 from ..data.splits import Split
-from ..errors import OutputError
+from ..errors import OutputError, UnreadableFileError
 from ..model.checkpoint import Checkpoint
 from ..model.run_folder import RunFolder
+from ..reading import read_table
 from ..writing import whole_file
 from .config import TrainConfig
 from .figures import draw_curves
@@ -91,11 +92,26 @@ class RunRecord(RunFolder):
         best.save(self.best)
 
     def rows(self) -> list[dict[str, str]]:
-        """The log's rows so far."""
+        """The log's rows so far.
+
+        Raises:
+            UnreadableFileError: If it is not the log of a run.
+        """
         if not self.log.exists():
             return []
-        with self.log.open(newline="") as file:
-            return list(csv.DictReader(file))
+        rows = read_table(self.log)
+        try:
+            for row in rows:
+                int(row["epoch"])
+                for name in ("loss", "seconds", "validation_seconds"):
+                    float(row[name])
+        except (KeyError, ValueError) as error:
+            raise UnreadableFileError(
+                self.log,
+                "it is not the log of a run",
+                hint="was it edited? move it away to resume the run with a new one",
+            ) from error
+        return rows
 
 
 class Board:
@@ -138,8 +154,14 @@ class Board:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        try:
             self._writer.close()
+        except OSError as failure:
+            if error is None:  # else a full disk was noticed before
+                reason = failure.strerror or str(failure)
+                raise OutputError(self.folder, reason) from failure
 
 
 def _row(epoch: Epoch) -> dict[str, str]:

@@ -503,13 +503,22 @@ class _Learner:
                     f"the run's {name} is {checkpoint.config[name]}, not {settings[name]}",
                     hint=f"a run keeps its {name}: train a new run with -o NAME, without --resume",
                 )
+        try:
+            self._take_up(checkpoint, checkpoint.state)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the state of the training in this checkpoint does not fit: {error}",
+                hint="was the file changed? train a new run with -o NAME, without --resume",
+            ) from error
+
+    def _take_up(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
         # Under an average, the weights that learn lie beside those that are kept.
-        self.network.load_state_dict(dict(checkpoint.state.get("network", checkpoint.weights)))
+        self.network.load_state_dict(dict(state.get("network", checkpoint.weights)))
         if self.average is not None:
             self.average.load_state_dict(dict(checkpoint.weights))
-        self.optimizer.load_state_dict(checkpoint.state["optimizer"])
-        self.scaler.load_state_dict(checkpoint.state.get("scaler", {}))
-        self.progress = Progress(**checkpoint.state["progress"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state.get("scaler", {}))
+        self.progress = Progress(**state["progress"])
 
 
 def _resolved(name: str, setting: Any) -> Any:

@@ -1,0 +1,93 @@
+"""How text, YAML and tables that people wrote are read: regular files only, in any encoding."""
+
+from __future__ import annotations
+
+import csv
+import stat
+from pathlib import Path
+from typing import Any
+
+from .errors import UnreadableFileError
+
+_MOST_BYTES = 1 << 28
+"""No settings, split or table is longer."""
+
+
+def read_text(path: Path, *, hint: str = "check the path") -> str:
+    """The text of a regular file in UTF-8, or UTF-16 with its mark, or else Windows' Latin-1.
+
+    Excel writes all three.
+
+    Raises:
+        UnreadableFileError: If there is no such file, it is a folder, a pipe or a device, it may
+            not be read, or it holds bytes that are in no text.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise UnreadableFileError(path, f"it is {kind}", hint=hint)
+        if status.st_size > _MOST_BYTES:
+            raise UnreadableFileError(path, f"it has {status.st_size:,} bytes", hint=hint)
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UnreadableFileError(path, "there is no such file", hint=hint) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UnreadableFileError(path, reason, hint=hint) from error
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encodings = ["utf-16"]
+    else:
+        encodings = ["utf-8-sig", "cp1252", "latin-1"]
+    for encoding in encodings:
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text
+    raise UnreadableFileError(path, "it is not text", hint=hint)
+
+
+def parse_yaml(text: str) -> Any:
+    """What a text in YAML says.
+
+    Raises:
+        ValueError: If it is not YAML, or names a value that there cannot be, such as the date
+            2001-99-99.
+    """
+    import yaml  # not needed to read tables
+
+    try:
+        return yaml.safe_load(text)
+    # PyYAML's constructors let through what they stumble on.
+    except (
+        yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+        ValueError,
+    ) as error:  # fmt: skip
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a table with a line of column names, separated by comma, semicolon or tab.
+
+    Fields that a row has beyond the column names are left out, and those that it lacks are empty.
+
+    Raises:
+        UnreadableFileError: If it is no table.
+    """
+    text = read_text(path).lstrip("\r\n")
+    first = text.partition("\n")[0]
+    separator = max(",;\t", key=first.count)
+    try:
+        names, *lines = list(csv.reader(text.splitlines(), delimiter=separator)) or [[]]
+    except csv.Error as error:
+        raise UnreadableFileError(
+            path, f"it is not a readable table ({error})", hint="save it again as CSV"
+        ) from error
+    columns = {name: number for number, name in reversed(list(enumerate(names))) if name.strip()}
+    return [
+        {name: line[number] if number < len(line) else "" for name, number in columns.items()}
+        for line in lines
+        if any(field.strip() for field in line)
+    ]
