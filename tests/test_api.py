@@ -14,7 +14,13 @@ import brats_cli
 from brats_cli.app import app
 from brats_cli.core.errors import BratsError
 
-COMMANDS = typer.main.get_command(app).commands
+NAMED_OTHERWISE = {"import": "import_model"}
+"""Commands whose names no function can have."""
+
+COMMANDS = {
+    NAMED_OTHERWISE.get(name, name): command
+    for name, command in typer.main.get_command(app).commands.items()
+}
 
 VERBS = sorted(COMMANDS)
 

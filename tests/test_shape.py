@@ -43,10 +43,13 @@ WITHOUT_NETWORK = {"images", "data", "check", "score", "surface", "view"}
 
 AT_HOME = {
     "fast_simplification": {"core/surface/reduction"},
+    "dynamic_network_architectures": {"core/model/nnunet"},
     "matplotlib": {"core/score/plots", "core/train/figures", "core/view/slices"},
     "medpy": {"core/score/metrics"},
     "monai": {"core/model/monai"},
     "nibabel": {"core/images/grid", "core/images/nifti"},
+    "onnx": {"core/model/onnx_export"},
+    "onnxruntime": {"core/model/onnx_export"},
     "pydantic": {"core/model/config", "core/train/config"},
     "rich": {"console"},
     "skimage": {"core/surface/voxels"},

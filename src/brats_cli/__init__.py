@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .core.errors import BratsError as BratsError
     from .core.model.imported import ImportedModel as ImportedModel
     from .core.model.imported import import_model as import_model
+    from .core.model.onnx_export import ExportedModel as ExportedModel
+    from .core.model.onnx_export import export as export
     from .core.predict.many import Prediction as Prediction
     from .core.predict.many import predict as predict
     from .core.score.comparison import compare as compare
@@ -37,12 +39,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "BratsError": "errors",
     "Epoch": "train.training",
+    "ExportedModel": "model.onnx_export",
     "ImportedModel": "model.imported",
     "Prediction": "predict.many",
     "check": "check.run",
     "compare": "score.comparison",
     "demo": "demo",
     "evaluate": "score.evaluation",
+    "export": "model.onnx_export",
     "import_model": "model.imported",
     "mesh": "surface.meshing",
     "predict": "predict.many",
@@ -55,6 +59,7 @@ _HOMES = {
 __all__ = [
     "BratsError",
     "Epoch",
+    "ExportedModel",
     "ImportedModel",
     "Prediction",
     "__version__",
@@ -62,6 +67,7 @@ __all__ = [
     "compare",
     "demo",
     "evaluate",
+    "export",
     "import_model",
     "mesh",
     "predict",

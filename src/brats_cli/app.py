@@ -16,6 +16,7 @@ from .commands.check import check
 from .commands.compare import compare
 from .commands.demo import demo
 from .commands.evaluate import evaluate
+from .commands.export import export
 from .commands.import_model import import_model
 from .commands.mesh import mesh
 from .commands.predict import predict
@@ -95,6 +96,7 @@ app.command()(evaluate)
 app.command()(compare)
 app.command()(mesh)
 app.command()(view)
+app.command()(export)
 app.command()(demo)
 
 

@@ -126,6 +126,14 @@ def evaluate(
     plots: Annotated[
         Path | None, _file("DIR", "Write the plots of the page as PNG to this folder.")
     ] = None,
+    reliability: Annotated[
+        Path | None,
+        _file(
+            "PNG",
+            "Draw how true the probabilities are that predict --probabilities wrote, and print "
+            "their expected calibration error.",
+        ),
+    ] = None,
     markdown: Annotated[
         Path | None, _file("FILE", "Write the table of means in Markdown, for papers.")
     ] = None,
@@ -184,6 +192,7 @@ def evaluate(
             missing_as_empty=missing_as_empty,
             report=report,
             plots=plots,
+            reliability=reliability,
             markdown=markdown,
             workers=workers,
             fail_under=fail_under or (),
@@ -192,7 +201,7 @@ def evaluate(
             on_report=on_report,
         )
     if found.scores:
-        for path in filter(None, (output, lesions, markdown, plots, report)):
+        for path in filter(None, (output, lesions, markdown, plots, reliability, report)):
             console.message(f"wrote {path}")
     _raise_problems(found)
 
@@ -250,6 +259,18 @@ def show_report(report: Report) -> None:
             console.result("")
             rows = [(region, *_means(official[region], shown)) for region in official]
             console.table(("region", *_headings(shown)), rows, title=title)
+    _show_reliability(report)
+
+
+def _show_reliability(report: Report) -> None:
+    if report.reliability:
+        console.result("")
+        rows = [
+            (region, str(int(each.voxels.sum())), console.number(each.ece, 4))
+            for region, each in report.reliability.items()
+        ]
+        title = "expected calibration error, of voxels with a probability of at least 0.01"
+        console.table(("region", "voxels", "ECE"), rows, title=title)
 
 
 def _show_decided(report: Report) -> None:

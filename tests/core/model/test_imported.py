@@ -257,7 +257,7 @@ def test_code_in_a_file_does_not_run(tmp_path, kind):
         (tmp_path / "n/plans.json").write_text("{}")
         torch.save({"network_weights": {}, "init_args": {}, "logging": code}, path)
     else:
-        path.write_bytes(pickle.dumps(code))
+        path.write_bytes(pickle.dumps(code, protocol=2))
     with pytest.raises(CheckpointError, match=r"cannot be read: it would run code") as caught:
         import_model(source, output=tmp_path / "ours.pt")
     assert "brats runs no code" in caught.value.hint

@@ -57,17 +57,14 @@ class NnunetNetwork(nn.Module):
         """
         if not self.of_labels:
             return outputs
-        none, edema, necrosis, enhancing = outputs.float().unbind(1)
-        core = torch.logaddexp(necrosis, enhancing)
-        outside_core = torch.logaddexp(none, edema)
-        return torch.stack(
-            [
-                torch.logaddexp(core, edema) - none,
-                core - outside_core,
-                enhancing - torch.logaddexp(outside_core, necrosis),
-            ],
-            dim=1,
-        )
+        found = outputs.float()
+        of_labels = [found[:, first:] for first in (1, 2, 3)]  # of WT, TC and ET
+        of_others = [found[:, :first] for first in (1, 2, 3)]
+        odds = [
+            torch.logsumexp(inside, dim=1) - torch.logsumexp(outside, dim=1)
+            for inside, outside in zip(of_labels, of_others, strict=True)
+        ]
+        return torch.stack(odds, dim=1)
 
 
 def made(config: NnunetConfig, *, in_channels: int, classes: int) -> nn.Module:

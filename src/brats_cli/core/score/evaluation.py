@@ -24,6 +24,7 @@ from .conventions import Convention, challenge_named, challenge_of, convention_n
 from .lesions import YEARS, LesionRules, LesionScore, lesion_rules, require_challenge, score_lesions
 from .metrics import score
 from .pairing import Matching, Pair, Scoring, Side, match, read_pair, shared_regions
+from .reliability import reliability_of, require_probabilities
 from .scores import CaseScore, Failure, Outcome, Report, Threshold
 from .surfaces import weighted_hausdorff95_mm
 from .uncertainty import UncertaintyScore, read_uncertainty, score_uncertainty
@@ -50,6 +51,7 @@ def evaluate(
     missing_as_empty: bool = False,
     report: str | Path | None = None,
     plots: str | Path | None = None,
+    reliability: str | Path | None = None,
     markdown: str | Path | None = None,
     workers: int | None = None,
     fail_under: Sequence[Threshold | str] = (),
@@ -80,6 +82,8 @@ def evaluate(
         missing_as_empty: Whether references without a prediction are scored as missed.
         report: An HTML file to write a page with tables, plots and the worst cases to.
         plots: A folder to write the page's plots to, as PNG.
+        reliability: A PNG file to draw the reliability of the probabilities to, which
+            `predict(probabilities=True)` writes beside the label maps.
         markdown: A file to write the table of means to, for papers.
         workers: Processes to use, as `in_processes` has them.
         fail_under: Means that have to be reached, as `WT.dice=0.8`; the report has those `missed`.
@@ -110,17 +114,26 @@ def evaluate(
     )
     if scoring.lesion_wise and scoring.challenge:
         require_challenge(scoring.lesion_wise, scoring.challenge)
-    for path in (output, lesions, report, markdown):
+    for path in (output, lesions, report, reliability, markdown):
         if path is not None:
             require_writable(Path(path), overwrite=overwrite)
     matching = match(Path(predictions), Path(references), missing_as_empty=missing_as_empty)
+    if reliability is not None:
+        require_probabilities(matching.pairs)
     on_progress(matching, 0)
     outcomes = []
     for outcome in score_pairs(matching.pairs, scoring, workers=workers):
         outcomes.append(outcome)
         on_progress(matching, len(outcomes))
     found = Report.of(matching, outcomes, scoring).with_missed(thresholds)
+    if reliability is not None:
+        scored = [pair for pair in matching.pairs if pair.case in set(found.cases)]
+        found = replace(found, reliability=reliability_of(scored, scoring))
     on_report(found)
+    if reliability is not None and found.scores:
+        from .plots import save_reliability  # matplotlib takes half a second to load
+
+        save_reliability(found.reliability, Path(reliability), overwrite=overwrite)
     if found.scores:
         _write(found, output, lesions, report, plots, markdown, overwrite=overwrite)
     return found

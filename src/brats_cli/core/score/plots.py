@@ -24,6 +24,7 @@ from ..images.nifti import read_image
 from ..writing import whole_file
 from .paired import Comparison
 from .pairing import Pair, Scoring, read_pair, shared_regions
+from .reliability import Reliability
 from .scores import HEADINGS, CaseScore, Report, lower_is_better
 
 # It would complain on stderr of a font cache that it builds or has no place for.
@@ -373,6 +374,31 @@ def save(figure: Figure, path: Path, *, overwrite: bool = False) -> None:
 def save_comparison(found: Comparison, path: Path, *, overwrite: bool = False) -> None:
     """Write the picture of a comparison as PNG; raises as `save`."""
     save(compared(found), path, overwrite=overwrite)
+
+
+def reliability(found: Mapping[str, Reliability]) -> Figure:
+    """How often a voxel is inside each region, by its probability; the diagonal would be right."""
+    figure = _figure(4.6, 4.4)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
+    for number, (region, each) in enumerate(found.items()):
+        some = each.voxels > 0
+        means = each.probability[some] / each.voxels[some]
+        label = f"{region}, calibration error {each.ece:.3f}"
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.plot(means, each.inside[some] / each.voxels[some], "o-", color=colour, label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set(xlabel="probability", ylabel="share of voxels inside the region")
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    _plain(axes)
+    return figure
+
+
+def save_reliability(
+    found: Mapping[str, Reliability], path: Path, *, overwrite: bool = False
+) -> None:
+    """Write the picture of the reliability as PNG; raises as `save`."""
+    save(reliability(found), path, overwrite=overwrite)
 
 
 def worst_pictures(report: Report, cases: Sequence[str]) -> dict[str, CasePicture | BratsError]:

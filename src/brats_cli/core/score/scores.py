@@ -18,6 +18,7 @@ from .conventions import Convention
 from .lesions import Lesion, LesionScore
 from .metrics import MaskScore
 from .pairing import Matching, Pair, Scoring
+from .reliability import Reliability
 from .statistics import Statistics, Summary, known
 from .uncertainty import UncertaintyScore
 
@@ -175,6 +176,7 @@ class Report:
         scoring: How they were scored.
         missed: The thresholds that the official means miss, each in words.
         pairs: The files.
+        reliability: Of the probabilities by region, if asked for.
     """
 
     scores: tuple[CaseScore, ...]
@@ -184,6 +186,7 @@ class Report:
     scoring: Scoring = field(default_factory=Scoring)
     missed: tuple[str, ...] = ()
     pairs: tuple[Pair, ...] = ()
+    reliability: Mapping[str, Reliability] = field(default_factory=dict)
 
     @classmethod
     def of(cls, matching: Matching, outcomes: Iterable[Outcome], scoring: Scoring) -> Report:
@@ -330,6 +333,9 @@ class Report:
         }
         if self.lesion_wise:
             content["lesion_wise"] = self.lesion_wise
+        if self.reliability:
+            found = {region: each.content() for region, each in self.reliability.items()}
+            content["reliability"] = found
         return content
 
 

@@ -19,6 +19,7 @@ from ..model.segmenter import Segmenter
 from ..prepared.store import StoredCase
 from ..score.conventions import BRATS_2022
 from ..score.metrics import MaskScore, score
+from .calibration import LogitCounts, fit_temperatures
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(4, 17))
 """Probabilities that are tried: 0.2 to 0.8."""
@@ -153,13 +154,16 @@ def select_thresholds(
         patch_size=best.patch_size,
     )
     mine = group.share(validation)
-    counts, scored = [], []
+    counts, logits, scored = [], [], []
     yield SelectionPass(0, 2 * len(mine))
     for case in mine:
         truth = torch.from_numpy(case.masks(best.scheme))
-        counts.append(Counts.of(segmenter.probabilities(case.images), truth))
+        found = segmenter.probabilities(case.images)
+        counts.append(Counts.of(found, truth))
+        logits.append(LogitCounts.of(found, truth))
         yield SelectionPass(len(counts), 2 * len(mine))
     decision = select_decision(group.gathered(counts))
+    decision = replace(decision, temperatures=fit_temperatures(group.gathered(logits)))
     for case in mine:
         scored.append(_scored(segmenter, case, best, decision))
         yield SelectionPass(len(mine) + len(scored), 2 * len(mine))

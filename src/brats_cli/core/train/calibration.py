@@ -1,0 +1,78 @@
+"""Temperatures: by what a region's logits are divided for its probabilities to be true.
+
+Guo et al. 2017 (arXiv 1706.04599). A temperature above 1 calms a network that is too sure of
+itself; no mask at a threshold of a half changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import stdtrit  # quantiles of Student's t
+
+from ..data.labels import REGIONS
+
+TEMPERATURES = tuple(float(round(value, 3)) for value in np.geomspace(0.25, 8, 41))
+"""What is tried; 1 is among them."""
+
+SIGNIFICANCE = 0.01
+"""Of a one-sided t-test of the cases' gains in log-likelihood."""
+
+_EDGE = 16.0
+_BINS = 640
+_CENTRES = (np.arange(_BINS) + 0.5) * (2 * _EDGE / _BINS) - _EDGE
+
+
+@dataclass(frozen=True)
+class LogitCounts:
+    """Voxels of a case by their logit, in bins of 0.05 from -16 to 16.
+
+    Attributes:
+        inside: (R, bins) of those inside a region as the expert drew it.
+        outside: (R, bins) of the others.
+    """
+
+    inside: npt.NDArray[np.int64]
+    outside: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, probability: torch.Tensor, truth: torch.Tensor) -> LogitCounts:
+        """Counts of probabilities (R, X, Y, Z) and the masks (R, X, Y, Z) they should be."""
+        found = []
+        for region, mask in zip(probability, truth, strict=True):
+            logits = torch.logit(region.double()).clamp(-_EDGE, _EDGE - 1e-6)
+            bins = ((logits + _EDGE) * (_BINS / (2 * _EDGE))).long()
+            split = bins[mask], bins[~mask]
+            found.append([voxels.bincount(minlength=_BINS).numpy() for voxels in split])
+        inside, outside = np.stack(found, axis=1)
+        return cls(inside, outside)
+
+    def loss(self, region: int, temperature: float) -> float:
+        """Mean negative log-likelihood of a region's voxels, their logits divided."""
+        logits = _CENTRES / temperature
+        total = self.inside[region] @ np.logaddexp(0, -logits)
+        total += self.outside[region] @ np.logaddexp(0, logits)
+        return float(total / (self.inside[region].sum() + self.outside[region].sum()))
+
+
+def fit_temperatures(cases: Sequence[LogitCounts]) -> dict[str, float]:
+    """By region, the temperature of the lowest mean loss over cases.
+
+    A region is left out, and keeps 1, where the gain over 1 is not significant.
+    """
+    usual = TEMPERATURES.index(1.0)
+    found = {}
+    for number, name in enumerate(REGIONS):
+        losses = np.array([[case.loss(number, t) for case in cases] for t in TEMPERATURES])
+        best = int(losses.mean(axis=1).argmin())
+        gains = losses[usual] - losses[best]
+        if best == usual or len(gains) < 2:
+            continue
+        chance = stdtrit(len(gains) - 1, 1 - SIGNIFICANCE)
+        if gains.mean() > chance * gains.std(ddof=1) / np.sqrt(len(gains)):
+            found[name] = TEMPERATURES[best]
+    return found
