@@ -64,15 +64,15 @@ def fit_temperatures(cases: Sequence[LogitCounts]) -> dict[str, float]:
 
     A region is left out, and keeps 1, where the gain over 1 is not significant.
     """
+    if len(cases) < 2:
+        return {}
     usual = TEMPERATURES.index(1.0)
     found = {}
     for number, name in enumerate(REGIONS):
         losses = np.array([[case.loss(number, t) for case in cases] for t in TEMPERATURES])
         best = int(losses.mean(axis=1).argmin())
         gains = losses[usual] - losses[best]
-        if best == usual or len(gains) < 2:
-            continue
         chance = stdtrit(len(gains) - 1, 1 - SIGNIFICANCE)
-        if gains.mean() > chance * gains.std(ddof=1) / np.sqrt(len(gains)):
+        if best != usual and gains.mean() > chance * gains.std(ddof=1) / np.sqrt(len(gains)):
             found[name] = TEMPERATURES[best]
     return found
