@@ -32,18 +32,19 @@ EDGES = {
     "surface": {"images", "data"},
     "train": {"images", "data", "prepared", "model", "score"},
     "predict": {"images", "data", "prepared", "model"},
+    "view": {"images", "data", "score", "surface"},
 }
 """The rooms of the core, and the rooms that each may import from."""
 
 ON_TOP = {"demo": {"data"}}
 """Modules beside the rooms that use them, and the rooms that each may import from."""
 
-WITHOUT_NETWORK = {"images", "data", "check", "score", "surface"}
+WITHOUT_NETWORK = {"images", "data", "check", "score", "surface", "view"}
 """Rooms that import neither torch nor torchio anywhere."""
 
 AT_HOME = {
     "fast_simplification": {"core/surface/reduction"},
-    "matplotlib": {"core/score/plots", "core/score/report", "core/train/figures"},
+    "matplotlib": {"core/score/plots", "core/train/figures", "core/view/slices"},
     "medpy": {"core/score/metrics"},
     "monai": {"core/model/monai"},
     "nibabel": {"core/images/grid", "core/images/nifti"},
@@ -59,7 +60,7 @@ AT_HOME = {
 COMMANDS = sorted(typer.main.get_command(app).commands)
 
 # These start in a fraction of the 2 s that torch takes to load, and run where it is missing.
-WITHOUT_TORCH = {"check", "split", "evaluate", "mesh", "view"} & set(COMMANDS)
+WITHOUT_TORCH = {"check", "split", "evaluate", "compare", "mesh", "view"} & set(COMMANDS)
 
 HEAVY = {"torch", "torchio"}
 
@@ -217,6 +218,8 @@ def data(tmp_path_factory):
         labels[1, 1, 1:3] = (1, 2)
         labels[3, 3, number] = 2
         write_case(folder, f"BraTS2021_0000{number}", labels, seed=number)
+    for name in ("a.csv", "b.csv"):
+        (folder.parent / name).write_text("case,region,dice,hausdorff95_mm\nA,WT,0.5,2\n")
     return folder
 
 
@@ -225,7 +228,9 @@ WORK = {
     "check": ["check", "data"],
     "split": ["split", "data"],
     "evaluate": ["evaluate", "data", "data", "--workers", "0"],
+    "compare": ["compare", "a.csv", "b.csv"],
     "mesh": ["mesh", "data/BraTS2021_00000/BraTS2021_00000_seg.nii.gz"],
+    "view": ["view", "data", "--seg", "data", "-o", "views", "--workers", "0"],
 }
 
 

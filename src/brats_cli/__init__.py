@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .core.surface.meshing import mesh as mesh
     from .core.train.run import train as train
     from .core.train.training import Epoch as Epoch
+    from .core.view.views import view as view
 
 _HOMES = {
     "BratsError": "errors",
@@ -42,6 +43,7 @@ _HOMES = {
     "predict": "predict.many",
     "split": "data.splitting",
     "train": "train.run",
+    "view": "view.views",
 }
 """The module of the core that each name comes from; it is imported when the name is first used."""
 
@@ -58,6 +60,7 @@ __all__ = [
     "predict",
     "split",
     "train",
+    "view",
 ]
 
 

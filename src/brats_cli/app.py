@@ -20,6 +20,7 @@ from .commands.mesh import mesh
 from .commands.predict import predict
 from .commands.split import split
 from .commands.train import train
+from .commands.view import view
 from .core.compute.signals import end_at_once_on_stops, exit_on_sigterm
 from .core.errors import BratsError, BratsWarning
 
@@ -91,6 +92,7 @@ app.command()(predict)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(mesh)
+app.command()(view)
 app.command()(demo)
 
 

@@ -12,7 +12,7 @@ from ..core.wording import listing
 from . import options
 
 if TYPE_CHECKING:
-    from ..core.score.comparison import Comparison, Difference
+    from ..core.score.paired import Comparison, Difference
 
 _HEADINGS = {"dice": ("Dice", 3), "hausdorff95_mm": ("HD95 mm", 2)}
 

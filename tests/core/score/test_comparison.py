@@ -12,7 +12,8 @@ from brats_cli.core.errors import (
     OutputExistsError,
     UnreadableFileError,
 )
-from brats_cli.core.score.comparison import compare, holm, model_names, permutation_p
+from brats_cli.core.score.comparison import compare, model_names
+from brats_cli.core.score.paired import holm, permutation_p
 
 
 def put(path, dice, *, hd95=None, regions=("WT",)):

@@ -165,9 +165,8 @@ class Side:
 
     def tissue(self, name: str) -> Mask:
         """Where the tissue is, (X, Y, Z); nowhere if the scheme does not have it."""
-        values = [value for value, held in self.scheme.tissues.items() if held == name]
-        tissue: Mask = np.isin(self.volume.data, values)
-        return tissue
+        values = [value for value, tissue in self.scheme.tissues.items() if tissue == name]
+        return np.isin(self.volume.data, values)
 
     def cut(self, box: Box) -> Side:
         """What lies inside `box`."""

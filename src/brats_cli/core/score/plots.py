@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,9 @@ from ..errors import BratsError
 from ..images.grid import Grid, Mask, to_canonical
 from ..images.nifti import read_image
 from ..writing import whole_file
+from .paired import Comparison
 from .pairing import Pair, Scoring, read_pair, shared_regions
 from .scores import HEADINGS, CaseScore, Report, lower_is_better
-
-if TYPE_CHECKING:
-    from .comparison import Comparison
 
 # It would complain on stderr of a font cache that it builds or has no place for.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)

@@ -10,7 +10,6 @@ from pathlib import Path
 from string import Template
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..errors import BratsError, OutputExistsError
 from ..wording import listing
@@ -76,7 +75,7 @@ def write_page(report: Report, path: Path, *, overwrite: bool = False) -> None:
         OutputError: If it cannot be written.
     """
     official, defined = report.summary(), report.summary_of_defined()
-    pictures = plots.figures(report)
+    pictures = {name: plots.png(figure) for name, figure in plots.figures(report).items()}
     content = Template(_PAGE).substitute(
         count=_count(len(report.cases), "case"),
         convention=escape(report.convention.name),
@@ -246,7 +245,8 @@ def _picture(found: plots.CasePicture | BratsError | None) -> str:
         f"Axial slice at {found.height_mm:.0f} mm, where reference and prediction differ most; "
         "front above, the patient's left on the right."
     )
-    return f"<figure>{_image(found.figure, caption)}<figcaption>{caption}</figcaption></figure>"
+    image = _image(plots.png(found.figure), caption)
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def _cases(report: Report) -> str:
@@ -313,8 +313,8 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def _image(figure: Figure, alt: str) -> str:
-    data = base64.b64encode(plots.png(figure)).decode()
+def _image(png: bytes, alt: str) -> str:
+    data = base64.b64encode(png).decode()
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
 
 
