@@ -429,7 +429,7 @@ def _qform(header: Any) -> npt.NDArray[np.float64] | None:
         qform: npt.NDArray[np.float64] = header.get_qform()
     except _DAMAGED:
         return None
-    return qform
+    return qform if np.isfinite(qform).all() else None
 
 
 def _short(error: BaseException) -> str:
@@ -468,7 +468,8 @@ def write_image(
     to_file = np.diag([1 / grid.unit_mm] * 3 + [1.0])
     affine = to_file @ grid.affine
     image = nib.Nifti1Image(data, affine)
-    sform, qform = grid.codes
+    # Codes that NIfTI does not have mean a place, if they are above 0.
+    sform, qform = (code if 0 <= code <= 5 else int(code > 0) for code in grid.codes)
     image.set_sform(affine, sform)
     image.set_qform(affine if grid.qform is None else to_file @ grid.qform, qform)
     image.header["xyzt_units"] = grid.units
