@@ -429,7 +429,7 @@ def _qform(header: Any) -> npt.NDArray[np.float64] | None:
         qform: npt.NDArray[np.float64] = header.get_qform()
     except _DAMAGED:
         return None
-    return qform if np.isfinite(qform).all() else None
+    return qform
 
 
 def _short(error: BaseException) -> str:
@@ -471,7 +471,8 @@ def write_image(
     # Codes that NIfTI does not have mean a place, if they are above 0.
     sform, qform = (code if 0 <= code <= 5 else int(code > 0) for code in grid.codes)
     image.set_sform(affine, sform)
-    image.set_qform(affine if grid.qform is None else to_file @ grid.qform, qform)
+    has_qform = grid.qform is not None and replace(grid, affine=grid.qform).is_usable
+    image.set_qform(to_file @ grid.qform if has_qform else affine, qform)
     image.header["xyzt_units"] = grid.units
     image.header["descrip"] = note.encode()
     if step != 1:
