@@ -6,7 +6,8 @@ BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict bench-evaluate clean
+.PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict \
+	bench-evaluate bench-mesh clean
 
 demo: $(READY)
 	$(BIN)/brats demo --overwrite
@@ -49,6 +50,10 @@ bench-predict: .venv/peers
 
 bench-evaluate: .venv/peers
 	$(BIN)/python benchmarks/bench_evaluate.py $(BENCH)
+
+# Needs no trained network. BENCH="--only goals --every 6" is a short look.
+bench-mesh: .venv/peers
+	$(BIN)/python benchmarks/bench_mesh.py $(BENCH)
 
 .venv/peers: $(READY) benchmarks/requirements.txt
 	$(BIN)/python -m pip install --no-deps -r benchmarks/requirements.txt

@@ -34,10 +34,10 @@ from medpy.metric import binary
 from brats_cli.core.data.labels import REGIONS, SCHEMES
 from brats_cli.core.images.grid import bounding_box
 from brats_cli.core.images.nifti import read_labels
-from brats_cli.core.score.conventions import CONVENTIONS
-from brats_cli.core.score.evaluation import score_pairs
+from brats_cli.core.score.lesions import lesion_rules, score_lesions
 from brats_cli.core.score.metrics import score
-from brats_cli.core.score.pairing import Pair, Scoring
+from brats_cli.core.score.pairing import Pair, Scoring, read_pair
+from brats_cli.core.score.surfaces import weighted_hausdorff95_mm
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "pairs"
 SPACING = (1.0, 1.0, 1.0)
@@ -133,12 +133,21 @@ def by_panoptica(masks: Masks, evaluator: Any) -> None:
 # --- lesions -----------------------------------------------------------------------------------
 
 
-BY_2023 = Scoring(convention=CONVENTIONS["brats2023"], lesion_wise="2023", challenge="GLI")
-
-
 def lesions_by_brats(reference: Path, predicted: Path) -> dict[str, float]:
-    (scores,) = score_pairs([Pair("case", predicted, reference)], BY_2023, workers=0)
-    return {each.region: each.lesions.lesion_dice for each in scores}
+    """What the challenge's code reports: of regions Dice, HD95 and specificity, and of lesions."""
+    expert, guess = read_pair(Pair("case", predicted, reference), Scoring())
+    grid = expert.volume.grid
+    box = bounding_box((expert.volume.data | guess.volume.data) != 0, margin=6)
+    expert, guess = expert.cut(box), guess.cut(box)
+    found = {}
+    for region in REGIONS:
+        masks = expert.region(region), guess.region(region)
+        for metric in (binary.dc, binary.sensitivity, binary.specificity):
+            metric(masks[1], masks[0])
+        weighted_hausdorff95_mm(*masks, SPACING)
+        rules = lesion_rules("2023", "GLI", region, grid)
+        found[region] = score_lesions(*masks, rules, expert.volume.grid).lesion_dice
+    return found
 
 
 def lesions_by_challenge(reference: Path, predicted: Path) -> dict[str, float]:

@@ -25,6 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,30 +118,29 @@ def shells_lost(mesh: TriangleMesh, voxels: VoxelSurface, affine: Any) -> int:
 
 
 def farthest_centre(found: RegionMask, mesh: TriangleMesh, *, of_shells: bool) -> float:
-    """How far the centre of the region, or of any of its larger parts, is from the voxels'."""
+    """How far the centre of the region, or of any of its larger parts, is from the voxels'.
 
-    def centre(mask: Any) -> Any:
-        affine = found.grid.affine
-        return np.argwhere(mask).mean(axis=0) @ affine[:3, :3].T + affine[:3, 3]
-
-    distances = [np.linalg.norm(mesh.centre_mm - centre(found.mask))]
-    if of_shells:
-        parts, _ = ndimage.label(found.mask)
-        cavities = (
-            ndimage.binary_fill_holes(found.mask, ndimage.generate_binary_structure(3, 2))
-            & ~found.mask
-        )
-        near_cavity = (
-            set(np.unique(parts[ndimage.binary_dilation(cavities)])) if cavities.any() else set()
-        )
-        centres = {
-            part: centre(parts == part)
-            for part in np.flatnonzero(np.bincount(parts.ravel()) >= CENTRE_VOXELS)
-            if part and part not in near_cavity  # whose shell holds the cavity too
-        }
-        ours = np.array([shell.centre_mm for shell in shells_of(mesh)])
-        distances += [np.linalg.norm(ours - each, axis=1).min() for each in centres.values()]
-    return float(max(distances))
+    Parts with a cavity are left out, for their shells hold the cavity too.
+    """
+    affine = found.grid.affine
+    parts, number = ndimage.label(found.mask)
+    voxels = np.argwhere(found.mask)
+    part = parts[found.mask]
+    size = np.maximum(np.bincount(part, minlength=number + 1), 1)
+    sums = np.stack([np.bincount(part, each, number + 1) for each in voxels.T], axis=1)
+    centres = (sums / size[:, None]) @ affine[:3, :3].T + affine[:3, 3]
+    whole = voxels.mean(axis=0) @ affine[:3, :3].T + affine[:3, 3]
+    farthest = float(np.linalg.norm(mesh.centre_mm - whole))
+    if not of_shells:
+        return farthest
+    passages = ndimage.generate_binary_structure(3, 2)
+    cavities = ndimage.binary_fill_holes(found.mask, passages) & ~found.mask
+    hollow = np.unique(parts[ndimage.binary_dilation(cavities)])
+    chosen = np.setdiff1d(np.flatnonzero(size >= CENTRE_VOXELS), [0, *hollow])
+    ours = np.array([shell.centre_mm for shell in shells_of(mesh)])
+    for each in centres[chosen]:
+        farthest = max(farthest, float(np.linalg.norm(ours - each, axis=1).min()))
+    return farthest
 
 
 def shells_of(mesh: TriangleMesh) -> Iterator[TriangleMesh]:
@@ -150,8 +150,9 @@ def shells_of(mesh: TriangleMesh) -> Iterator[TriangleMesh]:
 
     _, shell = connected_components(neighbours(mesh.faces, len(mesh.vertices)), directed=False)
     of_face = shell[mesh.faces[:, 0]]
-    for number in np.unique(of_face):
-        used, corners = np.unique(mesh.faces[of_face == number], return_inverse=True)
+    order = np.argsort(of_face, kind="stable")
+    for faces in np.split(mesh.faces[order], np.flatnonzero(np.diff(of_face[order])) + 1):
+        used, corners = np.unique(faces, return_inverse=True)
         yield TriangleMesh(mesh.vertices[used], corners.reshape(-1, 3))
 
 
@@ -185,6 +186,7 @@ def goals(data: Path, every: int) -> list[str]:
     names: list[str] = []
     for name, found in regions(data, every):
         names.append(name)
+        print(f"\r{len(names)} {name}", end="", file=sys.stderr, flush=True)
         for output, config in OUTPUTS.items():
             rows[output].append(measured(found, config, rounds=ROUNDS if output in GOALS else 1))
     print(f"\n{len(names)} regions of {len(label_maps(data))} label maps\n")
@@ -341,94 +343,82 @@ def timed(make: Callable[[], Any]) -> tuple[Any, float]:
     return made, (time.process_time() - started) * 1000
 
 
+AT_THEIR_FACES = {"SurfaceNets": "vtk", "nii2mesh -l 0": "nii2mesh"}
+REDUCTIONS = {"VTK DecimatePro": ("vtk", vtk_reduced), "MeshLab": ("pymeshlab", meshlab_reduced)}
+COLUMNS = ("volume", "mean", "p95", "lost")
+
+
+def peer_surface(name: str, found: RegionMask) -> TriangleMesh:
+    """A peer's surface of a region, with its own settings, in mm."""
+    if name != "SurfaceNets":
+        return nii2mesh(found, "-l", "0")
+    nets, affine = surface_nets(found.mask), found.grid.affine
+    faces = nets.faces if found.grid.determinant > 0 else nets.faces[:, ::-1]
+    return TriangleMesh(nets.vertices @ affine[:3, :3].T + affine[:3, 3], faces)
+
+
 def peers(data: Path, every: int) -> list[str]:
     """The peers and brats on the same regions at the same number of faces; where brats is worse."""
     results: dict[str, list[dict[str, float]]] = defaultdict(list)
-
-    def add(name: str, found: RegionMask, made: tuple[TriangleMesh, float]) -> None:
-        results[name].append(compared(found, *made))
-
-    def ours(name: str, found: RegionMask, **config: Any) -> None:
-        surface, ms = timed(lambda: surface_of(found.mask, found.grid, SurfaceConfig(**config)))
-        add(name, found, (surface.mesh, ms))
-
     for _, found in regions(data, every):
-        affine = found.grid.affine
-        if importlib.util.find_spec("vtk"):
-            nets, ms = timed(lambda found=found: surface_nets(found.mask))
-            nets = TriangleMesh(nets.vertices @ affine[:3, :3].T + affine[:3, 3], nets.faces)
-            if found.grid.determinant < 0:
-                nets = TriangleMesh(nets.vertices, nets.faces[:, ::-1])
-            add("SurfaceNets", found, (nets, ms))
-            ours("brats, as SurfaceNets", found, faces=len(nets.faces))
-        if shutil.which("nii2mesh"):
-            default, ms = timed(lambda found=found: nii2mesh(found, "-l", "0"))
-            add("nii2mesh -l 0", found, (default, ms))
-            ours("brats, as nii2mesh", found, faces=max(len(default.faces), 20))
-        full = surface_of(found.mask, found.grid).mesh
-        wanted = len(full.faces) // 4
-        reductions = {
-            "VTK DecimatePro": ("vtk", vtk_reduced),
-            "MeshLab": ("pymeshlab", meshlab_reduced),
-        }
-        for name, (library, reduction) in reductions.items():
-            if importlib.util.find_spec(library):
-                made = timed(lambda reduction=reduction: reduction(full, wanted))
-                add(f"{name} to a quarter", found, made)
-        again, full_ms = timed(lambda found=found: surface_of(found.mask, found.grid))
-        quarter, ms = timed(
-            lambda found=found: surface_of(found.mask, found.grid, SurfaceConfig(reduce=0.25))
-        )
-        add("brats to a quarter", found, (quarter.mesh, max(ms - full_ms, 0)))
+        for name, needed in AT_THEIR_FACES.items():
+            if not (importlib.util.find_spec(needed) or shutil.which(needed)):
+                continue
+            theirs, ms = timed(partial(peer_surface, name, found))
+            results[name].append(compared(found, theirs, ms))
+            config = SurfaceConfig(faces=max(len(theirs.faces), 20))
+            ours, ms = timed(partial(surface_of, found.mask, found.grid, config))
+            results[f"brats, as {name}"].append(compared(found, ours.mesh, ms))
+        full, full_ms = timed(partial(surface_of, found.mask, found.grid))
+        for name, (needed, reduction) in REDUCTIONS.items():
+            if importlib.util.find_spec(needed):
+                made, ms = timed(partial(reduction, full.mesh, len(full.mesh.faces) // 4))
+                results[f"{name} to a quarter"].append(compared(found, made, ms))
+        config = SurfaceConfig(reduce=0.25)
+        quarter, ms = timed(partial(surface_of, found.mask, found.grid, config))
+        results["brats to a quarter"].append(compared(found, quarter.mesh, max(ms - full_ms, 1)))
     print(
-        "\n| | regions | closed | volume error %: median / worst | mean mm | p95 mm | shells lost | faces | CPU ms |"
+        "\n| | regions | closed | volume error %: median / worst | mean mm | p95 mm "
+        "| shells lost | faces | CPU ms |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    for name, found in results.items():
-        print(peer_row(name, found))
+    for name, rows in results.items():
+        print(peer_row(name, rows))
     return worse(results)
 
 
-def peer_row(name: str, found: Sequence[dict[str, float]]) -> str:
+def peer_row(name: str, rows: Sequence[dict[str, float]]) -> str:
     def both(key: str, digits: int = 3) -> str:
-        values = [each[key] for each in found]
+        values = [row[key] for row in rows]
         return f"{np.median(values):.{digits}f} / {max(values):.{digits}f}"
 
-    closed = 100 * np.mean([each["closed"] for each in found])
-    return (
-        f"| {name} | {len(found)} | {closed:.0f} % | {both('volume')} | {both('mean')} | {both('p95')} "
-        f"| {sum(each['lost'] for each in found):.0f} | {np.median([e['faces'] for e in found]):.0f} "
-        f"| {both('ms', 0)} |"
+    closed = 100 * np.mean([row["closed"] for row in rows])
+    cells = (
+        *(f"{len(rows)}", f"{closed:.0f} %", both("volume"), both("mean"), both("p95")),
+        f"{sum(row['lost'] for row in rows):.0f}",
+        f"{np.median([row['faces'] for row in rows]):.0f}",
+        both("ms", 0),
     )
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def worse(results: dict[str, list[dict[str, float]]]) -> list[str]:
-    """Where brats is worse than a peer in a column at the same number of faces, or slower."""
+    """Where brats is worse than a peer at the same number of faces, or slower."""
     missed = []
-    for peer, brats in (
-        ("SurfaceNets", "brats, as SurfaceNets"),
-        ("nii2mesh -l 0", "brats, as nii2mesh"),
-    ):
-        if peer not in results:
-            continue
-        for key in ("volume", "mean", "p95", "lost"):
-            theirs, own = (
-                [
-                    max(row[key] for row in results[name]),
-                    float(np.median([row[key] for row in results[name]])),
-                ]
-                for name in (peer, brats)
-            )
-            if own[0] > theirs[0] or own[1] > theirs[1]:
-                missed.append(f"{brats}: {key} {own} (worst, median), and {peer} has {theirs}")
-    for peer in ("VTK DecimatePro to a quarter", "MeshLab to a quarter"):
-        if peer in results:
-            theirs, own = (
-                sum(row["ms"] for row in results[name]) for name in (peer, "brats to a quarter")
-            )
-            print(f"\n{peer}: {theirs / own:.1f} times as long as brats")
-            if own > theirs:
-                missed.append(f"brats reduces more slowly than {peer}")
+    for peer in AT_THEIR_FACES:
+        theirs, ours = results.get(peer, []), results.get(f"brats, as {peer}", [])
+        for column in COLUMNS if theirs else ():
+            for what, of in (("median", np.median), ("worst", max)):
+                their, own = (of([row[column] for row in rows]) for rows in (theirs, ours))
+                if own > their + 1e-9:
+                    missed.append(f"{what} {column} {own:.4f}, and {peer} has {their:.4f}")
+    ours_ms = sum(row["ms"] for row in results["brats to a quarter"])
+    for name in REDUCTIONS:
+        if rows := results.get(f"{name} to a quarter"):
+            ratio = sum(row["ms"] for row in rows) / ours_ms
+            print(f"\nto a quarter {name} takes {ratio:.1f} times as long as brats")
+            if ratio < 1:
+                missed.append(f"brats reduces more slowly than {name}")
     return missed
 
 

@@ -80,7 +80,7 @@ def test_help_is_there_under_both_names():
 
 
 def test_results_go_to_stdout_and_messages_to_stderr(seg):
-    result = brats("mesh", seg)
+    result = brats("mesh", seg, "--smooth", "none")
     assert result.exit_code == 0
     assert "seg_WT.stl" in result.stdout
     assert result.stderr == f"written to {seg.parent}\n"
@@ -100,7 +100,7 @@ def test_quiet_does_not_silence_errors(tmp_path):
 
 
 def test_no_bar_is_drawn_where_stderr_is_no_terminal(seg):
-    done = run("mesh", seg, cwd=seg.parent)
+    done = run("mesh", seg, "--smooth", "none", cwd=seg.parent)
     assert done.returncode == 0
     assert done.stderr == f"written to {seg.parent}\n"
     assert "\x1b" not in done.stdout

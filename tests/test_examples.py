@@ -3,10 +3,8 @@
 import importlib.util
 from pathlib import Path
 
-import pytest
 from helpers import TINY
 
-import brats_cli
 from brats_cli.core.data.phantom import write_phantoms
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -20,9 +18,6 @@ def example(name):
     return module
 
 
-@pytest.mark.skipif(
-    not {"train", "evaluate", "mesh"} <= set(brats_cli.__all__), reason="not in the API yet"
-)
 def test_the_python_api_leads_from_a_folder_to_scores_and_meshes(tmp_path, capsys):
     write_phantoms(tmp_path / "data", cases=9, shape=(40, 48, 36))
     network = {f"network.{key}": value for key, value in TINY["network"].items()}

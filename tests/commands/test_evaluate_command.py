@@ -128,7 +128,7 @@ def test_left_overs_are_told_on_stderr_and_are_no_error(folders):
     result = brats(predictions, references)
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
-        "not scored, for want of a reference: BraTS20_Training_009",
+        "not scored because they have no reference: BraTS20_Training_009",
         "1 reference has no prediction: BraTS20_Training_003",
     ]
 
@@ -252,7 +252,7 @@ def test_ctrl_c_ends_every_process_with_status_130_and_no_csv(tmp_path, seconds)
         time.sleep(seconds)
         os.killpg(running.pid, signal.SIGINT)  # as the terminal does
         stdout, stderr = running.communicate()
-    assert told == "not scored, for want of a reference: BraTS20_Training_0300\n"
+    assert told == "not scored because they have no reference: BraTS20_Training_0300\n"
     assert (running.returncode, stdout) == (130, "")
     assert "Traceback" not in stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cube.nii.gz", "pred", "ref"]

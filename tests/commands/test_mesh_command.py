@@ -235,7 +235,8 @@ def test_a_scan_on_another_grid_is_two_lines(seg, tmp_path):
     assert_refused(
         run(seg, "--paint", scan, "--format", "ply"),
         f"{scan} does not lie on the grid of {seg}: 4 x 4 x 4 voxels, not 9 x 3 x 3",
-        "all files of a case must share shape and affine: resample one onto the other's grid",
+        "all files of a case must have the same shape and affine: resample one to the grid of the "
+        "other",
     )
     assert not seg.with_name("seg_WT.ply").exists()
 

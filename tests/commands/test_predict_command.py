@@ -104,7 +104,10 @@ def test_the_missions_line_writes_the_label_map_of_the_newest_run(here):
     header, row = result.stdout.splitlines()
     assert header.split() == ["file", "WT", "TC", "ET", "review", "seconds"]
     assert row.split()[:7] == ["seg.nii.gz", ml, "ml", ml, "ml", "0.00", "ml"]
-    assert result.stderr == f"model runs/a/best.pt on cpu ({torch.get_num_threads()} threads)\n"
+    assert result.stderr.splitlines() == [
+        f"model runs/a/best.pt on cpu ({torch.get_num_threads()} threads)",
+        f"see it: brats view data/{IDS[0]} --seg seg.nii.gz -o view.html",
+    ]
     assert written(here) == ["data", "runs", "seg.nii.gz"]
 
 
@@ -334,6 +337,24 @@ def test_probabilities_and_uncertainty_lie_beside_the_label_map(here):
     # Entropies in bits: H(0.9) = H(0.1) = 0.469, H(0.8) = 0.722.
     uncertainty = nib.load(f"out/{IDS[0]}_uncertainty.nii.gz")
     assert np.asarray(uncertainty.dataobj)[inside][0].tolist() == [47, 72, 47]
+
+
+def test_uncertainty_is_written_as_brats_2020_asked_for_it(here):
+    done(f"data/{IDS[0]}", "-o", "out", "--uncertainty-format", "brats")
+    inside = labels_of(f"out/{IDS[0]}.nii.gz") == 1
+    for name, expected in (("whole", 47), ("core", 72), ("enhance", 47)):
+        image = nib.load(f"out/{IDS[0]}_unc_{name}.nii.gz")
+        assert image.shape == inside.shape
+        assert np.asarray(image.dataobj)[inside][0] == expected
+    assert len(written("out")) == 4
+    # The folder of predictions still holds one label map, and all outputs are there.
+    result = done(f"data/{IDS[0]}", "-o", "out", "--skip-existing", "--uncertainty-format", "brats")
+    assert "outputs exist" in result.stderr
+
+
+def test_an_unknown_uncertainty_format_is_refused(here):
+    result = brats("predict", f"data/{IDS[0]}", "-o", "out", "--uncertainty-format", "5d")
+    assert_refused(result, "there is no uncertainty format '5d'", "4d (one file")
 
 
 def test_a_case_that_lacks_one_of_its_outputs_is_done_again(here):

@@ -96,7 +96,7 @@ def test_what_is_left_out_is_told(data):
         ),
         (["--folds", "10"], "10 patients are too few for 10 parts and a test part"),
         (["--include", "none*"], "no case id matches 'none*'"),
-        (["--stratify", "none.csv:a"], "cannot read none.csv: it is not a readable table"),
+        (["--stratify", "none.csv:a"], "cannot read none.csv: there is no such file"),
         (["--labels", "brats1999"], "there is no label scheme 'brats1999'"),
         (["--labels", "msd"], "which label scheme msd (Medical Decathlon Task01) does not have"),
         (["-o", "data"], "cannot write data: it is a folder"),

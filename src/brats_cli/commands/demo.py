@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import console
+from .evaluate import show_report
+from .mesh import show_meshes
 from .options import Device, Overwrite
+from .predict import follow, show_predictions
+from .split import show_split
+from .train_view import TrainView
+from .view import show_views
 
 if TYPE_CHECKING:
     from ..core.demo import DemoStep
@@ -41,33 +48,28 @@ def demo(
                 left=["result", "where"],
             )
         else:
-            _follow(step)
+            _show(step)
 
 
-def _follow(step: DemoStep) -> None:
-    """Show the command of a step, and what happens while it is carried out."""
-    from ..core.predict.many import Prediction
-    from ..core.train.training import Epoch
-
+def _show(step: DemoStep) -> None:
+    """A step as its command shows it."""
     console.message(f"\n$ {step.command}")
-    for event in step.events:
-        if isinstance(event, Epoch):
-            dice = console.number(event.mean_dice)
-            console.message(f"epoch {event.number}: loss {event.loss:.3f}, mean Dice {dice}")
-        elif isinstance(event, Prediction):
-            console.message(f"{event.case}: {console.volume(event.volumes_mm3['WT'])} of tumour")
-        else:
-            for line in _lines(step.name, event):
-                console.message(line)
+    if step.name == "train":
+        with TrainView(all_folds=False, report_prepared=False) as view:
+            for event in step.events:
+                view.show(event)
+    elif step.name == "predict":
+        show_predictions(follow(step.events)[1])
+    else:
+        show = {
+            "split": show_split,
+            "evaluate": show_report,
+            "mesh": show_meshes,
+            "view": show_views,
+        }[step.name]
+        _show_result(step.events, show)
 
 
-def _lines(name: str, result: Any) -> list[str]:
-    """The result of a step in a few lines."""
-    if name == "split":
-        split = result.split
-        sizes = {"train": split.folds[0].train, "val": split.folds[0].val, "test": split.test}
-        return [f"{part}: {len(ids)} cases" for part, ids in sizes.items()]
-    if name == "evaluate":
-        means = result.summary().items()
-        return [f"{region}: mean Dice {each['dice'].mean:.3f}" for region, each in means]
-    return []
+def _show_result(events: Iterator[Any], show: Any) -> None:
+    for result in events:
+        show(result)

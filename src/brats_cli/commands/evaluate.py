@@ -165,7 +165,7 @@ def evaluate(
             if found.scores and as_json:
                 console.result_json(found.to_json_dict())
             elif found.scores:
-                _show(found)
+                show_report(found)
 
         found = evaluate(
             predictions,
@@ -199,7 +199,7 @@ def evaluate(
 
 def _report_left_over(matching: Matching) -> None:
     if unknown := matching.without_reference:
-        console.message(f"not scored, for want of a reference: {listing(unknown, shown=5)}")
+        console.message(f"not scored because they have no reference: {listing(unknown, shown=5)}")
     if missing := matching.without_prediction:
         as_empty = any(pair.predicted is None for pair in matching.pairs)
         console.message(
@@ -222,7 +222,8 @@ def _raise_problems(report: Report) -> None:
         raise missed
 
 
-def _show(report: Report) -> None:
+def show_report(report: Report) -> None:
+    """The convention, the scores of a few cases, and the means."""
     official, defined = report.summary(), report.summary_of_defined()
     for line in textwrap.wrap(f"{report.convention.name}: {report.convention.about}", 80):
         console.result(line)

@@ -144,11 +144,11 @@ def mesh(
     if as_json:
         console.result_json(meshes.to_json_dict())
     else:
-        _show(meshes)
+        show_meshes(meshes)
     raise_failures([each.error for each in meshes.failed], tried=len(paths), of="label maps")
 
 
-def _show(meshes: Meshes) -> None:
+def show_meshes(meshes: Meshes) -> None:
     """The meshes on stdout; where they are, and what is special about them, on stderr."""
     if meshes.made:
         files = [result.file for result in meshes.made]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,6 +82,14 @@ def predict(
             help="Also write CASE_uncertainty.nii.gz, with one channel per region, 0 to 100.",
         ),
     ] = False,
+    uncertainty_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="Write the uncertainty as 4d, one file, or as brats, three files "
+            "CASE_unc_whole, _core and _enhance.nii.gz as in BraTS 2020.",
+        ),
+    ] = None,
     as_json: Json = False,
     skip_existing: SkipExisting = False,
     overwrite: Overwrite = False,
@@ -99,10 +108,11 @@ def predict(
     """
     from ..core.predict import many
 
+    paths = paths_of(cases)
     with console.progress() as bars:
         task = bars.add_task("cases", total=None)
         events = many.predict(
-            paths_of(cases),
+            paths,
             output=output,
             model=model,
             gpu=gpu,
@@ -114,11 +124,12 @@ def predict(
             allow_missing=allow_missing,
             probabilities=probabilities,
             uncertainty=uncertainty,
+            uncertainty_format=uncertainty_format,
             skip_existing=skip_existing,
             overwrite=overwrite,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-        started, done, failed = _follow(events)
+        started, done, failed = follow(events)
     if as_json:
         console.result_json(
             {
@@ -128,11 +139,12 @@ def predict(
             }
         )
     elif done:
-        _table(done)
+        show_predictions(done)
+        console.message(f"see it: {_view_command(paths, output, done)}")
     raise_failures(failed, tried=len(done) + len(failed), of="cases")
 
 
-def _follow(
+def follow(
     events: Iterator[PredictEvent],
 ) -> tuple[PredictionStarted, list[Prediction], list[BratsError]]:
     """Show events as they happen; return how it started, what was segmented and what failed."""
@@ -162,7 +174,8 @@ def _follow(
     return started, done, failed
 
 
-def _table(done: Sequence[Prediction]) -> None:
+def show_predictions(done: Sequence[Prediction]) -> None:
+    """One row per case."""
     console.table(
         ["file", "WT", "TC", "ET", "review", "seconds"],
         [
@@ -175,3 +188,11 @@ def _table(done: Sequence[Prediction]) -> None:
             for each in done
         ],
     )
+
+
+def _view_command(paths: Sequence[Path], output: Path | None, done: Sequence[Prediction]) -> str:
+    """The command that shows what was segmented."""
+    case = str(paths[0]) if len(paths) == 1 else "CASE..."
+    seen, target = (done[0].file, "view.html") if len(done) == 1 else (str(output or "."), "views")
+    words = shlex.join(["--seg", seen, "-o", target])
+    return f"brats view {case if case == 'CASE...' else shlex.quote(case)} {words}"

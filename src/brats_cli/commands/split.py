@@ -96,14 +96,11 @@ def split(
             overwrite=overwrite,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    _show(made)
-    if made.unlabelled:
-        count = len(made.unlabelled)
-        console.message(f"left out {count} case{'s' * (count > 1)} without a label map")
+    show_split(made)
     console.message(f"wrote {output}")
 
 
-def _show(made: NewSplit) -> None:
+def show_split(made: NewSplit) -> None:
     """One row per part: its size, and its number of cases in each stratum."""
     split = made.split
     parts = {f"fold {number}": fold.val for number, fold in enumerate(split.folds)}
@@ -121,3 +118,6 @@ def _show(made: NewSplit) -> None:
     console.table(["part", "cases", "patients", "of all", *kinds], rows)
     schemes = Counter(case.scheme.name for case in cases.values() if case.scheme)
     console.message("labels: " + ", ".join(f"{name} ({n})" for name, n in schemes.items()))
+    if made.unlabelled:
+        count = len(made.unlabelled)
+        console.message(f"left out {count} case{'s' * (count > 1)} without a label map")

@@ -97,11 +97,11 @@ def view(
             overwrite=overwrite,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    _report(shown, as_json=as_json)
+    show_views(shown, as_json=as_json)
     raise_failures(list(shown.failed), tried=len(shown.made) + len(shown.failed), of="cases")
 
 
-def _report(shown: Views, *, as_json: bool) -> None:
+def show_views(shown: Views, *, as_json: bool = False) -> None:
     """The cases on stdout, where they are on stderr."""
     if shown.unmatched:
         count = len(shown.unmatched)

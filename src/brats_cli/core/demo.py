@@ -117,12 +117,12 @@ def demo(
     Raises:
         BratsError: If a file exists and `overwrite` is false, or if a step fails.
     """
-    from .. import evaluate, mesh, predict, split, train
+    from .. import evaluate, mesh, predict, split, train, view
 
     home, size = Path(folder), SMALL if small else FULL
     data, splits, run = home / "data", home / "splits.yaml", home / "runs" / "demo"
     config, scores = home / "config.yaml", home / "scores.csv"
-    predictions, meshes = home / "predictions", home / "meshes"
+    predictions, meshes, views = home / "predictions", home / "meshes", home / "views"
     require_writable(config, overwrite=overwrite)
     write_phantoms(data, cases=size.cases, seed=seed, shape=size.shape, overwrite=overwrite)
     with whole_file(config, overwrite=overwrite) as partial:
@@ -146,6 +146,8 @@ def demo(
     maps = [predictions / f"{case_id}.nii.gz" for case_id in test]
     surfaces = _Result(lambda: mesh(maps, region="WT", output=meshes, overwrite=overwrite))
     yield from _step(surfaces, "mesh", *maps, "--region", "WT", "-o", meshes, *again)
+    pages = _Result(lambda: view(cases, seg=[predictions], output=views, overwrite=overwrite))
+    yield from _step(pages, "view", *cases, "--seg", predictions, "-o", views, *again)
 
     dice = report.value.summary()["WT"]["dice"].mean
     others = f"{size.cases - len(test)} cases to train and validate with"
@@ -157,6 +159,7 @@ def demo(
             Made("predict", f"{len(test)} label maps", predictions),
             Made("evaluate", f"whole-tumour Dice {dice:.3f} on the test cases", scores),
             Made("mesh", f"{len(list(meshes.glob('*.stl')))} surfaces", meshes),
+            Made("view", "one page per test case, and an index", views / "index.html"),
         )
     )
 

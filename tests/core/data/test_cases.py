@@ -16,10 +16,10 @@ from brats_cli.core.data.cases import (
     MODALITIES,
     case_at,
     find_cases,
+    find_each,
     find_label_maps,
     nifti_files,
     read_images,
-    resolve_cases,
     survey,
     with_schemes,
 )
@@ -285,7 +285,8 @@ def test_a_path_that_is_not_there_is_an_error(tmp_path):
 
 def test_cases_and_data_sets_can_be_given_together(tree):
     one = tree / "2021/BraTS2021_00000"
-    cases = resolve_cases([one, tree / "HGG", one / "BraTS2021_00000_t2.nii"])
+    cases, wrong = find_each([one, tree / "HGG", one / "BraTS2021_00000_t2.nii"])
+    assert wrong == []
     assert [case.id for case in cases] == [
         "BraTS2021_00000", "Brats17_TCIA_248_1", "Brats18_TCIA09_248_1",
     ]  # fmt: skip
@@ -321,8 +322,24 @@ def test_one_id_in_two_places_names_both(tmp_path):
         find_cases(tmp_path)
     cases, clashes, *_ = survey(tmp_path)
     assert ([case.id for case in cases], len(clashes)) == (["x"], 1)
-    with pytest.raises(CaseError, match="case x was found in two places"):
-        resolve_cases([tmp_path / "a", tmp_path / "b"])
+    cases, wrong = find_each([tmp_path / "a", tmp_path / "b"])
+    assert [case.folder.name for case in cases] == ["a"]
+    assert [str(error).partition(":")[0] for error in wrong] == ["case x was found in two places"]
+
+
+def test_bad_paths_are_reported_beside_the_cases_found(phantoms, tmp_path):
+    one = phantoms / "BraTS-GLI-00002-000"
+    copied = shutil.copytree(one, tmp_path / "again" / one.name)
+    (tmp_path / "empty").mkdir()
+    paths = [one, tmp_path / "nowhere", one, copied, tmp_path / "empty", phantoms]
+    cases, wrong = find_each(paths)
+    assert cases[0].id == one.name
+    assert len(cases) == 4
+    assert [str(error) for error in wrong] == [
+        f"cannot read {tmp_path / 'nowhere'}: there is no such file",
+        f"case {one.name} was found in two places: {one} and {copied}",
+        f"no cases in {tmp_path / 'empty'}",
+    ]
 
 
 def test_two_files_for_one_modality_are_named(tmp_path):

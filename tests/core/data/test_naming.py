@@ -5,6 +5,7 @@ import pytest
 from brats_cli.core.data.naming import (
     VISITS,
     case_id_of,
+    lies_beside,
     naming_of,
     parse_name,
     patient_of,
@@ -156,3 +157,11 @@ def test_patients_of_visits(case_id, patient, naming):
 )
 def test_folders_that_name_no_case_or_are_named_like_files(path, case_id):
     assert case_id_of(Path("/") / path) == case_id
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("A_uncertainty", True), ("A_unc_core", True), ("A_unc_edema", False), ("A_seg", False)],
+)
+def test_maps_of_predict_are_known_by_their_names(name, expected):
+    assert lies_beside(name) is expected

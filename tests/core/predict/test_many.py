@@ -29,7 +29,6 @@ from brats_cli.core.predict.many import (
     Skipped,
     append_line,
     complete,
-    find_each,
     overlapped,
     predict,
     require_outputs_writable,
@@ -277,21 +276,6 @@ def test_a_bug_in_any_stage_is_raised(stage):
 
 
 # --- what there is, and what is due ------------------------------------------------------------
-
-
-def test_bad_paths_are_told_beside_the_cases_found(phantoms, tmp_path):
-    one = phantoms / "BraTS-GLI-00002-000"
-    copied = shutil.copytree(one, tmp_path / "again" / one.name)
-    (tmp_path / "empty").mkdir()
-    paths = [one, tmp_path / "nowhere", one, copied, tmp_path / "empty", phantoms]
-    cases, wrong = find_each(paths)
-    assert cases[0].id == one.name
-    assert len(cases) == 4
-    assert [str(error) for error in wrong] == [
-        f"cannot read {tmp_path / 'nowhere'}: there is no such file",
-        f"case {one.name} was found in two places: {one} and {copied}",
-        f"no cases in {tmp_path / 'empty'}",
-    ]
 
 
 def test_a_case_is_complete_with_all_that_was_asked_for(jobs):

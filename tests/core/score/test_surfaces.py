@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from brats_cli.core.score import surfaces
 from brats_cli.core.score.surfaces import border_distances_mm, weighted_hausdorff95_mm
 
 UNIT = (1.0, 1.0, 1.0)
@@ -55,6 +56,17 @@ def test_an_empty_mask_has_no_surface():
     empty = np.zeros((4, 4, 4), dtype=bool)
     assert math.isnan(weighted_hausdorff95_mm(empty, ~empty, UNIT))
     assert math.isnan(weighted_hausdorff95_mm(~empty, empty, UNIT))
+
+
+@pytest.mark.parametrize("spacing", [UNIT, (0.9, 1.3, 2.5)], ids=["1 mm", "anisotropic"])
+@pytest.mark.parametrize("far", [0, 30], ids=["near", "far"])
+def test_fewer_searches_find_the_same_distance(monkeypatch, spacing, far):
+    reference, predicted = np.zeros((2, 90, 40, 40), dtype=bool)
+    reference[:40] = blobs(0, 0.2, (40, 40, 40))
+    predicted[far : far + 40] = blobs(1, 0.05, (40, 40, 40))
+    found = weighted_hausdorff95_mm(reference, predicted, spacing)
+    monkeypatch.setattr(surfaces, "_MANY", 10**9)
+    assert found == weighted_hausdorff95_mm(reference, predicted, spacing)
 
 
 def test_border_distances_come_by_direction():

@@ -254,3 +254,12 @@ def test_an_unclosed_surface_is_never_written(seg, monkeypatch):
     with pytest.raises(MeshError, match=r"the surface of WT in .*seg\.nii\.gz does not close"):
         brats_cli.mesh(seg)
     assert list(seg.parent.iterdir()) == [seg]
+
+
+def test_a_folder_may_have_a_dot_in_its_name(tmp_path):
+    segs = [write_seg(tmp_path / f"{name}.nii.gz") for name in "ab"]
+    meshes = brats_cli.mesh(segs, output=tmp_path / "meshes.v2", workers=1)
+    assert [each.file for each in meshes.made] == [
+        tmp_path / "meshes.v2" / "a_WT.stl",
+        tmp_path / "meshes.v2" / "b_WT.stl",
+    ]

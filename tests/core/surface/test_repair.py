@@ -86,7 +86,7 @@ def test_faces_of_no_area_go():
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_torn_reductions_of_random_masks_are_mended(seed):
+def test_torn_reductions_of_random_masks_are_repaired(seed):
     generator = np.random.default_rng(seed)
     mask = generator.random(generator.integers(3, 9, 3)) < generator.choice([0.3, 0.5, 0.7])
     surface = voxel_surface(mask)

@@ -46,6 +46,16 @@ def test_shells_of_random_masks_hold_whole_voxels_and_together_all(density):
     assert (surface.shell_voxels < 0).sum() == outsides - 1
 
 
+@pytest.mark.parametrize("order", ["C", "F", "reversed"])
+def test_the_order_in_memory_does_not_matter(order):
+    mask = np.random.default_rng(2).random((7, 8, 9)) < 0.6
+    other = mask[::-1].copy()[::-1] if order == "reversed" else np.array(mask, order=order)
+    surface = voxel_surface(other)
+    np.testing.assert_array_equal(surface.vertices, voxel_surface(mask).vertices)
+    np.testing.assert_array_equal(surface.steps, voxel_surface(mask).steps)
+    assert surface.shell_voxels.sum() == pytest.approx(mask.sum())
+
+
 def test_the_centre_of_a_shell_is_that_of_its_voxels():
     mask = np.zeros((9, 8, 20), dtype=bool)
     mask[1:6, 2:4, 3:9] = mask[1, 1, 15:18] = True

@@ -136,6 +136,14 @@ def test_negative_values_are_inside_the_window(tmp_path):
     assert -185 < high < -179
 
 
+def test_a_value_of_0_inside_the_brain_is_not_outside(tmp_path):
+    scans = images()
+    scans["t1"][20, 20, 20] = 0
+    scans["t2"][20, 20, 20] = 0
+    scene = scene_of(write_case(tmp_path, scans))
+    assert scene.outside.sum() == 44 * 48 * 34 - 40 * 44 * 30
+
+
 def test_values_that_are_not_finite_count_as_nothing(tmp_path):
     scans = images()
     scans["t1"][20, 20, 20] = np.nan
@@ -215,5 +223,5 @@ def test_an_affine_that_leads_nowhere_is_refused(tmp_path):
         raw[312:328] = bytes(16)  # the third row of the sform, by the format's definition
         path.with_suffix("").write_bytes(raw)
         path.unlink()
-    with pytest.raises(UnreadableFileError, match="its affine is flat or not finite"):
+    with pytest.raises(UnreadableFileError, match="affine is flat or not finite"):
         scene_of(folder)

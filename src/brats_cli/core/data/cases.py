@@ -192,19 +192,24 @@ def case_at(path: Path) -> Case:
     )
 
 
-def resolve_cases(paths: Sequence[Path]) -> list[Case]:
-    """The cases at `paths`, each a case (folder or file) or a data set; every case once.
+def find_each(paths: Sequence[Path]) -> tuple[list[Case], list[BratsError]]:
+    """The cases at `paths`, each a case (folder or file) or a data set, and the errors of others.
 
-    Raises:
-        CaseError: If one case id is found in two places.
+    Every case comes once; a case id that is found in two places is an error.
     """
     cases: dict[str, Case] = {}
+    wrong: list[BratsError] = []
     for path in paths:
-        for case in find_cases(path) if path.is_dir() else [case_at(path)]:
+        try:
+            found, clashes = survey(path)[:2] if path.is_dir() else ([case_at(path)], [])
+        except BratsError as error:
+            found, clashes = [], [error]
+        wrong += clashes
+        for case in found:
             other = cases.setdefault(case.id, case)
             if other.folder.resolve() != case.folder.resolve():
-                raise CaseError.twice(case.id, other.folder, case.folder)
-    return list(cases.values())
+                wrong.append(CaseError.twice(case.id, other.folder, case.folder))
+    return list(cases.values()), wrong
 
 
 def find_label_maps(root: Path) -> dict[str, Path]:

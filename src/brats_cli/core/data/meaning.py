@@ -11,7 +11,7 @@ from ..compute.processes import in_threads
 from ..errors import BratsError
 from ..images.nifti import count_labels, note_on_disk, shape_on_disk
 from .cases import Case, declared_beside, unclear_labels
-from .labels import LabelScheme, label_scheme, noted_scheme, tightest_schemes
+from .labels import LabelScheme, fitting_schemes, label_scheme, noted_scheme, tightest_schemes
 from .naming import naming_of, schemes_by_name
 
 
@@ -54,7 +54,8 @@ class Known:
         """
         values = set(present)
         if labels is None and self.declared is None:
-            values |= self.together
+            if fitting_schemes(values):  # else it is wrong by itself, and named alone
+                values |= self.together
             if self.unclear:
                 raise unclear_labels(str(source), values, self.unclear, flag=flag)
         shown = str(source)
@@ -137,8 +138,12 @@ def _union(sets: Iterable[frozenset[int]]) -> frozenset[int]:
 
 
 def _values(path: Path) -> frozenset[int]:
-    """The values of a label map; none if it cannot be read, which is reported where it matters."""
+    """The values of a label map; none if it cannot be read or no label scheme has them all.
+
+    Such a file says nothing of the others, and is reported where it is read itself.
+    """
     try:
-        return frozenset(count_labels(path).voxels)
+        values = frozenset(count_labels(path).voxels)
     except BratsError:
         return frozenset()
+    return values if fitting_schemes(values) else frozenset()

@@ -33,6 +33,9 @@ ROLES: Mapping[str, str] = {
 BESIDE = ("probabilities", "uncertainty")
 """Name endings of the maps that `brats predict` writes beside a label map."""
 
+UNCERTAINTY_OF = {"WT": "unc_whole", "TC": "unc_core", "ET": "unc_enhance"}
+"""The same for the uncertainty of each region, as BraTS 2020's task 3 names these files."""
+
 # MU-Glioma-Post and FeTS say in the name that the skull was stripped: `CASE_brain_t1n`.
 _SUFFIX = re.compile(
     rf"(?:(?P<id>.*?)[_. -])?(?P<brain>brain[_. -])?(?P<suffix>{'|'.join(ROLES)})", re.IGNORECASE
@@ -48,8 +51,6 @@ _VISIT = r"(?:visit|timepoint|tp|week|session|ses|follow-?up)[-_ ]?\d+(?:-\d+)?"
 # Folders that name no case of their own, where the files in them are called t1.nii.gz and so on.
 _OF_A_VISIT = re.compile(_VISIT, re.IGNORECASE)
 _OF_NO_CASE = re.compile(r"anat|mri?|nifti|nii|scans?|preprocessed|registered", re.IGNORECASE)
-
-_UNCERTAINTY = re.compile(r"_unc_(whole|core|enhance)$")  # as BraTS 2020's task 3 names them
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ def folder_id(folder: Path) -> str:
 
 def lies_beside(name: str) -> bool:
     """Whether a file name without its ending is one that `predict` gives to a further map."""
-    return name.rpartition("_")[2] in BESIDE or _UNCERTAINTY.search(name) is not None
+    endings = tuple(f"_{each}" for each in (*BESIDE, *UNCERTAINTY_OF.values()))
+    return f"_{name}".endswith(endings)
 
 
 def label_rank(path: Path) -> int:

@@ -20,7 +20,7 @@ import torch
 from ... import __version__
 from ..compute.devices import choose_devices, describe
 from ..compute.processes import Send, streamed
-from ..data.cases import Case, case_at, survey
+from ..data.cases import Case, find_each
 from ..data.labels import LabelScheme, as_scheme
 from ..errors import BratsError, CaseError, ConfigError, OutputError
 from ..images.nifti import is_nifti
@@ -137,6 +137,7 @@ def predict(
     allow_missing: bool = False,
     probabilities: bool = False,
     uncertainty: bool = False,
+    uncertainty_format: str | None = None,
     skip_existing: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[float, int], object] = lambda done, total: None,
@@ -162,6 +163,8 @@ def predict(
             on such cases.
         probabilities: Also write the probability of each region.
         uncertainty: Also write the uncertainty of each region, 0 to 100.
+        uncertainty_format: Its files, and that they are to be written: `4d` for one file (the
+            default), `brats` for `CASE_unc_whole`, `_core` and `_enhance` as in BraTS 2020.
         skip_existing: Skip cases whose outputs exist.
         overwrite: Replace outputs that exist.
         on_progress: Called with the number of cases done (in fractions of a case) and their
@@ -182,7 +185,8 @@ def predict(
         batch_windows=batch_windows,
         allow_missing=allow_missing,
         probabilities=probabilities,
-        uncertainty=uncertainty,
+        uncertainty=uncertainty or uncertainty_format is not None,
+        uncertainty_format=uncertainty_format or "4d",
     )
     found, failed = find_each(_paths(cases))
     if not found:
@@ -395,23 +399,6 @@ class _Stages:
             append_line(self.batch.manifest, prediction.row())
         self.on_share(0.1)
         return prediction
-
-
-def find_each(paths: Sequence[Path]) -> tuple[list[Case], list[BratsError]]:
-    """The cases at `paths`, each a case or a data set, and the errors of paths without a case."""
-    cases: dict[str, Case] = {}
-    wrong: list[BratsError] = []
-    for path in paths:
-        try:
-            found, clashes = survey(path)[:2] if path.is_dir() else ([case_at(path)], [])
-        except BratsError as error:
-            found, clashes = [], [error]
-        wrong += clashes
-        for case in found:
-            other = cases.setdefault(case.id, case)
-            if other.folder.resolve() != case.folder.resolve():
-                wrong.append(CaseError.twice(case.id, other.folder, case.folder))
-    return list(cases.values()), wrong
 
 
 def complete(job: Job, config: PredictConfig) -> bool:

@@ -16,7 +16,7 @@ from ..compute.devices import arithmetic
 from ..compute.machine import free_memory, keep_freed_memory
 from ..data.cases import Case, read_images
 from ..data.labels import LabelScheme, write_labels
-from ..data.naming import BESIDE, MODALITIES
+from ..data.naming import BESIDE, MODALITIES, UNCERTAINTY_OF
 from ..errors import BratsError, BratsWarning, ConfigError, MissingModalityError
 from ..images.background import signs_of_skull
 from ..images.grid import Grid, Volume, times
@@ -57,6 +57,11 @@ class PredictConfig:
             on such cases.
         probabilities: Return the probability of each region.
         uncertainty: Return the uncertainty of each region.
+        uncertainty_format: `4d` for one map of all regions; `brats` for one of each, as BraTS
+            2020's task 3 names them.
+
+    Raises:
+        ConfigError: If there is no such format.
     """
 
     labels: LabelScheme | None = None
@@ -66,11 +71,22 @@ class PredictConfig:
     allow_missing: bool = False
     probabilities: bool = False
     uncertainty: bool = False
+    uncertainty_format: str = "4d"
+
+    def __post_init__(self) -> None:
+        if self.uncertainty_format not in ("4d", "brats"):
+            raise ConfigError(
+                f"there is no uncertainty format '{self.uncertainty_format}'",
+                hint="choose 4d (one file, with one channel per region) or brats (one per region)",
+            )
 
     @property
     def companions(self) -> tuple[str, ...]:
         """Names of the maps that are written beside the label map."""
-        return tuple(name for name in BESIDE if getattr(self, name))
+        names = tuple(name for name in BESIDE if getattr(self, name))
+        if self.uncertainty and self.uncertainty_format == "brats":
+            return (*names[:-1], *UNCERTAINTY_OF.values())
+        return names
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +155,8 @@ class Segmentation:
         scheme: Label scheme of `labels`.
         modalities: The modalities that were used.
         doubt: By region, 1 minus the Dice expected from the probabilities.
-        maps: `probabilities` and `uncertainty` if requested, each (X, Y, Z, R) as written.
+        maps: `probabilities` and `uncertainty` if requested, each (X, Y, Z, R) as written; or
+            the uncertainty of each region by the name of its file, (X, Y, Z).
     """
 
     labels: npt.NDArray[np.uint8]
@@ -169,11 +186,14 @@ class Segmentation:
             OutputExistsError: If a file exists and `overwrite` is false.
             OutputError: If one cannot be written.
         """
-        steps = {"probabilities": PROBABILITY_STEP, "uncertainty": 1.0}
+        steps = {"probabilities": PROBABILITY_STEP}
         for name, values in self.maps.items():
-            note = f"brats {name}={','.join(self.doubt)}"
+            regions = self.doubt if values.ndim == 4 else ()
+            note = f"brats {name}={','.join(regions)}".rstrip("=")
             file = companion(path, name)
-            write_image(file, values, self.grid, note=note, step=steps[name], overwrite=overwrite)
+            write_image(
+                file, values, self.grid, note=note, step=steps.get(name, 1), overwrite=overwrite
+            )
         write_labels(path, self.labels, self.grid, self.scheme, predicted=True, overwrite=overwrite)
 
 
@@ -301,12 +321,15 @@ class Predictor:
         labels = self.decision.label_map(native(), self.scheme, voxel_mm3=voxel_mm3)
         maps = {"probabilities": _stacked(written)} if written else {}
         if self.config.uncertainty:
-            maps["uncertainty"] = _stacked(
-                [
-                    np.rint(to_native(region, loaded.affine, loaded.grid)).astype(np.uint8)
-                    for region in samples.uncertainty()
-                ]
-            )
+            found = [
+                np.rint(to_native(region, loaded.affine, loaded.grid)).astype(np.uint8)
+                for region in samples.uncertainty()
+            ]
+            if self.config.uncertainty_format == "brats":
+                names = map(UNCERTAINTY_OF.__getitem__, self.regions)
+                maps |= dict(zip(names, found, strict=True))
+            else:
+                maps["uncertainty"] = _stacked(found)
         doubts = map(doubt, mean, map(self.decision.threshold, self.regions))
         return Segmentation(
             labels,

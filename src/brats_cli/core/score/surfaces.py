@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,9 @@ Distances = npt.NDArray[np.float64]
 # Measured: above about one surface voxel in four, as in the noise of an untrained network, the
 # distance transform of the whole box takes less time than a search from every surface voxel.
 _CROWDED = 4
+
+_MANY = 2000
+"""Elements of surface from which on fewer searches are worth looking for."""
 
 # The surface inside a cube of 2 x 2 x 2 voxel centres, by marching cubes with vertices halfway
 # along the edges. A bit of the key says whether a corner is inside: 128 >> (4 x + 2 y + z). The
@@ -77,14 +81,81 @@ def weighted_hausdorff95_mm(reference: Mask, predicted: Mask, spacing_mm: Spacin
     Returns:
         NaN if a mask is empty.
     """
-    here, here_mm2 = _elements(reference, spacing_mm)
-    there, there_mm2 = _elements(predicted, spacing_mm)
-    if not len(here_mm2) or not len(there_mm2):
+    here, there = _Elements.of(reference, spacing_mm), _Elements.of(predicted, spacing_mm)
+    if not len(here.areas) or not len(there.areas):
         return math.nan
-    return max(
-        _weighted_percentile(_nearest_mm(here, there, spacing_mm), here_mm2),
-        _weighted_percentile(_nearest_mm(there, here, spacing_mm), there_mm2),
+    return max(_directed95_mm(here, there, spacing_mm), _directed95_mm(there, here, spacing_mm))
+
+
+@dataclass(frozen=True, eq=False)
+class _Elements:
+    """The elements of a mask's surface.
+
+    Attributes:
+        where: (X + 1, Y + 1, Z + 1), the corners of voxels at which the surface runs.
+        places: Their indices, (n, 3), in array order.
+        areas: Area of the surface there in mm2, (n,).
+    """
+
+    where: Mask
+    places: npt.NDArray[np.int64]
+    areas: Distances
+
+    @classmethod
+    def of(cls, mask: Mask, spacing_mm: Spacing) -> _Elements:
+        code: npt.NDArray[Any] = np.pad(mask, 1).view(np.uint8)
+        code = (code[:-1] << 4) | code[1:]
+        code = (code[:, :-1] << 2) | code[:, 1:]
+        code = (code[:, :, :-1] << 1) | code[:, :, 1:]
+        where = (code != 0) & (code != 255)
+        flat = np.flatnonzero(where)
+        places = np.stack(np.unravel_index(flat, where.shape), axis=1)
+        return cls(where, places, _areas_mm2(spacing_mm)[code.ravel()[flat]])
+
+
+def _directed95_mm(start: _Elements, target: _Elements, spacing_mm: Spacing) -> float:
+    """The distance to `target` within which 95 % of the area of `start` lies."""
+    if len(start.areas) >= _MANY:
+        found = _searched_by_blocks(start, target, spacing_mm)
+        if found is not None:
+            return found
+    return _weighted_percentile(_nearest_mm(start.where, target.where, spacing_mm), start.areas)
+
+
+def _searched_by_blocks(start: _Elements, target: _Elements, spacing_mm: Spacing) -> float | None:
+    """The same with fewer searches: only where the percentile can lie.
+
+    The distance d of an element differs by at most r, the radius of a block of 4 x 4 x 4 elements,
+    from the distance D of its block's centre. So the percentile q of d is within r of the
+    percentile Q of D, and elements with D < Q - 2r or D > Q + 2r lie on a known side of q: only
+    the others are searched. That is a fifth of them where a prediction is far off, which is where
+    a search takes longest.
+
+    Returns:
+        None where areas add up to 95 % so closely that the order of adding them would decide.
+    """
+    places, areas = start.places, start.areas
+    tree = KDTree(target.places * spacing_mm, balanced_tree=False, compact_nodes=False)
+    shape = [-(-side // 4) for side in start.where.shape]
+    blocks, block = np.unique(
+        np.ravel_multi_index(tuple((places // 4).T), shape), return_inverse=True
     )
+    centres = 4 * np.stack(np.unravel_index(blocks, shape), axis=1) + 1.5
+    radius = 1.5 * math.hypot(*spacing_mm)
+    roughly, _ = tree.query(centres * spacing_mm)
+    total = areas.sum()
+    order = np.argsort(roughly)
+    share = np.cumsum(np.bincount(block, weights=areas)[order]) / total
+    middle = roughly[order[min(int(np.searchsorted(share, 0.95 - 1e-9)), len(order) - 1)]]
+    off = roughly[block] - middle
+    reach = 2 * radius + 1e-6
+    searched = np.abs(off) <= reach
+    distances, _ = tree.query(places[searched] * spacing_mm)
+    order = np.lexsort((areas[searched], distances))
+    share = (areas[off < -reach].sum() + np.cumsum(areas[searched][order])) / total
+    if (np.abs(share - 0.95) < 1e-9).any():
+        return None
+    return float(distances[order[min(int(np.searchsorted(share, 0.95)), len(share) - 1)]])
 
 
 def _weighted_percentile(distances: Distances, areas: Distances) -> float:
@@ -92,16 +163,6 @@ def _weighted_percentile(distances: Distances, areas: Distances) -> float:
     share = np.cumsum(areas[order]) / areas.sum()
     place = min(int(np.searchsorted(share, 0.95)), len(share) - 1)
     return float(distances[order[place]])
-
-
-def _elements(mask: Mask, spacing_mm: Spacing) -> tuple[Mask, Distances]:
-    """Where the surface of a mask runs, one more than voxels on each axis, and its area there."""
-    code: npt.NDArray[Any] = np.pad(mask, 1).view(np.uint8)
-    code = (code[:-1] << 4) | code[1:]
-    code = (code[:, :-1] << 2) | code[:, 1:]
-    code = (code[:, :, :-1] << 1) | code[:, :, 1:]
-    surface = (code != 0) & (code != 255)
-    return surface, _areas_mm2(spacing_mm)[code[surface]]
 
 
 @cache

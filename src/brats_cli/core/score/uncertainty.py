@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.labels import REGIONS
+from ..data.naming import UNCERTAINTY_OF
 from ..errors import CaseError, UnreadableFileError
 from ..images.grid import Mask, Volume, require_same_grid
 from ..images.nifti import read_volume
@@ -23,9 +24,6 @@ Map = npt.NDArray[Any]
 THRESHOLDS = np.linspace(0, 100, 41)
 """0, 2.5 ... 100. The challenge's script takes `arange` up to 100 and a float32 epsilon, which
 loses the last one under NumPy 2."""
-
-FILES = {"WT": "whole", "TC": "core", "ET": "enhance"}
-"""Names of the challenge's files by region: `CASE_unc_whole.nii.gz`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +110,12 @@ def read_uncertainty(folder: Path, case: str, like: Volume) -> Mapping[str, Map]
             )
         return {region: volume.data[..., number] for number, region in enumerate(REGIONS)}
     maps = {}
-    for region, name in FILES.items():
-        path = _file(folder, f"{case}_unc_{name}")
+    for region, name in UNCERTAINTY_OF.items():
+        path = _file(folder, f"{case}_{name}")
         if path is None:
             raise CaseError(
                 f"{folder} has no uncertainty of case {case}: neither {case}_uncertainty.nii.gz "
-                f"nor {case}_unc_{name}.nii.gz",
+                f"nor {case}_{name}.nii.gz",
                 hint="brats predict --uncertainty writes them beside the label maps",
             )
         maps[region] = _checked(path, like).data

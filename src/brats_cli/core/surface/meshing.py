@@ -290,7 +290,7 @@ def mesh(
         region=wanted_region(region),
         surface=SurfaceConfig(smooth=smooth, faces=faces, reduce=reduce, interpolate=interpolate),
         islands=Islands(min_volume=min_volume, largest=largest, fill_holes=fill_holes),
-        format=format_of(format, target),
+        format=format_of(format, target, to_folder=len(paths) > 1),
         placing=Placing(space, scale),
         paint=None if paint is None else Path(paint),
         texture=texture,
@@ -313,13 +313,17 @@ def mesh(
     return meshes
 
 
-def format_of(name: str | None, output: Path | None) -> str:
+def format_of(name: str | None, output: Path | None, *, to_folder: bool = False) -> str:
     """The format that is written, by its name or else by the suffix of the output.
+
+    With `to_folder` a suffix that is no format's is part of a folder's name.
 
     Raises:
         ConfigError: If there is no such format, or the two disagree.
     """
     suffix = "" if output is None or output.is_dir() else output.suffix.lower().removeprefix(".")
+    if to_folder and suffix not in FORMATS:
+        suffix = ""
     chosen = (name or suffix or "stl").lower()
     if chosen not in FORMATS:
         raise ConfigError(
@@ -335,7 +339,7 @@ def format_of(name: str | None, output: Path | None) -> str:
 
 
 def _bases(paths: Sequence[Path], output: Path | None, config: MeshConfig) -> list[_Base]:
-    """Where the meshes of each label map go.
+    """Where the meshes of each label map are written.
 
     Raises:
         MeshError: If two meshes would have one name.
@@ -364,7 +368,7 @@ def _bases(paths: Sequence[Path], output: Path | None, config: MeshConfig) -> li
 
 @dataclass(frozen=True)
 class _Base:
-    """Where the meshes of a label map go: a path to which region and suffix are added."""
+    """Where the meshes of a label map are written: a path to which region and suffix are added."""
 
     path: Path
     suffix: str
@@ -376,7 +380,7 @@ class _Base:
 
 
 def _meshes_of(job: tuple[Path, _Base, Known], config: MeshConfig) -> Meshes:
-    """What came of one label map; a failure is part of the answer, as others go on."""
+    """What came of one label map; a failure is part of the result and does not stop the others."""
     path, base, known = job
     meshes = Meshes()
     try:

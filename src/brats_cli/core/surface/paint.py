@@ -18,8 +18,9 @@ from .triangles import Points, TriangleMesh
 
 Greys = npt.NDArray[np.uint8]
 
-# Of the voxels that are not 0. Noise below and vessels above would otherwise set the contrast.
-_DARKEST, _BRIGHTEST = 1.0, 99.5
+# Of the voxels that are not 0. Vessels of contrast medium are several times as bright as the brain,
+# which would be black beside them.
+_DARKEST, _BRIGHTEST = 1.0, 98.0
 
 _MOST_FOR_WINDOW = 200_000  # voxels that the percentiles are taken of
 
@@ -86,7 +87,7 @@ class Paint:
         to_index = np.linalg.inv(self.affine)
         indices = points.reshape(-1, 3) @ to_index[:3, :3].T + to_index[:3, 3]
         # Only the part that is looked at: a copy of all of a scan would take longer than the rest.
-        low = np.clip(np.floor(indices.min(axis=0)).astype(int), 0, None)
+        low = np.floor(indices.min(axis=0)).astype(int).clip(0, np.array(self.values.shape) - 1)
         high = np.ceil(indices.max(axis=0)).astype(int) + 1
         part = self.values[tuple(map(slice, low, high))]
         found = ndimage.map_coordinates(

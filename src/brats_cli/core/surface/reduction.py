@@ -13,10 +13,10 @@ from scipy.spatial import cKDTree
 from .repair import moved_apart, repaired
 from .shells import Shells, enclosing
 from .smoothing import UNSMOOTHED_FACES
-from .triangles import Points, TriangleMesh, Triangles, is_closed, neighbours
+from .triangles import Points, TriangleMesh, Triangles, is_closed, is_used, neighbours
 
 KEPT_FACES = UNSMOOTHED_FACES
-"""Shells of fewer faces are not reduced, so that no island goes."""
+"""Shells of fewer faces are not reduced, so that no island is lost."""
 
 _LEAST_SHARE = 0.1  # of the faces of the others
 
@@ -136,8 +136,7 @@ def _shell_of_each(
 
 def _used(vertices: Points, faces: Triangles) -> tuple[Points, npt.NDArray[np.int32]]:
     """The vertices that faces use, and the faces in their numbers."""
-    used = np.zeros(len(vertices), dtype=bool)
-    used[faces] = True
+    used = is_used(faces, len(vertices))
     number = np.cumsum(used, dtype=np.int32) - 1
     return vertices[used], number[faces]
 

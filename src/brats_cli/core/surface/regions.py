@@ -165,7 +165,7 @@ def regions_of(
     0, 1, 2 and 3) needs no scheme.
 
     Args:
-        label_map: As read; its header, its name, its grid and its values tell the scheme.
+        label_map: As read; its header, its name, its grid and its values decide the scheme.
         wanted: From `wanted_region`: `all` means every region that is not empty.
         labels: The scheme as the user gave it; overrides the others.
         known: What is known of its values; by default what its own file and name tell.

@@ -88,18 +88,21 @@ class TriangleMesh:
 
     @property
     def euler_number(self) -> int:
-        """Vertices - edges + faces: 2 for each shell, less 2 for each handle (a ring has one)."""
-        vertices = len(np.unique(self.faces))
-        start, end = self.faces.ravel(), np.roll(self.faces, -1, axis=1).ravel()
-        edges = np.unique(np.minimum(start, end).astype(np.int64) * len(self.vertices)
-                          + np.maximum(start, end))  # fmt: skip
-        return vertices - len(edges) + len(self.faces)
+        """Vertices - edges + faces: 2 for each shell, less 2 for each handle (a ring has one).
+
+        Of a closed surface, which has three edges for every two faces.
+        """
+        return int(np.count_nonzero(self._is_used)) - len(self.faces) // 2
 
     @property
     def shells(self) -> int:
         """Connected pieces, cavities' inner surfaces included."""
-        number, shell_of = connected_components(neighbours(self.faces, len(self.vertices)))
-        return len(np.unique(shell_of[self.faces[:, 0]])) if number else 0
+        found, _ = connected_components(neighbours(self.faces, len(self.vertices)))
+        return int(found) - int(np.count_nonzero(~self._is_used))
+
+    @cached_property
+    def _is_used(self) -> npt.NDArray[np.bool_]:
+        return is_used(self.faces, len(self.vertices))
 
     @cached_property
     def _crosses(self) -> Points:
@@ -111,7 +114,7 @@ def is_closed(faces: Triangles, vertices: int) -> bool:
 
     Each edge belongs to exactly two faces, which run along it in opposite ways; the faces at each
     vertex make one fan; no face is there twice. Such a surface has no hole, touches itself nowhere
-    and has an inside; the sign of its volume tells whether its faces look outward.
+    and has an inside; the sign of its volume says whether its faces look outward.
     """
     if len(faces) == 0:
         return True
@@ -121,9 +124,14 @@ def is_closed(faces: Triangles, vertices: int) -> bool:
     corners = np.sort(faces, axis=1).astype(np.int64)
     name = (corners[:, 0] * vertices + corners[:, 1]) * vertices + corners[:, 2]
     fans, _ = fans_of(twin)
+    return fans == np.count_nonzero(is_used(faces, vertices)) and not _repeats(name)
+
+
+def is_used(faces: Triangles, vertices: int) -> npt.NDArray[np.bool_]:
+    """Which vertices belong to a face, (V,)."""
     used = np.zeros(vertices, dtype=bool)
     used[faces] = True
-    return fans == np.count_nonzero(used) and not _repeats(name)
+    return used
 
 
 def twins(faces: Triangles, vertices: int) -> npt.NDArray[np.int32] | None:

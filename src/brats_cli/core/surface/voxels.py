@@ -76,7 +76,7 @@ def voxel_surface(mask: Mask) -> VoxelSurface:
     the grid is closed there.
     """
     box = bounding_box(mask)
-    padded = np.pad(mask[box], 1)
+    padded = np.ascontiguousarray(np.pad(mask[box], 1))  # files hold the first axis first
     # Lorensen's table, because Lewiner's, the default, joins four faces at an edge where masks
     # touch diagonally (in 2 of 34 expert masks). 'ascent', because the default winds inward.
     vertices, faces, _, _ = marching_cubes(

@@ -50,7 +50,7 @@ def _thumbnail(scene: Scene) -> str:
         return volume[:, :, height].T[::-1, ::-1]
 
     low, high = scan.window
-    grey = np.clip((flat(scan.voxels) - low) / (high - low), 0, 1) * (flat(scan.voxels) != 0)
+    grey = np.clip((flat(scan.voxels) - low) / (high - low), 0, 1) * ~flat(scene.outside)
     scans = np.repeat(grey[..., None] * 255, 3, axis=2)
     pixels = scans.copy()
     for segmentation in scene.segmentations[:1]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ... import __version__
 from ..data.labels import REGION_COLOURS
 from ..images.grid import Grid, Mask
-from ..surface.surfaces import surface_of
+from ..surface.surfaces import SurfaceConfig, surface_of
 from ..writing import whole_file
 from .scene import SEQUENCES, Heat, Scan, Scene, Segmentation
 
@@ -43,6 +43,10 @@ _TITLES = {
 
 _MESH_OPACITY = {"WT": 0.35, "TC": 0.6}
 """The outer regions let the inner ones shine through."""
+
+_SURFACE = SurfaceConfig(faces=20_000)
+"""All triangles of a tumour of 200 ml made the page a quarter larger, and a browser without a GPU
+a quarter slower, with no difference to the eye."""
 
 _MESH_STEP_MM = 1 / 16
 """Vertices are rounded to this, which makes them half the size."""
@@ -147,10 +151,7 @@ def _plain(content: Any) -> Any:
 
 def _describe(scene: Scene, focus: tuple[int, int, int], blobs: dict[str, bytes]) -> dict[str, Any]:
     """All that the script needs to know; voxels and surfaces are added to `blobs`."""
-    outside = ~np.any([scan.voxels for scan in scene.scans.values()], axis=0)
-    sequences = [
-        _describe_scan(name, title, scene, outside, blobs) for name, title in SEQUENCES.items()
-    ]
+    sequences = [_describe_scan(name, title, scene, blobs) for name, title in SEQUENCES.items()]
     # The contrast-enhanced one first, on which a tumour's core is seen best.
     shown = [each["id"] for each in sequences if each["present"]]
     return {
@@ -188,13 +189,11 @@ def _describe(scene: Scene, focus: tuple[int, int, int], blobs: dict[str, bytes]
     }
 
 
-def _describe_scan(
-    name: str, title: str, scene: Scene, outside: Mask, blobs: dict[str, bytes]
-) -> dict[str, Any]:
+def _describe_scan(name: str, title: str, scene: Scene, blobs: dict[str, bytes]) -> dict[str, Any]:
     scan = scene.scans.get(name)
     if scan is None:
         return {"id": name, "name": title, "present": False}
-    voxels, step, least = quantised(scan, outside)
+    voxels, step, least = quantised(scan, scene.outside)
     blobs[name] = _nifti(voxels, scene, step=step, least=least)
     return {
         "id": name,
@@ -250,8 +249,7 @@ def _describe_meshes(
         mask = segmentation.masks.get(region)
         if mask is None or not mask.any():
             continue
-        x, y, z = mask.shape
-        mesh = surface_of(mask, Grid((x, y, z), scene.affine)).mesh
+        mesh = surface_of(mask, Grid(scene.shape, scene.affine), _SURFACE).mesh
         name = f"mesh-{number}-{bit}"
         blobs[name] = _mz3(mesh.vertices, mesh.faces)
         colour = REGION_COLOURS[region].lstrip("#")
@@ -298,7 +296,7 @@ def _nifti(voxels: npt.NDArray[np.uint8], scene: Scene, *, step: float, least: f
     return _gzip(bytes(header) + voxels.tobytes("F"))
 
 
-def _mz3(vertices: npt.NDArray[np.float64], faces: npt.NDArray[np.integer[Any]]) -> bytes:
+def _mz3(vertices: npt.NDArray[np.float64], faces: npt.NDArray[np.integer]) -> bytes:
     """A surface as gzipped MZ3, the format of Surfice, which NiiVue reads fastest."""
     rounded = np.round(vertices / _MESH_STEP_MM) * _MESH_STEP_MM
     header = struct.pack("<2H3I", 0x5A4D, 3, len(faces), len(vertices), 0)  # faces and vertices

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import permutations
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..data.labels import LabelScheme
 from ..data.meaning import known_of
 from ..data.naming import MODALITIES
 from ..errors import CaseError, UnreadableFileError
-from ..images.grid import Mask, Volume, require_same_grid
+from ..images.grid import Box, Mask, Volume, bounding_box, require_same_grid
 from ..images.nifti import read_labels, read_volume
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Affine = npt.NDArray[np.float64]
-Box = tuple[slice, slice, slice]
 
 SEQUENCES: Mapping[str, str] = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
 """How the sequences are written for people, in the order in which they are shown."""
@@ -51,7 +50,7 @@ class Wanted:
         reference: The one that the prediction is scored against; dashed beside a prediction.
         uncertainty: Map from 0 (certain) to 100, 3D, or 4D with a map per region.
         probabilities: Map from 0 to 1, likewise.
-        labels: Label scheme of label maps for which neither header nor data set tells it.
+        labels: Label scheme of label maps whose header and data set leave it open.
     """
 
     prediction: Path | None = None
@@ -158,6 +157,12 @@ class Scene:
         """The regions of all segmentations, the outer ones first."""
         return tuple(dict.fromkeys(name for each in self.segmentations for name in each.masks))
 
+    @cached_property
+    def outside(self) -> Mask:
+        """Where every scan is 0, (X, Y, Z): a single one may be 0 inside the brain, too."""
+        outside: Mask = ~np.any([scan.voxels for scan in self.scans.values()], axis=0)
+        return outside
+
     @property
     def tumour(self) -> Mask | None:
         """Where any segmentation has any region, (X, Y, Z); None if that is nowhere."""
@@ -249,7 +254,7 @@ def _read(
         together = [modalities] if one_file else [[name] for name in modalities]
         images = [pool.submit(read_images, case, names) for names in together]
         labels = {n: pool.submit(read_labels, path) for n, path in label_maps.items() if path}
-        heats = {n: pool.submit(_read_map, path) for n, path in maps.items() if path}
+        heats = {n: pool.submit(read_volume, path) for n, path in maps.items() if path}
         if len(labels) == 2:
             # It takes a second to load, while the files are unzipped.
             from ..score import metrics  # noqa: F401
@@ -261,12 +266,6 @@ def _read(
         _require_map(volume)
     schemes = {name: _scheme_of(case, volume, wanted.labels) for name, volume in found.items()}
     return volumes, {name: (found[name], schemes[name]) for name in found}, numbers
-
-
-def _read_map(path: Path) -> Volume:
-    """A map of numbers, (X, Y, Z) or (X, Y, Z, C), as float32."""
-    volume = read_volume(path)
-    return replace(volume, data=volume.data.astype(np.float32))
 
 
 def _notes(case: Case, modalities: Sequence[str], images: Sequence[Volume]) -> list[str]:
@@ -458,14 +457,6 @@ def _box_around(arrays: Sequence[Array]) -> Box:
     buffer = np.empty_like(found)
     for array in arrays[1:]:
         found |= np.not_equal(array, 0, out=buffer)
-    sides = [slice(0, size) for size in found.shape]
-    inside = found
-    # The axis with the largest steps in memory first: what follows looks at ever less of it.
-    for axis in sorted(range(3), key=lambda axis: -abs(found.strides[axis])):
-        others = tuple(other for other in range(3) if other != axis)
-        kept = np.flatnonzero(inside.any(axis=others))
-        if kept.size:
-            first, last = int(kept[0]), int(kept[-1]) + 1
-            sides[axis] = slice(max(first - _MARGIN, 0), min(last + _MARGIN, found.shape[axis]))
-            inside = inside[(slice(None),) * axis + (slice(first, last),)]
-    return sides[0], sides[1], sides[2]
+    if not found.any():
+        return slice(0, found.shape[0]), slice(0, found.shape[1]), slice(0, found.shape[2])
+    return bounding_box(found, margin=_MARGIN)

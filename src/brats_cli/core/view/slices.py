@@ -142,7 +142,7 @@ def draw_slices(
 
     Args:
         scene: What to show.
-        path: Where to write; its suffix, one of `FORMATS`, tells the format.
+        path: Where to write; its suffix, one of `FORMATS`, decides the format.
         slices: Slices to show in place of those with most tumour, as `axial=77`.
         montage: Show this many axial slices in place of one per plane.
         overwrite: Whether `path` may exist.
@@ -255,8 +255,8 @@ class _Sheet:
         if scan is None:
             self._say(axes, f"no {SEQUENCES[cell.sequence]}")
             return
-        image = cell.cut.of(scan.voxels)
-        brain = np.ma.masked_equal(image, 0)  # negative values too are brighter than nothing
+        # Not drawn outside the brain, where 0 is no value and may be brighter than negative ones.
+        brain = np.ma.array(cell.cut.of(scan.voxels), mask=cell.cut.of(self.scene.outside))
         axes.imshow(
             brain,
             cmap="gray",
@@ -375,10 +375,13 @@ class _Sheet:
         )  # fmt: skip
 
     def _describe(self, cut: Cut) -> str:
-        """A slice by the voxel index in the case's files, and by its place in space."""
-        middle = np.array([(size - 1) / 2 for size in self.scene.shape] + [1.0])
-        middle[cut.axis] = cut.index
-        place = float((self.scene.affine @ middle)[cut.axis])
+        """A slice by the voxel index in the case's files, and by its place in space.
+
+        Of an oblique one the place in the tumour, as on a page that opens there.
+        """
+        point = np.array([*self.scene.fullest, 1])
+        point[cut.axis] = cut.index
+        place = float((self.scene.affine @ point)[cut.axis])
         index = self.scene.file_index(cut.axis, cut.index)
         return f"{cut.plane} {index}\n{'xyz'[cut.axis]} = {place:+.0f} mm"
 

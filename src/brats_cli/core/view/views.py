@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..compute.processes import in_processes
-from ..data.cases import Case, case_at, find_label_maps, nifti_files, survey
-from ..data.labels import LabelScheme, scheme_named
+from ..data.cases import Case, find_each, find_label_maps, nifti_files
+from ..data.labels import LabelScheme, as_scheme
 from ..errors import BratsError, CaseError, ConfigError, NoCasesError
 from ..images.nifti import stem
 from ..writing import require_writable
@@ -116,7 +116,7 @@ def view(
         uncertainty: Map to lay over the scans, 0 to 100; a file, or a folder of CASE_uncertainty.
         probabilities: Map to lay over the scans, 0 to 1; a file, or a folder of
             CASE_probabilities.
-        labels: Label scheme of label maps for which neither header nor data set tells it.
+        labels: Label scheme of label maps whose header and data set leave it open.
         workers: Processes; None means one per CPU, 0 and 1 stay in this one.
         skip_existing: Skip cases whose file exists.
         overwrite: Replace files that exist.
@@ -128,9 +128,9 @@ def view(
     Raises:
         BratsError: If nothing can be shown: no case, no match, or an output that exists.
     """
-    scheme = scheme_named(labels) if isinstance(labels, str) else labels
+    scheme = as_scheme(labels)
     paths = [Path(each) for each in ([case] if isinstance(case, str | Path) else case)]
-    cases, wrong = _find(paths)
+    cases, wrong = find_each(paths)
     batch = len(cases) + len(wrong) > 1
     if wrong and not (cases and batch):
         raise wrong[0]
@@ -163,23 +163,6 @@ def view(
         unmatched=unmatched,
         index=index,
     )
-
-
-def _find(paths: Sequence[Path]) -> tuple[list[Case], list[BratsError]]:
-    """The cases at `paths`, each once, and what is wrong with the others."""
-    cases: dict[str, Case] = {}
-    wrong: list[BratsError] = []
-    for path in paths:
-        try:
-            found, clashes = survey(path)[:2] if path.is_dir() else ([case_at(path)], [])
-        except BratsError as error:
-            found, clashes = [], [error]
-        wrong += clashes
-        for each in found:
-            other = cases.setdefault(each.id, each)
-            if other.folder.resolve() != each.folder.resolve():
-                wrong.append(CaseError.twice(each.id, other.folder, each.folder))
-    return list(cases.values()), wrong
 
 
 def _files(cases: Sequence[Case], target: Path, *, montage: int | None) -> dict[str, Path]:
@@ -218,7 +201,7 @@ class _Sources:
         segmentations: One or two: a file, or label maps by case id; empty for the case's own.
         maps: For uncertainty and probabilities, likewise.
         reviews: The review number of each case, where a folder of predictions has them.
-        labels: Label scheme of label maps for which neither header nor data set tells it.
+        labels: Label scheme of label maps whose header and data set leave it open.
     """
 
     segmentations: tuple[Path | Mapping[str, Path], ...]
@@ -244,7 +227,7 @@ class _Sources:
         """
         if len(seg) > 2:
             raise ConfigError(
-                f"{len(seg)} segmentations cannot be told apart in one picture",
+                f"{len(seg)} segmentations are too many for one picture",
                 hint="give one or two: --seg PREDICTION --seg REFERENCE",
             )
         given = [Path(each) for each in seg]

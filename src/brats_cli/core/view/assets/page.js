@@ -254,7 +254,8 @@
     pen.textBaseline = "top";
     const file = data.fileStart[plane.axis] + data.fileStep[plane.axis] * index;
     const mm = nv.frac2mm(nv.scene.crosshairPos, 0, true)[plane.axis];
-    pen.fillText(`${plane.name} ${file}   ${"xyz"[plane.axis]} = ${signed(mm)} mm`, left + margin, top + margin);
+    const placeText = wide > 280 * dpr ? `   ${"xyz"[plane.axis]} = ${signed(mm)} mm` : "";
+    pen.fillText(`${plane.name} ${file}${placeText}`, left + margin, top + margin);
     const bar = (50 / data.spacing[plane.across]) * Math.abs(place.dx);
     if (bar < wide * 0.8) {
       const y = top + high - 10 * dpr;
