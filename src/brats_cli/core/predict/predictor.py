@@ -424,8 +424,8 @@ def _warn_of_skull(case: Case, images: Mapping[str, Volume]) -> None:
         is_t1 = modality in ("t1", "t1ce")
         if signs := signs_of_skull(volume.data, volume.grid.voxel_mm3, is_t1=is_t1):
             warnings.warn(
-                f"case {case.id}: {signs} in {modality}; is the skull still on? The networks know "
-                "brains without it",
+                f"case {case.id}: {signs} in {modality}: was the skull not removed? The networks "
+                "know brains alone",
                 BratsWarning,
                 stacklevel=2,
             )
