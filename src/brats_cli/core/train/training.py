@@ -284,7 +284,7 @@ class _Learner:
         patches = self._batches_an_epoch * self.config.batch_size * self.group.size
         return Epoch(
             number=self.progress.epoch,
-            loss=self.group.mean(loss, self.device),
+            loss=self.group.mean(loss),
             dice=dice,
             is_best=self.progress.stale == 0 if dice else not validation,
             learning_rate=self.learning_rate,
