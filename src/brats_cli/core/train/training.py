@@ -497,8 +497,11 @@ def region_targets(labels: torch.Tensor, scheme: LabelScheme) -> torch.Tensor:
     """Masks of WT, TC and ET (B, 3, X, Y, Z) in labels (B, X, Y, Z)."""
     masks = []
     for name in REGIONS:
-        values = scheme.region(name).labels
-        masks.append(torch.isin(labels, torch.tensor(values, dtype=labels.dtype).to(labels.device)))
+        first, *others = scheme.region(name).labels
+        mask = labels == first
+        for value in others:
+            mask |= labels == value  # torch.isin would take the values to the GPU, and wait
+        masks.append(mask)
     return torch.stack(masks, dim=1)
 
 
