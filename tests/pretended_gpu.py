@@ -78,18 +78,23 @@ class Pretended(torch.Tensor):
 
 optimizers._foreach_supported_types.append(Pretended)
 
-VIEWS = set(
+
+def _names(text):
+    return set(text.split())
+
+
+VIEWS = _names(
     "view _unsafe_view as_strided detach expand permute select slice split squeeze t transpose "
     "unbind unsqueeze alias narrow diagonal lift_fresh _reshape_alias unfold split_with_sizes "
-    "chunk movedim".split()
+    "chunk movedim"
 )
-FREE = VIEWS | set(
-    "empty empty_like empty_strided new_empty new_empty_strided _efficientzerotensor".split()
+FREE = VIEWS | _names(
+    "empty empty_like empty_strided new_empty new_empty_strided _efficientzerotensor"
 )
 # The size of their result, or a Python number, comes from values on the device.
-WAITING = set(
+WAITING = _names(
     "_local_scalar_dense nonzero masked_select unique _unique2 unique_dim equal bincount "
-    "repeat_interleave is_nonzero histc".split()
+    "repeat_interleave is_nonzero histc"
 )
 COPIES = {"copy_", "_to_copy", "_copy_from", "copy"}
 

@@ -106,6 +106,7 @@ class Conv3d(nn.Conv3d):
     """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """What the convolution gives, of maps (B, C, X, Y, Z)."""
         at_fault = self.training and features.device.type == "cpu" and 2 in features.shape[2:]
         if at_fault and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
