@@ -32,7 +32,7 @@ from brats_cli.core.data.splits import Fold, Split
 from brats_cli.core.images.nifti import count_labels, read_labels
 from brats_cli.core.score.conventions import BRATS_2022
 from brats_cli.core.score.metrics import MaskScore, score
-from brats_cli.core.train.run_record import Run
+from brats_cli.core.train.run_record import RunRecord
 
 TEST = ("BraTS2021_00006", "BraTS2021_01481", "BraTS2021_01659")
 PARTS = 3
@@ -113,7 +113,7 @@ def _brats(arguments: argparse.Namespace, split: Path, run: Path, test: Sequence
         *("predict", *folders, "-o", run / "test", "--model", run, "--device", arguments.device),
         *("--overwrite", "--json"),
     )
-    rows = [row for number in range(FOLDS) for row in Run(run).fold(number).rows()]
+    rows = [row for number in range(FOLDS) for row in RunRecord(run).fold(number).rows()]
     memory = max(float(row["peak_memory_mb"]) for row in rows) / 1000
     seconds = sum(float(row["seconds"]) for row in rows)
     _tell(f"{len(rows)} epochs in {seconds / 60:.1f} minutes, {memory:.1f} GB")

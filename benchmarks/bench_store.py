@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         # Any one scheme will do where only sizes and times matter.
-        schemes = {case.id: SCHEMES["brats2015"] for case in cases}
-        store = Store(folder / "store", SCHEMES["brats2015"])
-        list(store.prepare(cases, schemes, workers=2))
+        scheme = SCHEMES["brats2015"]
+        plan = Store(folder / "store", scheme).plan(
+            [replace(case, scheme=scheme) for case in cases]
+        )
+        list(plan.run(workers=2))
         shapes = []
-        for number, case in enumerate(store.cases(cases, schemes)):
+        for number, case in enumerate(plan.cases(plan.places)):
             shapes.append(case.labels.shape)
             for way in WAYS:
                 write(case.images[:], folder / f"{way} {number} images", way)

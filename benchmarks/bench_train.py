@@ -32,7 +32,7 @@ from brats_cli.core.data.labels import REGIONS
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.train.config import TrainConfig
-from brats_cli.core.train.training import train
+from brats_cli.core.train.training import Epoch, train
 
 BATCH = 2
 WORKERS = 1
@@ -191,7 +191,8 @@ def measure_brats(
         workers=arguments.workers,
     )
     scheme, device = feeds.stored_scheme(folders), choose_device(arguments.device)
-    epochs = train(config, feeds.stored_cases(folders), [], scheme, device)
+    events = train(config, feeds.stored_cases(folders), [], scheme, device)
+    epochs = (event for event in events if isinstance(event, Epoch))
     next(epochs)
     spent = bench_feed.cpu_seconds(os.getpid())
     epoch = next(epochs)

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,11 @@ def prepare(folders: Folders, workers: int) -> int:
     """Let brats prepare the cases; their number."""
     cases = find_cases(folders.cases)
     schemes = schemes_of(cases, {case.id: count_labels(case.label) for case in cases})
-    store = Store(folders.store, training_scheme(schemes))
-    list(store.prepare(cases, schemes, workers=workers))
-    places = [(case_id, str(place)) for case_id, place in store.cases(cases, schemes).places]
+    cases = [replace(case, scheme=schemes[case.id]) for case in cases]
+    store = Store(folders.store, training_scheme(cases))
+    plan = store.plan(cases)
+    list(plan.run(workers=workers))
+    places = [(case_id, str(place)) for case_id, place in plan.places.items()]
     note = {"scheme": store.scheme.name, "places": places}
     _note(folders).write_text(json.dumps(note))
     return len(cases)

@@ -72,9 +72,9 @@ def augmentation_seconds(
 
 def _second_epoch(folders: feeds.Folders, device: torch.device, config: TrainConfig) -> Epoch:
     cases = feeds.stored_cases(folders)
-    epochs = train(config, cases, cases[:1], feeds.stored_scheme(folders), device)
-    next(epochs)
-    return next(epochs)
+    events = train(config, cases, cases[:1], feeds.stored_scheme(folders), device)
+    _, epoch = (event for event in events if isinstance(event, Epoch))
+    return epoch
 
 
 def _wait(device: torch.device) -> None:

@@ -37,12 +37,13 @@ def main() -> None:
 
     config = load_config(given.config)
     split = Split.load(given.splits)
-    cases = [split.cases()[case_id] for case_id in split.fold(0).train]
-    schemes = {case.id: split.scheme_of(case.id) for case in cases}
-    store = Store(given.splits.parent / "brats-store", training_scheme(schemes), config.modalities)
-    list(store.prepare(cases, schemes, workers=1))
+    cases = split.cases()
+    used = [cases[case_id] for case_id in split.fold(0).train]
+    store = Store(given.splits.parent / "brats-store", training_scheme(used), config.modalities)
+    plan = store.plan(used)
+    list(plan.run(workers=1))
     patches = Patches(
-        [store.open(case, schemes[case.id]) for case in cases],
+        plan.cases(plan.places),
         edge=config.patch_size,
         tumour_share=1.0,
         seed=given.seed,

@@ -152,7 +152,7 @@ def test_core_neither_talks_nor_knows_the_command_line(path):
 def test_commands_print_through_the_console_and_import_no_other_command(command):
     path = PACKAGE / "commands" / f"{command}.py"
     siblings = {name for name in imported(path) if name.startswith(".") and name[1] != "."}
-    assert siblings <= {".batch", ".options"}
+    assert siblings <= {".batch", ".options", ".train_view"}
     assert "click" not in libraries(path)
     assert calls_of("print", path) == []
 
@@ -184,13 +184,13 @@ def test_every_argument_and_option_has_a_help_text(name):
     assert [param.name for param in command.params if not param.help] == []
 
 
-def loaded_after(*words, cwd):
-    """The heavy libraries that `brats WORDS` has loaded when it ends."""
+def loaded_after(*words, cwd, of=HEAVY):
+    """Those `of` some modules that `brats WORDS` has loaded when it ends."""
     code = (
         "import sys\n"
         "from brats_cli.app import app\n"
         "status = app(sys.argv[1:], standalone_mode=False)\n"
-        f"print(status or 0, *sorted({HEAVY} & set(sys.modules)), file=sys.stderr)"
+        f"print(status or 0, *sorted({set(of)} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=cwd, capture_output=True, text=True, check=True
@@ -237,6 +237,25 @@ def test_all_work_without_torch_is_tried():
 @pytest.mark.parametrize("name", WORK)
 def test_work_that_needs_no_network_loads_no_torch(name, data):
     assert loaded_after(*WORK[name], cwd=data.parent) == []
+
+
+OF_TRAINING = {"SimpleITK", "blosc2", "matplotlib", "medpy", "tensorboard", "torchio"}
+
+
+def test_predict_loads_nothing_that_only_training_needs(data):
+    from brats_cli.core.model.checkpoint import Checkpoint
+    from brats_cli.core.model.network import UNet3D
+    from brats_cli.core.train.config import TrainConfig
+
+    config = TrainConfig(patch_size=8, network={"channels": 1, "levels": 2})
+    weights = UNet3D(config.network, in_channels=4, out_channels=3).state_dict()
+    run = data.parent / "runs" / "tiny"
+    Checkpoint(weights, config.model_dump(mode="json"), "brats2020", 1, {}).save(run / "best.pt")
+    (data.parent / "runs" / "latest").write_text("tiny\n")
+    words = ("predict", "data/BraTS2021_00000", "-o", "seg.nii.gz", "--device", "cpu")
+    training = {"brats_cli.core.train", "brats_cli.core.score", "brats_cli.core.prepared.store"}
+    assert loaded_after(*words, cwd=data.parent, of=OF_TRAINING | training) == []
+    assert (data.parent / "seg.nii.gz").is_file()
 
 
 def test_help_loads_no_numerical_library():

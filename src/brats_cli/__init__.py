@@ -19,13 +19,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .core.errors import BratsError as BratsError
+    from .core.train.run import train as train
 
 _HOMES = {
     "BratsError": "errors",
+    "train": "train.run",
 }
 """The module of the core that each name comes from; it is imported when the name is first used."""
 
-__all__ = ["BratsError", "__version__"]
+__all__ = ["BratsError", "__version__", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import warnings
 from typing import Annotated, Any
 
@@ -19,13 +17,13 @@ from .commands.mesh import mesh
 from .commands.predict import predict
 from .commands.split import split
 from .commands.train import train
+from .core.compute.signals import exit_on_sigterm
 from .core.errors import BratsError, BratsWarning
 
 # OpenMP's threads spin while they wait for each other. Beside patch workers, or any other load,
 # that took five times as long as waiting quietly. Read once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-TERMINATED = 128 + signal.SIGTERM  # 143, as shells say it
 DATA_ERROR = 3  # 1 is Python's for a bug, 2 is Typer's for wrong usage
 
 
@@ -90,6 +88,5 @@ app.command()(demo)
 
 def main() -> None:
     """Entry point of the `brats` command."""
-    # As Ctrl-C does, so that it leaves neither files half written nor processes behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    exit_on_sigterm()
     app(prog_name="brats")

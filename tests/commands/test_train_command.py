@@ -21,12 +21,14 @@ from typer.testing import CliRunner
 
 from brats_cli import console
 from brats_cli.app import app
-from brats_cli.commands.train import _Pace, _seconds
+from brats_cli.commands.train import _seconds
+from brats_cli.commands.train_view import Pace
 from brats_cli.core.data.phantom import write_phantoms
 from brats_cli.core.model.checkpoint import Checkpoint
-from brats_cli.core.train.config import TrainConfig
-from brats_cli.core.train.run_record import Run, checkpoint_paths
-from brats_cli.core.train.training import Profile
+from brats_cli.core.model.run_folder import checkpoint_paths
+from brats_cli.core.train.events import RunStarted
+from brats_cli.core.train.run_record import RunRecord
+from brats_cli.core.train.training import Profile, StepDone
 
 IDS = [f"BraTS-GLI-0000{patient}-000" for patient in range(3)]
 
@@ -141,12 +143,12 @@ def test_with_its_defaults_it_trains_on_splits_yaml_into_a_new_run(here):
     assert line.split() == [f"runs/{latest}", "1/1", *dice, f"0:{took:02}", memory, "GB"]
     told = result.stderr.splitlines()
     assert told[0].startswith("training on cpu (")
-    assert told[0].endswith("in float32: 1 cases, 1 to validate")
+    assert told[0].endswith("in float32: 1 training cases, 1 validation cases")
     assert told[1] == f"run: runs/{latest}"
     assert told[3].split()[:2] == ["1/1", f"{float(row['loss']):.4f}"]
     assert told[3].endswith(f"% {f'0:{took:02}':>7} best")
     assert told[-3] == f"in runs/{latest}: best.pt, log.csv, curves.png, validation.csv"
-    assert told[-2] == "look: tensorboard --logdir runs"
+    assert told[-2] == "curves: tensorboard --logdir runs"
     assert told[-1] == f"next: brats predict CASE -o seg.nii.gz --model runs/{latest}"
 
 
@@ -158,7 +160,7 @@ def test_quiet_prints_the_result_alone(here):
     assert len(result.stdout.splitlines()) == 2
 
 
-def test_flags_go_before_the_config_file_and_that_before_defaults(here):
+def test_flags_override_the_config_file_and_that_the_defaults(here):
     done(
         "-c",
         "tiny.yaml",
@@ -232,7 +234,7 @@ def test_early_stopping_says_why(here):
         *("-c", "tiny.yaml", "-o", "run", "--patience", 1),
         *(word for setting in settings for word in ("--set", setting)),
     )
-    assert "stopped: no better score for 1 validations" in result.stderr.splitlines()
+    assert "stopped: no better score in 1 validations" in result.stderr.splitlines()
     assert len(rows(here / "run")) == 2
     assert " 1/2 " in result.stdout
 
@@ -378,7 +380,7 @@ def test_a_run_that_was_never_validated_ends_without_a_result(here):
     (here / "run/best.pt").unlink()
     result = done("-o", "run", "--resume")
     assert result.stdout == ""
-    assert "run has no validated epoch yet" in result.stderr
+    assert "no epoch of run was validated" in result.stderr
 
 
 # --- preparing ---------------------------------------------------------------------------------
@@ -446,7 +448,7 @@ def test_a_stored_case_that_was_damaged_meanwhile_is_two_lines(here, workers):
     assert result.exit_code == 3
     error, hint = result.stderr.splitlines()[-2:]
     assert error == f"error: cannot read {images}: the prepared case is damaged"
-    assert hint == f" hint: remove {images.parent} and start again: the case is then prepared anew"
+    assert hint == f" hint: remove {images.parent} and start again: the case is then prepared again"
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -563,7 +565,8 @@ def test_a_profile_is_one_line_and_leaves_no_run(here):
 )
 def test_waiting_for_a_tenth_of_the_time_is_too_much(here, monkeypatch, wait, said):
     monkeypatch.setattr(
-        "brats_cli.core.train.training.profile", lambda *_: Profile(wait, patches_per_second=7.5)
+        "brats_cli.core.train.training.profile",
+        lambda *_: Profile(wait, patches_per_second=7.5, workers=1, cpus=1),
     )
     result = train("-c", "tiny.yaml", "--profile")
     assert result.stdout.startswith(said)
@@ -571,18 +574,18 @@ def test_waiting_for_a_tenth_of_the_time_is_too_much(here, monkeypatch, wait, sa
 
 
 def test_ctrl_c_tells_how_to_go_on(here, monkeypatch):
-    record = Run.record
+    record = RunRecord.record
 
     def record_and_interrupt(run, epoch):
         record(run, epoch)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "record", record_and_interrupt)
+    monkeypatch.setattr(RunRecord, "record", record_and_interrupt)
     result = train("-c", "tiny.yaml", "-o", "run")
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-2:] == [
-        "stopped; the epochs done are in last.pt",
-        "go on with: brats train -o run --device cpu --resume",
+        "stopped; the finished epochs are saved in last.pt",
+        "resume with: brats train -o run --device cpu --resume",
     ]
     assert Path("run/last.pt").is_file()
 
@@ -606,7 +609,7 @@ def test_a_summary_needs_no_data_and_writes_nothing(tmp_path, monkeypatch):
     assert counts == [*parameters, sum(parameters)]
     assert lines[0].split()[1:8] == ["1", "x", "16", "x", "16", "x", "16"]
     assert max(map(len, result.stdout.splitlines())) <= 80
-    assert "a multiplication and an addition being\ntwo operations" in result.stderr
+    assert "(a\nmultiplication and an addition are two operations;" in result.stderr
     assert written(tmp_path) == ["tiny.yaml"]
 
 
@@ -637,7 +640,7 @@ def test_a_network_of_monai_trains_and_resumes(here):
     assert resolved == {"name": "monai/UNet", "options": {"channels": [2, 4], "strides": [2]}}
     done("-o", "run", "--resume", "--epochs", 2)
     assert [row["epoch"] for row in rows(here / "run")] == ["1", "2"]
-    assert Run(here / "run").resume().network().config.multiple == 2
+    assert RunRecord(here / "run").resume().network().config.multiple == 2
 
 
 def test_deep_supervision_trains(here):
@@ -659,7 +662,7 @@ def test_a_run_of_before_there_were_these_settings_resumes(here):
     done("-o", "run", "--resume", "--epochs", 2)
     assert [row["epoch"] for row in rows(here / "run")] == ["1", "2"]
     # It is plain still, and no new file of settings makes it another.
-    assert not Run(here / "run").resume().config["network"]["residual"]
+    assert not RunRecord(here / "run").resume().config["network"]["residual"]
     with pytest.raises(AssertionError, match="the run's network is"):
         done("-c", "tiny.yaml", "-o", "run", "--resume", "--epochs", 3)
 
@@ -667,11 +670,11 @@ def test_a_run_of_before_there_were_these_settings_resumes(here):
 def test_more_epochs_are_noted_as_soon_as_the_run_goes_on(here, monkeypatch):
     done("-c", "tiny.yaml", "-o", "run", "--epochs", 1)
 
-    def interrupt(pace, step, loss):
+    def interrupt(pace, step):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(_Pace, "step", interrupt)
+        patched.setattr(Pace, "step", interrupt)
         assert train("-o", "run", "--resume", "--epochs", 2).exit_code == 130
     done("-o", "run", "--resume")  # as the interrupted command said
     assert [row["epoch"] for row in rows(here / "run")] == ["1", "2"]
@@ -681,13 +684,13 @@ def test_the_command_to_go_on_has_what_the_runs_files_do_not_say(here, monkeypat
     def interrupt(run, epoch):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "record", interrupt)
+    monkeypatch.setattr(RunRecord, "record", interrupt)
     Path("a b").mkdir()
     shutil.move("splits.yaml", "a b/splits.yaml")
     (here / "a b" / "data").symlink_to(here / "data")
     result = train("a b/splits.yaml", "-c", "tiny.yaml", "-o", "run", "--store", "brats-store")
     words = "train 'a b/splits.yaml' -o run --store brats-store --device cpu --resume"
-    assert result.stderr.splitlines()[-1] == f"begin anew with: brats {words}"
+    assert result.stderr.splitlines()[-1] == f"start again with: brats {words}"
     monkeypatch.undo()
     monkeypatch.chdir(here)
     done(*shlex.split(words)[1:-3], "--resume")
@@ -727,10 +730,10 @@ def test_a_training_that_is_told_to_stop_ends_within_seconds(here, stop, epoch):
     assert command.endswith("with: brats train -o run --device cpu --resume")
     files = {path.name for path in Path("run").iterdir() if "tfevents" not in path.name}
     if epoch == 1:
-        assert kept == "stopped in the first epoch, of which nothing is kept"
+        assert kept == "stopped during the first epoch; nothing was saved"
         assert files == {"config.yaml", "splits.yaml"}
     else:
-        assert kept == "stopped; the epochs done are in last.pt"
+        assert kept == "stopped; the finished epochs are saved in last.pt"
         assert files - {"curves.png"} == {
             *("best.pt", "config.yaml", "last.pt", "log.csv", "splits.yaml"),
         }
@@ -742,13 +745,13 @@ def test_a_training_that_is_told_to_stop_ends_within_seconds(here, stop, epoch):
     ("stop", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
 def test_a_stop_while_an_epoch_is_written_waits_for_its_files(here, monkeypatch, stop, status):
-    record = Run.record
+    record = RunRecord.record
 
     def stopped_and_record(run, epoch):
         signal.raise_signal(stop)
         record(run, epoch)
 
-    monkeypatch.setattr(Run, "record", stopped_and_record)
+    monkeypatch.setattr(RunRecord, "record", stopped_and_record)
     before = signal.getsignal(stop)
     assert train("-c", "tiny.yaml", "-o", "run").exit_code == status
     assert torch.load("run/last.pt", weights_only=True)["epoch"] == 1
@@ -805,10 +808,20 @@ def test_the_line_tells_the_time_that_is_left_by_hand(monkeypatch):
     shown, clock = [], iter([100.0, 102.0, 104.0, 104.0])
     monkeypatch.setattr(console, "is_live", lambda: True)
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    config = TrainConfig(epochs=12, steps_per_epoch=100)
-    pace = _Pace(config, 4, 9, lambda *told: shown.append(told))
+    run = RunStarted(
+        folder=Path("run"),
+        device="cpu",
+        processes=1,
+        dtype="float32",
+        training=9,
+        validation=4,
+        epochs=12,
+        epochs_done=9,
+        steps_per_epoch=100,
+    )
+    pace = Pace(run, lambda *told: shown.append(told))
     for step in (1, 2, 3):
-        pace.step(step, torch.tensor(0.5))
+        pace.step(StepDone(step, 100, torch.tensor(0.5)))
     # Two steps in four seconds: 97 more are 194 s, and two whole epochs after it 400 s.
     assert shown[-1] == ("  10/12", 0.03, "3/100  loss 0.5000  3:14 left, run 9:54")
     pace.next(SimpleNamespace(number=10, validation_seconds=40.0, stops=False))
@@ -860,7 +873,7 @@ def test_without_validation_cases_the_last_epoch_is_kept(here):
 def test_the_end_of_a_run_chooses_thresholds_and_scores_each_case(here):
     result = done("-c", "tiny.yaml", "-o", "run", "--epochs", 1)
     best = Checkpoint.load(here / "run/best.pt")
-    assert set(best.decision) == {"thresholds", "smallest_et_mm3"}
+    assert set(best.decision.thresholds) == {"WT", "TC", "ET"}
     assert "thresholds: WT " in result.stderr
     lines = (here / "run/validation.csv").read_text().splitlines()
     assert lines[0] == "case,region,dice,hausdorff95_mm"
@@ -894,7 +907,7 @@ def test_all_folds_are_trained_and_told_together_and_predict_as_one(here):
 def test_a_fold_that_is_no_number(here):
     result = train("-c", "tiny.yaml", "--fold", "some")
     assert result.exit_code == 3
-    assert "error: --fold some is no fold" in result.stderr
+    assert "error: --fold some is not a fold" in result.stderr
 
 
 def with_two_devices(*args):
@@ -913,7 +926,7 @@ def test_several_gpus_are_several_processes(here):
     assert ran.returncode == 0, ran.stderr
     assert [row["epoch"] for row in rows(here / "run")] == ["1", "2"]
     assert len(ran.stdout.splitlines()) == 2  # one of the two prints the result
-    assert " and 1 more in float32: 1 cases, 1 to validate" in ran.stderr
+    assert " and 1 more in float32: 1 training cases, 1 validation cases" in ran.stderr
 
 
 def test_what_several_processes_meet_is_told_once(own_data):

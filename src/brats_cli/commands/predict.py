@@ -80,6 +80,7 @@ def predict(
     """
     from ..core.compute.devices import choose_devices
     from ..core.data.labels import scheme_named
+    from ..core.model.run_folder import checkpoint_paths
     from ..core.predict.many import (
         FORMAT,
         MANIFEST,
@@ -89,7 +90,6 @@ def predict(
         require_outputs_writable,
     )
     from ..core.predict.predictor import PredictConfig
-    from ..core.train.run_record import checkpoint_paths
 
     config = PredictConfig(
         labels=scheme_named(labels).name if labels else None,

@@ -97,5 +97,5 @@ def _show(dealing: Dealing) -> None:
         sizes = Counter(dealing.strata[case_id] for case_id in ids)
         rows.append([name, str(len(ids)), str(patients), share, *(str(sizes[k]) for k in kinds)])
     console.table(["part", "cases", "patients", "of all", *kinds], rows)
-    schemes = Counter(made.scheme_of(case_id).name for case_id in cases)
+    schemes = Counter(case.scheme.name for case in cases.values() if case.scheme)
     console.message("labels: " + ", ".join(f"{name} ({n})" for name, n in schemes.items()))

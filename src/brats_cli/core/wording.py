@@ -21,6 +21,15 @@ def listing(items: Sequence[object], *, shown: int = 3) -> str:
     return ", ".join(map(str, items[:shown])) + more
 
 
+def size_text(count: int) -> str:
+    """Bytes as people write them: `13.4 GB`, `75.2 MB`.
+
+    >>> size_text(13_400_000_000)
+    '13.4 GB'
+    """
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def did_you_mean(name: str, known: Iterable[str], *, otherwise: str, cutoff: float = 0.6) -> str:
     """The hint for a name that does not exist: the nearest that does, or else `otherwise`.
 

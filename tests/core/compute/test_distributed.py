@@ -237,7 +237,7 @@ def test_a_killed_process_is_told(tmp_path):
     running = launched(code, tmp_path)
     _, stderr = running.communicate(timeout=240)
     assert stderr.splitlines()[-1].endswith(
-        "BratsError: process 2 of 2 was ended by SIGKILL, most likely for lack of memory"
+        "BratsError: process 2 of 2 was killed, most likely because memory ran out"
     )
 
 

@@ -3,13 +3,18 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from brats_cli.core.compute import processes as parallel
-from brats_cli.core.compute.machine import available_cpus
-from brats_cli.core.compute.processes import in_processes, in_threads, process_count
+from brats_cli.core.compute.processes import (
+    in_processes,
+    in_threads,
+    process_count,
+    streamed,
+)
 from brats_cli.core.errors import BratsError, LabelError
 
 
@@ -60,9 +65,28 @@ def test_a_users_mistake_arrives_whole(workers):
 
 
 def test_a_killed_process_is_named_as_one():
-    with pytest.raises(BratsError, match="was killed, most likely for lack of memory") as caught:
+    with pytest.raises(
+        BratsError, match="was killed, most likely because memory ran out"
+    ) as caught:
         list(in_processes(die, range(2), workers=2))
     assert caught.value.hint == "use fewer processes: --workers 1"
+
+
+def send_then_die(name, send):
+    send(0.5)
+    send(name)
+    if name == "b":
+        os.kill(os.getpid(), signal.SIGKILL)
+    send(name.upper())
+
+
+@pytest.mark.slow
+def test_what_processes_send_comes_as_it_is_sent_and_a_killed_one_is_reported():
+    tasks = [partial(send_then_die, name) for name in "ab"]
+    *received, last = streamed(tasks, ended=lambda number, status: (number, status))
+    assert received.count(0.5) == 2
+    assert sorted(each for each in received if each != 0.5) == ["A", "a", "b"]
+    assert last == (1, -signal.SIGKILL)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
@@ -94,7 +118,7 @@ def test_a_stop_waits_until_a_process_is_started_whichever_thread_takes_it(stop)
     # A thread that does not block the signal takes it, and Python answers in the main thread.
     script = (
         "import os, signal, sys, threading, time\n"
-        "from brats_cli.core.compute.processes import interrupts_held_back\n"
+        "from brats_cli.core.compute.signals import interrupts_held_back\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped'))\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
@@ -139,7 +163,7 @@ def test_processes_never_see_ctrl_c_from_their_first_moment():
     script = (
         "import multiprocessing\n"
         "from multiprocessing import resource_tracker\n"
-        "from brats_cli.core.compute.processes import interrupts_held_back\n"
+        "from brats_cli.core.compute.signals import interrupts_held_back\n"
         "if __name__ == '__main__':\n"
         "    process = multiprocessing.get_context('spawn').Process(target=print)\n"
         "    resource_tracker.ensure_running()  # as a pool does\n"
@@ -151,35 +175,6 @@ def test_processes_never_see_ctrl_c_from_their_first_moment():
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.stdout == "['SigBlk:\\t0000000000000002\\n']\n\n"
-
-
-def test_processors_are_counted_where_the_system_cannot_say(monkeypatch):
-    assert available_cpus() >= 1
-    monkeypatch.delattr(parallel.os, "sched_getaffinity", raising=False)
-    assert available_cpus() == os.cpu_count()
-
-
-def quota(monkeypatch, tmp_path, text, *, affinity=8):
-    file = tmp_path / "cpu.max"
-    file.write_text(text)
-    monkeypatch.setattr(parallel, "Path", lambda path: file)
-    monkeypatch.setattr(
-        os, "sched_getaffinity", lambda process: set(range(affinity)), raising=False
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("max 100000\n", 8), ("400000 100000\n", 4), ("50000 100000\n", 1), ("1600000 100000\n", 8)],
-    ids=["no quota", "four CPUs", "half a CPU", "more than it may run on"],
-)
-def test_cpus_are_those_of_affinity_and_quota(monkeypatch, tmp_path, text, expected):
-    quota(monkeypatch, tmp_path, text)
-    assert available_cpus() == expected
-
-
-def test_this_machine_has_a_cpu():
-    assert 1 <= available_cpus() <= (os.cpu_count() or 1)
 
 
 def test_processes_are_as_many_as_may_run_and_none_for_a_few_items(monkeypatch):

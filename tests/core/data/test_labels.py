@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from brats_cli.core.data.labels import (
     REGIONS,
@@ -170,3 +171,26 @@ def test_no_scheme_at_all_is_an_error():
     with pytest.raises(LabelError, match=r"a.nii holds label 7") as caught:
         label_scheme([0, 7], None, "a.nii")
     assert caught.value.hint == "is it a label map at all?"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "whole", "core", "enhancing"),
+    [
+        ("brats2023", [0, 1, 1, 1, 0], [0, 1, 0, 1, 0], [0, 0, 0, 1, 0]),
+        ("brats2020", [0, 1, 1, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 1]),
+        ("brats2024-ped", [0, 1, 1, 1, 1], [0, 1, 1, 1, 0], [0, 1, 0, 0, 0]),
+    ],
+)
+def test_masks_are_regions_of_labels_in_arrays_and_tensors(scheme, whole, core, enhancing):
+    for labels in (np.arange(5, dtype=np.uint8), torch.arange(5, dtype=torch.uint8)):
+        masks = SCHEMES[scheme].masks(labels)
+        assert [mask.tolist() for mask in masks] == [whole, core, enhancing]
+
+
+@pytest.mark.parametrize(("smallest", "label"), [(0, 3), (4, 3), (4.1, 1)])
+def test_little_enhancing_tumour_becomes_necrosis(smallest, label):
+    # Four voxels of ET, the last of which neither WT nor TC has, and one of TC alone.
+    masks = np.zeros((3, 6, 1, 1), bool)
+    masks[0, :3] = masks[1, :3] = masks[2, :4] = masks[1, 4] = True
+    labels = SCHEMES["brats2023"].paint(masks, smallest_et_voxels=smallest)
+    assert labels.ravel().tolist() == [label] * 4 + [1, 0]

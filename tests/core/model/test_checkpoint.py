@@ -10,6 +10,7 @@ from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import CheckpointError, OutputError, UnreadableFileError
 from brats_cli.core.model.checkpoint import FORMAT, Checkpoint
 from brats_cli.core.model.config import UNetConfig
+from brats_cli.core.model.decision import Decision
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.prepared.preparation import PREPARATION
 from brats_cli.core.train.config import TrainConfig
@@ -99,21 +100,21 @@ def test_a_network_shares_the_checkpoints_weights():
 
 
 def test_the_way_from_probabilities_to_labels_comes_back(path):
-    chosen = {"thresholds": {"WT": 0.4, "ET": 0.6}, "smallest_et_mm3": 750.0}
-    make(decision=chosen).save(path)
-    loaded = Checkpoint.load(path)
-    assert loaded.thresholds == (0.4, 0.5, 0.6)
-    assert loaded.smallest_et_mm3 == 750
+    content = {"thresholds": {"WT": 0.4, "ET": 0.6}, "smallest_et_mm3": 750.0}
+    decision = Decision({"WT": 0.4, "ET": 0.6}, 750.0)
+    make(decision=decision).save(path)
+    assert torch.load(path, weights_only=True)["decision"] == content  # as 0.1.0 wrote it
+    assert Checkpoint.load(path).decision == decision
 
 
-def test_a_checkpoint_written_before_there_were_thresholds_has_one_half(path):
+def test_a_checkpoint_whose_thresholds_were_not_selected_has_no_decision(path):
     make().save(path)
     content = torch.load(path, weights_only=True)
+    assert content["decision"] == {}
+    assert Checkpoint.load(path).decision is None
     del content["decision"]
     torch.save(content, path)
-    loaded = Checkpoint.load(path)
-    assert loaded.thresholds == (0.5, 0.5, 0.5)
-    assert loaded.smallest_et_mm3 == 0
+    assert Checkpoint.load(path).decision is None
 
 
 @pytest.mark.parametrize(

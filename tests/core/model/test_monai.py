@@ -170,7 +170,7 @@ def test_a_patch_that_a_network_does_not_take():
 )
 def test_a_network_of_more_or_other_outputs_is_refused(name, options, found):
     message, hint = refused(name, **options)
-    assert message == f"monai/{name} does not return one map a region in training, but {found}"
+    assert message == f"monai/{name} does not return one map per region in training, but {found}"
     assert "deep supervision" in hint
 
 

@@ -21,6 +21,7 @@ from brats_cli.core.images.grid import Grid
 from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import UNetConfig
+from brats_cli.core.model.decision import Decision
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.predict import predictor as prediction
 from brats_cli.core.predict.predictor import (
@@ -31,7 +32,6 @@ from brats_cli.core.predict.predictor import (
     companion,
     doubt,
     entropy,
-    paint,
 )
 from brats_cli.core.prepared.preparation import prepare
 from brats_cli.core.train.config import TrainConfig
@@ -63,7 +63,7 @@ def checkpoint(*, answer=None, seed=0, dropout=0.0, decision=None, **changes):
         "brats2023",
         1,
         {},
-        decision=decision or {},
+        decision=decision,
     )
 
 
@@ -167,7 +167,9 @@ def test_a_case_that_no_memory_suffices_for_is_refused_before_it_is_read(case, m
 def test_a_model_that_has_diverged_is_named(case):
     with pytest.raises(BratsError) as caught:
         segment(case, checkpoint(answer=(math.nan, 0.5, 0.5)))
-    assert str(caught.value) == "the model answers case BraTS-GLI-00000-000 with NaN"
+    assert str(caught.value) == (
+        "the model's probabilities for case BraTS-GLI-00000-000 are not finite"
+    )
     assert "lower learning rate" in caught.value.hint
 
 
@@ -307,16 +309,17 @@ def test_models_of_other_modalities_make_no_ensemble():
     with pytest.raises(ConfigError) as caught:
         Predictor([checkpoint(), checkpoint(modalities=("flair", "t1ce"))], CPU)
     assert str(caught.value) == (
-        "models of modalities t1, t1ce, t2, flair and flair, t1ce make no ensemble"
+        "these models cannot be averaged: one was trained on modalities t1, t1ce, t2, flair, "
+        "another on flair, t1ce"
     )
-    assert caught.value.hint == "predict with each of them, or train them alike"
+    assert caught.value.hint == "predict with each of them, or train them on the same"
 
 
 # --- from probabilities to labels --------------------------------------------------------------
 
 
 def test_the_checkpoint_knows_the_thresholds(case):
-    decision = {"thresholds": {"WT": 0.3, "TC": 0.6}}
+    decision = Decision({"WT": 0.3, "TC": 0.6})
     answer = (0.4, 0.55, 0.4)
     assert set(np.unique(segment(case, checkpoint(answer=answer)).labels)) == {0, 1}
     found = segment(case, checkpoint(answer=answer, decision=decision))
@@ -325,17 +328,8 @@ def test_the_checkpoint_knows_the_thresholds(case):
 
 def test_an_ensemble_decides_by_the_mean_of_its_thresholds(case):
     # 0.3 and 0.5 make 0.4: 0.41 is tumour.
-    low = checkpoint(answer=(0.41, 0.1, 0.1), decision={"thresholds": {"WT": 0.3}})
+    low = checkpoint(answer=(0.41, 0.1, 0.1), decision=Decision({"WT": 0.3}))
     assert segment(case, low, checkpoint(answer=(0.41, 0.1, 0.1))).labels.any()
-
-
-@pytest.mark.parametrize(("smallest", "label"), [(0, 3), (4, 3), (4.1, 1)])
-def test_little_enhancing_tumour_becomes_necrosis(smallest, label):
-    # Four voxels of ET, the last of which neither WT nor TC has, and one of TC alone.
-    masks = np.zeros((3, 6, 1, 1), bool)
-    masks[0, :3] = masks[1, :3] = masks[2, :4] = masks[1, 4] = True
-    labels = paint(masks, BRATS2023, smallest_et_voxels=smallest)
-    assert labels.ravel().tolist() == [label] * 4 + [1, 0]
 
 
 def test_the_smallest_enhancing_tumour_is_in_mm3(case, tmp_path):
@@ -344,7 +338,7 @@ def test_the_smallest_enhancing_tumour_is_in_mm3(case, tmp_path):
 
     everything = checkpoint(answer=(0.9, 0.9, 0.9))
     voxels = int((segment(case, everything).labels == 3).sum())
-    more = replace(everything, decision={"smallest_et_mm3": voxels + 1})
+    more = replace(everything, decision=Decision(smallest_et_mm3=voxels + 1))
     assert set(np.unique(segment(case, more).labels)) == {0, 1}
     large = stored_as(case, tmp_path / "large", coarser)
     assert set(np.unique(segment(large, more).labels)) == {0, 3}
@@ -442,7 +436,7 @@ def test_a_missing_sequence_is_named_and_so_is_the_way_out(without):
         segment(without("t1n", "t2w"), checkpoint())
     assert str(caught.value) == "case BraTS-GLI-00002-000 has no t1, t2 (found: t1ce, flair)"
     assert caught.value.hint == (
-        "the model was trained with all of them: --allow-missing goes on without, with worse "
+        "the model was trained with all of them: --allow-missing predicts without, with worse "
         "results, or train with --set augmentation.modality_dropout=0.3"
     )
 

@@ -5,7 +5,9 @@ import shutil
 import subprocess
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -29,9 +31,9 @@ from brats_cli.core.prepared.store import (
     Store,
     StoredCases,
     _pack,
-    size_text,
     training_scheme,
 )
+from brats_cli.core.wording import size_text
 
 REAL = Path(__file__).parents[3] / "shared/data"
 
@@ -39,13 +41,18 @@ BRATS2023, BRATS2020 = SCHEMES["brats2023"], SCHEMES["brats2020"]
 SUFFIX = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}
 
 
-def all_in(scheme, cases):
-    return {case.id: scheme for case in cases}
+def known(case, scheme=BRATS2023):
+    """A case as a split has it: with its label scheme."""
+    return replace(case, scheme=scheme)
 
 
-def stored(store, cases, schemes=None, *, workers=1):
+def first_two(phantoms):
+    return [known(case) for case in find_cases(phantoms)[:2]]
+
+
+def stored(store, cases, *, workers=1):
     """The ids that had to be prepared, in the order they were done."""
-    return list(store.prepare(cases, schemes or all_in(BRATS2023, cases), workers=workers))
+    return list(store.plan(cases).run(workers=workers))
 
 
 def contents(folder):
@@ -85,7 +92,7 @@ def store(tmp_path):
 def case(phantoms, tmp_path):
     """A copy of one phantom, to be changed."""
     source = phantoms / "BraTS-GLI-00000-000"
-    return case_at(shutil.copytree(source, tmp_path / "data" / source.name))
+    return known(case_at(shutil.copytree(source, tmp_path / "data" / source.name)))
 
 
 # --- what is stored ----------------------------------------------------------------------------
@@ -93,7 +100,7 @@ def case(phantoms, tmp_path):
 
 def test_a_case_is_stored_as_preparation_has_it(store, case):
     assert stored(store, [case]) == [case.id]
-    found = store.open(case, BRATS2023)
+    found = store.open(case)
     folder = case.folder
     volumes = [read_image(folder / f"{case.id}-{suffix}.nii.gz") for suffix in SUFFIX.values()]
     expected = prepare(volumes)
@@ -115,7 +122,7 @@ def test_a_case_is_stored_as_preparation_has_it(store, case):
 
 def test_a_slice_of_a_stored_array_is_that_of_the_array(store, case):
     stored(store, [case])
-    images = store.open(case, BRATS2023).images
+    images = store.open(case).images
     whole = np.array(images)
     assert (images.shape, images[:].dtype) == (whole.shape, np.float16)
     for box in (np.s_[:, 3:9, 20:, 5:6], np.s_[1, :, 7], np.s_[..., 40:], np.s_[:, 9:9]):
@@ -138,13 +145,13 @@ def test_only_the_modalities_asked_for_are_stored_in_their_order(tmp_path, case)
     other_way = Store(tmp_path / "store", BRATS2023, ("flair", "t1"))
     stored(one_way, [case])
     assert stored(other_way, [case]) == [case.id]  # beside the other, not in its place
-    images = one_way.open(case, BRATS2023).images[:]
-    np.testing.assert_array_equal(other_way.open(case, BRATS2023).images[:], images[::-1])
+    images = one_way.open(case).images[:]
+    np.testing.assert_array_equal(other_way.open(case).images[:], images[::-1])
 
 
 def test_centres_are_the_voxels_of_their_regions(store, case):
     stored(store, [case])
-    found = store.open(case, BRATS2023)
+    found = store.open(case)
     values = {"WT": {1, 2, 3}, "TC": {1, 3}, "ET": {3}}
     for name, labels in values.items():
         centres = found.centres[name]
@@ -161,9 +168,9 @@ def test_centres_are_the_voxels_of_their_regions(store, case):
 
 
 def test_a_region_that_is_not_there_has_no_centres(store, phantoms):
-    case = case_at(phantoms / "BraTS-GLI-00001-000")  # the second patient's does not enhance
+    case = known(case_at(phantoms / "BraTS-GLI-00001-000"))  # the second patient's does not enhance
     stored(store, [case])
-    found = store.open(case, BRATS2023)
+    found = store.open(case)
     assert found.centres["ET"].shape == (0, 3)
     assert len(found.centres["TC"]) > 0
 
@@ -173,7 +180,7 @@ def test_centres_are_the_same_at_every_preparation(tmp_path, case):
     for name in ("first", "second"):
         again = Store(tmp_path / name, BRATS2023)
         stored(again, [case])
-        chosen.append(again.open(case, BRATS2023).centres["brain"])
+        chosen.append(again.open(case).centres["brain"])
     np.testing.assert_array_equal(*chosen)
 
 
@@ -184,7 +191,7 @@ def test_labels_of_mixed_years_are_converted_to_the_stores(tmp_path, case):
     # Enhancing tumour is 3 in 2023 and 4 up to 2022.
     as_2020 = Store(tmp_path / "store", BRATS2020)
     stored(as_2020, [case])
-    found = as_2020.open(case, BRATS2023)
+    found = as_2020.open(case)
     counts = np.bincount(read_labels(case.label).data.ravel(), minlength=5)
     converted = np.bincount(found.labels[:].ravel(), minlength=5)
     assert converted[1:].tolist() == [counts[1], counts[2], 0, counts[3]]
@@ -192,22 +199,23 @@ def test_labels_of_mixed_years_are_converted_to_the_stores(tmp_path, case):
 
 
 def test_training_is_in_the_scheme_of_most_cases():
-    schemes = {"a": BRATS2023, "b": BRATS2020, "c": BRATS2020}
-    assert training_scheme(schemes) is BRATS2020
+    schemes = [BRATS2023, BRATS2020, BRATS2020]
+    assert training_scheme(SimpleNamespace(scheme=scheme) for scheme in schemes) is BRATS2020
 
 
 def test_of_schemes_with_as_many_cases_the_first_by_name():
-    assert training_scheme({"a": BRATS2023, "b": BRATS2020}) is BRATS2020
+    schemes = [BRATS2023, BRATS2020]
+    assert training_scheme(SimpleNamespace(scheme=scheme) for scheme in schemes) is BRATS2020
 
 
 # --- once, and again when something changed ----------------------------------------------------
 
 
 def test_a_case_is_prepared_once(store, phantoms):
-    cases = find_cases(phantoms)[:2]
+    cases = first_two(phantoms)
     assert stored(store, cases) == [case.id for case in cases]
     before = contents(store.folder)
-    assert store.missing(cases, all_in(BRATS2023, cases)) == []
+    assert store.plan(cases).missing == ()
     assert stored(store, cases) == []
     assert contents(store.folder) == before
 
@@ -215,9 +223,9 @@ def test_a_case_is_prepared_once(store, phantoms):
 def test_a_case_is_prepared_again_when_its_label_changed(store, case):
     stored(store, [case])
     rewrite_label(case, lambda labels: np.where(labels == 3, 1, labels))
-    assert [other.id for other, _ in store.missing([case], all_in(BRATS2023, [case]))] == [case.id]
+    assert store.plan([case]).missing == (case,)
     assert stored(store, [case]) == [case.id]
-    assert 3 not in store.open(case, BRATS2023).labels[:]
+    assert 3 not in store.open(case).labels[:]
 
 
 def test_a_case_is_prepared_again_when_an_image_was_touched(store, case):
@@ -228,10 +236,10 @@ def test_a_case_is_prepared_again_when_an_image_was_touched(store, case):
 
 def test_a_case_is_prepared_again_when_its_labels_mean_something_else(store, case):
     stored(store, [case])
-    msd = {case.id: SCHEMES["msd"]}
-    assert stored(store, [case], msd) == [case.id]
+    msd = known(case, SCHEMES["msd"])
+    assert stored(store, [msd]) == [case.id]
     edema = read_labels(case.label).data == 1
-    assert (store.open(case, SCHEMES["msd"]).labels[:] == 2).sum() == edema.sum()
+    assert (store.open(msd).labels[:] == 2).sum() == edema.sum()
 
 
 def test_a_case_is_prepared_again_by_a_version_that_prepares_differently(store, case, monkeypatch):
@@ -254,9 +262,9 @@ def test_what_others_want_of_the_same_files_is_kept(store, case):
     two = Store(store.folder, BRATS2023, ("flair", "t1"))
     stored(two, [case])
     stored(store, [case])
-    stored(store, [case], {case.id: SCHEMES["msd"]})
+    stored(store, [known(case, SCHEMES["msd"])])
     assert len(places(store)) == 3
-    assert two.missing([case], all_in(BRATS2023, [case])) == []
+    assert two.plan([case]).missing == ()
 
 
 def test_nothing_is_removed_while_another_training_reads(store, case):
@@ -281,7 +289,7 @@ def test_a_case_that_changes_while_it_is_read_is_prepared_again(store, case, mon
 
 
 def test_processes_store_the_same_as_one_does(tmp_path, phantoms):
-    cases = find_cases(phantoms)[:2]
+    cases = first_two(phantoms)
     alone, together = (Store(tmp_path / name, BRATS2023) for name in ("alone", "together"))
     stored(alone, cases)
     assert stored(together, cases, workers=2) == [case.id for case in cases]
@@ -295,20 +303,20 @@ def test_processes_store_the_same_as_one_does(tmp_path, phantoms):
 
 
 def test_cases_are_opened_when_asked_for(store, phantoms):
-    cases = find_cases(phantoms)[:2]
-    found = store.cases(cases, all_in(BRATS2023, cases))  # before they are prepared
+    cases = first_two(phantoms)
+    found = store.plan(cases).cases([case.id for case in cases])  # before they are prepared
     stored(store, cases)
     assert len(found) == 2
     assert [case.id for case in found] == [case.id for case in cases]
     assert [case.id for case in found[1:]] == [cases[1].id]
-    direct = store.open(cases[1], BRATS2023)
+    direct = store.open(cases[1])
     np.testing.assert_array_equal(found[1].images[:], direct.images[:])
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
 def test_open_files_do_not_grow_with_the_number_of_cases(store, case):
     stored(store, [case])
-    many = StoredCases(store.cases([case], all_in(BRATS2023, [case])).places * 100)
+    many = StoredCases(store.plan([case]).cases([case.id]).places * 100)
     assert many[0].images[0, 0, 0, 0] == 0
     before = len(list(Path("/proc/self/fd").iterdir()))
     assert all(len(each.centres["brain"]) == CENTRES for each in many)
@@ -317,7 +325,7 @@ def test_open_files_do_not_grow_with_the_number_of_cases(store, case):
 
 def test_cases_travel_to_other_processes_by_their_places(store, case):
     stored(store, [case])
-    cases = store.cases([case], all_in(BRATS2023, [case]))
+    cases = store.plan([case]).cases([case.id])
     sent = pickle.dumps(cases)
     assert len(sent) < 1000
     np.testing.assert_array_equal(pickle.loads(sent)[0].labels[:], cases[0].labels[:])
@@ -385,7 +393,7 @@ def test_what_a_killed_process_left_is_no_case_and_is_removed(store, case):
         (left / "images.b2nd").write_bytes(b"half")
     shutil.rmtree(store.folder / place)
     assert stored(store, [case]) == [case.id]
-    assert store.open(case, BRATS2023).images[:].any()
+    assert store.open(case).images[:].any()
     assert places(store) == [place]
 
 
@@ -411,7 +419,7 @@ def test_a_file_that_was_cut_short_is_noticed_and_the_case_prepared_again(
     whole = path.read_bytes()
     path.unlink() if length is None else path.write_bytes(whole[:length])
     with pytest.raises(UnreadableFileError) as caught:
-        store.open(case, BRATS2023)
+        store.open(case)
     found = "there is no such prepared case" if length is None else "the prepared case is damaged"
     assert str(caught.value) == f"cannot read {path}: {found}"
     assert stored(store, [case]) == [case.id]
@@ -424,7 +432,7 @@ def test_a_damage_inside_a_file_names_the_case_when_it_is_read(store, case):
     assert place.startswith(case.id)
     path = store.folder / place / "images.b2nd"
     overwrite_with_zeros(path, 0.3, 0.7)
-    found = store.open(case, BRATS2023)
+    found = store.open(case)
     with pytest.raises(UnreadableFileError) as caught:
         found.images[:]
     assert str(caught.value) == f"cannot read {path}: the prepared case is damaged"
@@ -453,12 +461,12 @@ def test_a_process_killed_for_lack_of_memory_is_named_as_one(store, phantoms, mo
         raise BrokenProcessPool("terminated abruptly")
 
     monkeypatch.setattr(ProcessPoolExecutor, "map", killed)
-    cases = find_cases(phantoms)[:2]
+    cases = first_two(phantoms)
     with pytest.raises(BratsError) as caught:
         stored(store, cases, workers=2)
     assert str(caught.value) == (
-        f"a process that worked on case {cases[0].id} or one of the next was killed, "
-        "most likely for lack of memory"
+        f"a process that worked on case {cases[0].id} or on one of the next items "
+        "was killed, most likely because memory ran out"
     )
     assert caught.value.hint == "use fewer processes: --workers 1"
 
@@ -516,7 +524,7 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_written(small_disk
 def test_a_disk_that_fills_up_keeps_what_is_done_and_names_the_place(
     small_disk, phantoms, tmp_path, monkeypatch
 ):
-    cases = find_cases(phantoms)[:2]
+    cases = first_two(phantoms)
     elsewhere = Store(tmp_path / "elsewhere", BRATS2023)
     stored(elsewhere, cases)
     sizes = [
@@ -526,7 +534,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done_and_names_the_place(
     # Room for the first case and half of the second.
     store = Store(small_disk(sizes[0] + sizes[1] // 2) / "store", BRATS2023)
     monkeypatch.setattr(Store, "bytes_needed", lambda self, cases: 0)
-    preparing = store.prepare(cases, all_in(BRATS2023, cases), workers=1)
+    preparing = store.plan(cases).run(workers=1)
     assert next(preparing) == cases[0].id
     with pytest.raises(OutputError) as caught:
         next(preparing)
@@ -534,7 +542,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done_and_names_the_place(
     assert str(caught.value).endswith(": No space left on device")
     assert caught.value.hint == "make room, or choose another place with --store DIR"
     assert places(store) == places(elsewhere)[:1]
-    assert store.open(cases[0], BRATS2023).images[:].any()
+    assert store.open(cases[0]).images[:].any()
 
 
 # --- real cases --------------------------------------------------------------------------------
@@ -542,11 +550,11 @@ def test_a_disk_that_fills_up_keeps_what_is_done_and_names_the_place(
 
 @pytest.mark.real
 @pytest.mark.skipif(not REAL.exists(), reason="the real cases are not in ../shared/data")
-def test_a_real_case_takes_the_size_that_was_told(store):
-    case = case_at(REAL / "cases" / "BraTS2021_01659")
-    stored(store, [case], all_in(BRATS2020, [case]))
+def test_a_real_case_takes_the_size_that_was_estimated(store):
+    case = known(case_at(REAL / "cases" / "BraTS2021_01659"), BRATS2020)
+    stored(store, [case])
     size = sum(file.stat().st_size for file in store.folder.rglob("*.b2nd"))
     assert size == pytest.approx(store.bytes_needed([case]), rel=0.25)
-    found = store.open(case, BRATS2020)
+    found = store.open(case)
     # Its label map holds 7,269, 75,825 and 62,753 voxels of 1, 2 and 4: 1, 2 and 3 in 2023.
     assert np.bincount(found.labels[:].ravel())[1:].tolist() == [7269, 75825, 62753]

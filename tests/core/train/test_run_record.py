@@ -9,12 +9,12 @@ import torch
 
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.data.splits import Fold, Split
-from brats_cli.core.errors import CheckpointError, OutputError, OutputExistsError
+from brats_cli.core.errors import OutputError
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.train.config import TrainConfig, load_config
 from brats_cli.core.train.figures import Preview
-from brats_cli.core.train.run_record import COLUMNS, Board, Run, checkpoint_paths
+from brats_cli.core.train.run_record import COLUMNS, Board, RunRecord
 from brats_cli.core.train.training import Epoch
 
 CONFIG = TrainConfig(patch_size=8, network=UNetConfig(channels=1, levels=2))
@@ -67,7 +67,7 @@ def recorded(run, *epochs):
 
 
 def test_an_epoch_is_a_row_of_the_log(tmp_path):
-    run = recorded(Run(tmp_path), replace(epoch(1), dice={"WT": 0.9, "TC": 0.75, "ET": 0.6}))
+    run = recorded(RunRecord(tmp_path), replace(epoch(1), dice={"WT": 0.9, "TC": 0.75, "ET": 0.6}))
     header, row = run.log.read_text().splitlines()
     assert header == (
         "epoch,loss,val_dice_WT,val_dice_TC,val_dice_ET,val_dice_mean,is_best,learning_rate,"
@@ -80,12 +80,12 @@ def test_an_epoch_is_a_row_of_the_log(tmp_path):
 
 
 def test_an_epoch_that_was_not_validated_has_no_scores_in_its_row(tmp_path):
-    (row,) = recorded(Run(tmp_path), epoch(1, None, is_best=False)).rows()
+    (row,) = recorded(RunRecord(tmp_path), epoch(1, None, is_best=False)).rows()
     assert [row[name] for name in COLUMNS[2:7]] == ["", "", "", "", "0"]
 
 
 def test_the_last_checkpoint_follows_and_the_best_stays(tmp_path):
-    run = recorded(Run(tmp_path), epoch(1), epoch(2, 0.4, is_best=False))
+    run = recorded(RunRecord(tmp_path), epoch(1), epoch(2, 0.4, is_best=False))
     last, best = Checkpoint.load(run.last), Checkpoint.load(run.best)
     assert (last.epoch, best.epoch) == (2, 1)
     # Only the last can be resumed; the best is for `predict`, at a third of the size.
@@ -96,7 +96,7 @@ def test_the_last_checkpoint_follows_and_the_best_stays(tmp_path):
 
 def test_rows_of_epochs_that_are_trained_again_are_replaced(tmp_path):
     # Interrupted after epoch 3 was logged and before its last.pt: it is trained again.
-    run = recorded(Run(tmp_path), epoch(1, 0.1), epoch(2, 0.2), epoch(3, 0.3))
+    run = recorded(RunRecord(tmp_path), epoch(1, 0.1), epoch(2, 0.2), epoch(3, 0.3))
     recorded(run, epoch(2, 0.4))
     assert [(row["epoch"], row["val_dice_mean"]) for row in run.rows()] == [
         ("1", "0.100000"),
@@ -105,7 +105,7 @@ def test_rows_of_epochs_that_are_trained_again_are_replaced(tmp_path):
 
 
 def test_a_log_of_another_version_goes_on_with_the_columns_of_both(tmp_path):
-    run = Run(tmp_path)
+    run = RunRecord(tmp_path)
     old = [name for name in COLUMNS if name != "peak_memory_mb"] + ["mood"]
     run.log.write_text(f"{','.join(old)}\n1,0.5,0.1,0.2,0.3,0.2,1,0.001,9,1,2,3,good\n")
     first, second = recorded(run, epoch(2)).rows()
@@ -115,7 +115,7 @@ def test_a_log_of_another_version_goes_on_with_the_columns_of_both(tmp_path):
 
 
 def test_the_curves_are_drawn_again_with_every_epoch(tmp_path):
-    run = recorded(Run(tmp_path), epoch(1))
+    run = recorded(RunRecord(tmp_path), epoch(1))
     first = run.curves.read_bytes()
     recorded(run, epoch(2, 0.7))
     assert first[:4] == run.curves.read_bytes()[:4] == b"\x89PNG"
@@ -128,12 +128,12 @@ def test_an_epoch_is_safe_before_its_curves_are_drawn(tmp_path, monkeypatch):
 
     monkeypatch.setattr("brats_cli.core.train.run_record.draw_curves", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        Run(tmp_path).record(epoch(1))
+        RunRecord(tmp_path).record(epoch(1))
     assert Checkpoint.load(tmp_path / "last.pt").epoch == 1
 
 
 def test_the_log_is_whole_if_writing_it_fails(tmp_path, monkeypatch):
-    run = recorded(Run(tmp_path), epoch(1))
+    run = recorded(RunRecord(tmp_path), epoch(1))
     before = run.log.read_text()
     monkeypatch.setattr(csv.DictWriter, "writerows", lambda *rows: (_ for _ in ()).throw(OSError))
     with pytest.raises(OutputError, match=r"cannot write .*log\.csv"):
@@ -143,12 +143,12 @@ def test_the_log_is_whole_if_writing_it_fails(tmp_path, monkeypatch):
 
 
 def test_a_run_without_epochs_has_no_rows_and_nothing_to_resume_from(tmp_path):
-    assert Run(tmp_path).rows() == []
-    assert Run(tmp_path).resume() is None
+    assert RunRecord(tmp_path).rows() == []
+    assert RunRecord(tmp_path).resume() is None
 
 
 def test_a_run_is_resumed_from_its_last_checkpoint(tmp_path):
-    run = recorded(Run(tmp_path), epoch(1), epoch(2, is_best=False))
+    run = recorded(RunRecord(tmp_path), epoch(1), epoch(2, is_best=False))
     assert run.resume().epoch == 2
 
 
@@ -156,7 +156,7 @@ def test_a_run_is_resumed_from_its_last_checkpoint(tmp_path):
 
 
 def test_a_run_starts_with_its_config_and_its_split(tmp_path, split):
-    run = Run(tmp_path / "elsewhere" / "first")
+    run = RunRecord(tmp_path / "elsewhere" / "first")
     run.start(CONFIG, split)
     assert load_config(run.config) == CONFIG
     written = run.splits.read_text()
@@ -167,57 +167,17 @@ def test_a_run_starts_with_its_config_and_its_split(tmp_path, split):
 
 def test_the_run_started_last_is_the_newest(split):
     for name in ("b", "a"):
-        Run(Path("runs") / name).start(CONFIG, split)
+        RunRecord(Path("runs") / name).start(CONFIG, split)
     assert Path("runs/latest").read_text() == "a\n"
-    assert Run.newest() == Run(Path("runs/a"))
+    assert RunRecord.newest() == RunRecord(Path("runs/a"))
 
 
 def test_starting_again_clears_what_was_there(split):
-    run = recorded(Run(Path("runs/a")), epoch(1))
+    run = recorded(RunRecord(Path("runs/a")), epoch(1))
     with Board(run) as board:
         board.add(epoch(1))
     run.start(CONFIG, split)
     assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "splits.yaml"]
-
-
-def test_without_a_run_the_newest_names_the_folder_and_the_command(tmp_path):
-    with pytest.raises(CheckpointError) as caught:
-        Run.newest()
-    assert str(caught.value) == f"there is no trained model in {tmp_path / 'runs'}"
-    assert "brats train" in caught.value.hint
-    assert "--model" in caught.value.hint
-
-
-def test_a_run_is_named_by_the_time():
-    name = Run.named_by_time().folder
-    assert name.parent == Path("runs")
-    assert len(name.name) == len("2026-11-22_10-30-00")
-
-
-def test_a_run_that_is_there_is_not_replaced_unless_asked(tmp_path):
-    run = recorded(Run(tmp_path / "first"), epoch(1))
-    with pytest.raises(OutputExistsError, match=r"first/log\.csv exists already") as caught:
-        run.require_absent(overwrite=False)
-    assert "--overwrite" in caught.value.hint
-    run.require_absent(overwrite=True)
-    run.log.unlink()
-    with pytest.raises(OutputExistsError, match="first exists already"):
-        run.require_absent(overwrite=False)
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=f"{tmp_path / 'file'} is not a folder"):
-        Run(tmp_path / "file" / "run").require_absent(overwrite=False)
-
-
-def test_a_run_to_resume_must_be_there(tmp_path, split):
-    run = Run(tmp_path / "first")
-    with pytest.raises(CheckpointError) as caught:
-        run.require_present()
-    assert str(caught.value) == f"there is no run to resume in {run.folder}"
-    run.start(CONFIG, split)
-    run.require_present()
 
 
 # --- TensorBoard -------------------------------------------------------------------------------
@@ -238,7 +198,7 @@ def scalars(folder, name):
 
 def test_tensorboard_shows_an_epochs_numbers(tmp_path):
     dice = {"WT": 0.75, "TC": 0.5, "ET": 0.25}
-    with Board(Run(tmp_path)) as board:
+    with Board(RunRecord(tmp_path)) as board:
         board.add(replace(epoch(1), dice=dice))
         board.add(epoch(2, None))
     assert scalars(tmp_path, "loss") == [(1, 0.25), (2, 0.25)]
@@ -254,7 +214,7 @@ def test_tensorboard_shows_an_epochs_numbers(tmp_path):
 def test_tensorboard_shows_the_preview_of_a_validated_epoch(tmp_path):
     masks = np.zeros((3, 20, 20), dtype=bool)
     preview = Preview("case", np.ones((20, 20), np.float32), masks, masks)
-    with Board(Run(tmp_path)) as board:
+    with Board(RunRecord(tmp_path)) as board:
         board.add(epoch(1, None))
         board.add(replace(epoch(2), preview=preview))
     (image,) = shown_by_tensorboard(tmp_path).Images("preview")
@@ -263,48 +223,22 @@ def test_tensorboard_shows_the_preview_of_a_validated_epoch(tmp_path):
 
 
 def test_a_resumed_run_has_each_epoch_once_in_tensorboard(tmp_path):
-    with Board(Run(tmp_path)) as board:
+    with Board(RunRecord(tmp_path)) as board:
         for number in (1, 2, 3):
             board.add(replace(epoch(number), loss=1.0))
-    with Board(Run(tmp_path)) as board:  # epoch 3 was not saved
+    with Board(RunRecord(tmp_path)) as board:  # epoch 3 was not saved
         for number in (3, 4):
             board.add(replace(epoch(number), loss=0.5))
     assert scalars(tmp_path, "loss") == [(1, 1), (2, 1), (3, 0.5), (4, 0.5)]
 
 
 def test_a_board_that_is_given_nothing_writes_nothing(tmp_path):
-    with Board(Run(tmp_path)):
+    with Board(RunRecord(tmp_path)):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
 def test_events_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with Board(Run(tmp_path / "file")) as board, pytest.raises(OutputError, match="file"):
+    with Board(RunRecord(tmp_path / "file")) as board, pytest.raises(OutputError, match="file"):
         board.add(epoch(1))
-
-
-# --- the checkpoint meant ----------------------------------------------------------------------
-
-
-def test_a_checkpoint_is_meant_by_a_file_a_run_or_nothing(split):
-    run = Run(Path("runs/a"))
-    run.start(CONFIG, split)
-    recorded(run, epoch(1))
-    assert checkpoint_paths(run.last) == (run.last,)
-    assert checkpoint_paths(run.folder) == (run.best,)
-    assert checkpoint_paths(None) == (run.best,)
-
-
-@pytest.mark.parametrize("name", ["nowhere", "nowhere/best.pt", "."])
-def test_a_run_without_a_best_checkpoint_is_named(name):
-    with pytest.raises(CheckpointError) as caught:
-        checkpoint_paths(Path(name))
-    assert str(caught.value) == f"there is no best.pt in {name}"
-    assert "--model" in caught.value.hint
-
-
-def test_a_newest_run_that_was_removed_is_named(split):
-    Run(Path("runs/a")).start(CONFIG, split)
-    with pytest.raises(CheckpointError, match=r"no best\.pt in runs/a"):
-        checkpoint_paths(None)

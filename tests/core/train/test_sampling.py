@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -242,11 +243,11 @@ def test_workers_end_well_with_their_feed_or_when_it_is_left(three, last):
 @pytest.fixture
 def store_cases(phantoms, tmp_path):
     """Two phantoms as a store has them."""
-    cases = find_cases(phantoms)[:2]
-    schemes = {case.id: SCHEMES["brats2023"] for case in cases}
-    store = Store(tmp_path / "store", SCHEMES["brats2023"])
-    list(store.prepare(cases, schemes, workers=1))
-    return store.cases(cases, schemes)
+    scheme = SCHEMES["brats2023"]
+    cases = [replace(case, scheme=scheme) for case in find_cases(phantoms)[:2]]
+    plan = Store(tmp_path / "store", scheme).plan(cases)
+    list(plan.run(workers=1))
+    return plan.cases([case.id for case in cases])
 
 
 def test_patches_of_a_store_are_cut_from_its_cases(store_cases):
@@ -315,7 +316,7 @@ def test_a_worker_that_is_killed_is_named_as_lack_of_memory(stored_case, impatie
     with pytest.raises(WorkerError) as caught:
         list(feed)
     assert str(caught.value) == (
-        "a process that reads patches was killed, most likely for lack of memory"
+        "a process that reads patches was killed, most likely because memory ran out"
     )
     assert caught.value.hint == "use fewer of them: --workers 2"
 
@@ -371,6 +372,7 @@ def test_where_files_in_memory_are_unknown_one_on_disk_serves(three, monkeypatch
 
 SCRIPT = """
 import multiprocessing, shutil, sys
+from dataclasses import replace
 from pathlib import Path
 from brats_cli.core.data.cases import find_cases
 from brats_cli.core.data.labels import SCHEMES
@@ -379,11 +381,12 @@ from brats_cli.core.prepared.store import Store
 
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])
-    cases = find_cases(Path(sys.argv[2]))[:2]
-    schemes = {case.id: SCHEMES["brats2023"] for case in cases}
-    store = Store(Path(sys.argv[3]), SCHEMES["brats2023"])
-    list(store.prepare(cases, schemes, workers=1))
-    patches = Patches(store.cases(cases, schemes), edge=int(sys.argv[4]), tumour_share=1, seed=0)
+    scheme = SCHEMES["brats2023"]
+    cases = [replace(case, scheme=scheme) for case in find_cases(Path(sys.argv[2]))[:2]]
+    plan = Store(Path(sys.argv[3]), scheme).plan(cases)
+    list(plan.run(workers=1))
+    stored = plan.cases([case.id for case in cases])
+    patches = Patches(stored, edge=int(sys.argv[4]), tumour_share=1, seed=0)
     feeds = [batches(patches, range(6), batch_size=2, workers=n) for n in (0, 2)]
     for one, other in zip(*feeds, strict=True):
         assert one.case_ids == other.case_ids

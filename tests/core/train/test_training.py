@@ -11,13 +11,16 @@ from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import CheckpointError
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import UNetConfig
+from brats_cli.core.model.segmenter import Segmenter
 from brats_cli.core.train import training
 from brats_cli.core.train.config import AugmentConfig, TrainConfig
 from brats_cli.core.train.training import (
     MOST_WORKERS,
+    CaseValidated,
+    Epoch,
     Progress,
+    StepDone,
     TrainingError,
-    region_targets,
     train,
     validate,
     worker_count,
@@ -60,7 +63,8 @@ def cases(stored_case):
 
 
 def epochs_of(config, cases, **options):
-    return list(train(config, cases, cases[:1], BRATS2023, CPU, **options))
+    events = train(config, cases, cases[:1], BRATS2023, CPU, **options)
+    return [event for event in events if isinstance(event, Epoch)]
 
 
 def weights_after(config, cases, **options):
@@ -225,22 +229,7 @@ def test_gradients_are_clipped(cases):
     assert moves.norm().item() == pytest.approx(1.99e-3, rel=1e-2)
 
 
-# --- targets and validation --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("scheme", "whole", "core", "enhancing"),
-    [
-        ("brats2023", [0, 1, 1, 1, 0], [0, 1, 0, 1, 0], [0, 0, 0, 1, 0]),
-        ("brats2020", [0, 1, 1, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 1]),
-        ("brats2024-ped", [0, 1, 1, 1, 1], [0, 1, 1, 1, 0], [0, 1, 0, 0, 0]),
-    ],
-)
-def test_targets_are_the_regions_of_labels_0_to_4(scheme, whole, core, enhancing):
-    labels = torch.arange(5, dtype=torch.uint8).reshape(1, 5, 1, 1)
-    targets = region_targets(labels, SCHEMES[scheme])
-    assert targets.dtype == torch.bool
-    assert targets[0, :, :, 0, 0].int().tolist() == [whole, core, enhancing]
+# --- validation --------------------------------------------------------------------------------
 
 
 class Answer(torch.nn.Module):
@@ -255,6 +244,10 @@ class Answer(torch.nn.Module):
         return images
 
 
+def segmenter_of(network):
+    return Segmenter(network=network, device=CPU, dtype=torch.float32, patch_size=16)
+
+
 def test_validation_scores_by_hand(stored_case):
     # First case, WT: 2 found, 4 true, 2 common: 4/6. TC: 1 found, none true: 0. ET: none, none: 1.
     labels = np.zeros((2, 4, 2, 2))
@@ -265,35 +258,35 @@ def test_validation_scores_by_hand(stored_case):
     labels[1, 1, 1, 1] = 3
     images[1, :, 1, 1, 1] = 1
     both = [stored_case(*pair) for pair in zip(images, labels, strict=True)]
-    scores = validate(Answer(), both, BRATS2023, TINY, CPU, torch.float32)
-    assert scores == pytest.approx(np.array([[2 / 3, 0, 1], [1, 1, 1]]))
+    segmenter = segmenter_of(Answer())
+    first, second = (validate(segmenter, case, BRATS2023) for case in both)
+    assert first.dice == pytest.approx({"WT": 2 / 3, "TC": 0, "ET": 1})
+    assert second.dice == {"WT": 1, "TC": 1, "ET": 1}
+    assert first.reference.sum((1, 2, 3)).tolist() == [4, 0, 0]
+    assert first.predicted.sum((1, 2, 3)).tolist() == [2, 1, 0]
 
 
 def test_validation_leaves_the_networks_statistics(cases):
     (epoch,) = epochs_of(tiny(epochs=1), cases)
     network = epoch.checkpoint.network().train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    validate(network, cases[:1], BRATS2023, TINY, CPU, torch.float32)
+    validate(segmenter_of(network), cases[0], BRATS2023)
     assert_same_weights(network.state_dict(), before)
 
 
 # --- epochs ------------------------------------------------------------------------------------
 
 
-def test_an_epoch_tells_what_happened(cases):
-    steps = []
-    first, second = train(
-        TINY,
-        cases,
-        cases[:1],
-        BRATS2023,
-        CPU,
-        on_step=lambda step, loss: steps.append((step, loss.item())),
-        on_case=lambda case, truth, found: steps.append(case.id),
-    )
-    assert [step if step == "case0" else step[0] for step in steps] == [1, 2, "case0"] * 2
+def test_the_events_of_an_epoch(cases):
+    events = list(train(TINY, cases, cases[:1], BRATS2023, CPU))
+    kinds = [StepDone, StepDone, CaseValidated, Epoch]
+    assert [type(event) for event in events] == kinds * 2
+    assert [(event.step, event.steps) for event in events[:2]] == [(1, 2), (2, 2)]
+    assert events[2].case_id == "case0"
+    first, second = events[3], events[7]
+    assert events[6].dice == pytest.approx(second.dice)
     # The loss of an epoch is the mean of its steps'.
-    assert second.loss == pytest.approx((steps[3][1] + steps[4][1]) / 2)
+    assert second.loss == pytest.approx((events[4].loss + events[5].loss) / 2)
     assert (first.number, second.number) == (1, 2)
     assert 0 < second.loss < 1
     assert list(second.dice) == ["WT", "TC", "ET"]
@@ -312,17 +305,9 @@ def test_an_epoch_tells_what_happened(cases):
 
 
 def test_the_preview_is_of_the_first_case_in_flair_with_what_was_found(cases):
-    seen = []
-    (epoch,) = train(
-        tiny(epochs=1),
-        cases,
-        cases,
-        BRATS2023,
-        CPU,
-        on_case=lambda case, truth, found: seen.append((case.id, truth, found)),
-    )
-    assert [case_id for case_id, *_ in seen] == ["case0", "case1"]
-    _, truth, found = seen[0]
+    *_, first, second, epoch = train(tiny(epochs=1), cases, cases, BRATS2023, CPU)
+    assert [first.case_id, second.case_id] == ["case0", "case1"]
+    truth, found = first.reference, first.predicted
     # The expert's boxes are equal from 3 to 11 along z; the first of the equal slices is shown.
     assert epoch.preview.case_id == "case0"
     for shown, volume in (
@@ -418,11 +403,11 @@ def test_without_a_compiler_the_way_out_is_told(cases, monkeypatch):
         {"ema_decay": 0.9, "accumulate": 2},
     ],
 )
-def test_a_resumed_training_is_the_unbroken_one_bit_for_bit(cases, tmp_path, settings):
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(cases, tmp_path, settings):
     config = tiny(epochs=4, **settings)
     unbroken = epochs_of(config, cases)
     for epoch in train(config, cases, cases[:1], BRATS2023, CPU):
-        if epoch.number == 2:
+        if isinstance(epoch, Epoch) and epoch.number == 2:
             epoch.checkpoint.save(tmp_path / "last.pt")
             break
     resumed = epochs_of(config, cases, resume=Checkpoint.load(tmp_path / "last.pt"))
@@ -491,7 +476,8 @@ def test_a_training_ends_before_an_epoch_that_would_take_too_long(cases, monkeyp
 
 
 def test_without_cases_to_validate_the_last_epoch_is_the_best(cases):
-    found = list(train(TINY, cases, [], BRATS2023, CPU))
+    events = train(TINY, cases, [], BRATS2023, CPU)
+    found = [event for event in events if isinstance(event, Epoch)]
     assert [epoch.dice for epoch in found] == [None, None]
     assert [epoch.is_best for epoch in found] == [True, True]
 
@@ -554,5 +540,5 @@ def test_a_gpu_learns_a_simple_tumour_in_half_precision(cases):
         network=UNetConfig(channels=4, levels=2),
         augmentation=AugmentConfig(enabled=False),
     )
-    (epoch,) = train(config, cases, cases[:1], BRATS2023, torch.device("cuda"))
+    *_, epoch = train(config, cases, cases[:1], BRATS2023, torch.device("cuda"))
     assert epoch.dice["WT"] > 0.9

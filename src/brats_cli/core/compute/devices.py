@@ -18,7 +18,7 @@ def choose_device(device: str = "auto", gpu: int | None = None) -> torch.device:
 
     Args:
         device: auto, cpu, cuda, cuda:N or mps.
-        gpu: Number of a CUDA device; goes before `device`.
+        gpu: Number of a CUDA device; overrides `device`.
 
     Raises:
         DeviceError: If this machine does not have it.

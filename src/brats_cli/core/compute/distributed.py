@@ -17,8 +17,10 @@ import torch
 import torch.distributed as dist
 
 from ..errors import BratsError, ConfigError
+from ..wording import KILLED
 from .devices import choose_device
 from .machine import available_cpus
+from .signals import name_of
 
 Item = TypeVar("Item")
 
@@ -28,7 +30,7 @@ _PATIENCE = timedelta(minutes=30)
 # The first process of a machine prepares the cases of a run while the others wait.
 _PATIENCE_WITH_PREPARING = timedelta(hours=12)
 
-# Seconds in which a process that has failed may tell why, and end, before those that miss it do:
+# Seconds in which a process that has failed may report why, and end, before those that miss it do:
 # the status of the first that ends is that of all.
 _GRACE = 2
 
@@ -38,7 +40,7 @@ _SECONDS_TO_END = 10
 
 
 class PeerError(BratsError):
-    """Another process of the training has ended, and has told why itself."""
+    """Another process of the training has ended, and has reported why itself."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes and talks."""
+        """Whether this process is the one that writes and reports."""
         return self.rank == 0
 
     def device(self, devices: Sequence[torch.device]) -> torch.device:
@@ -134,7 +136,7 @@ class Group:
                     f"another process of this training has {device} as well",
                     hint="start no more processes than there are GPUs: torchrun --nproc-per-node",
                 ) from error
-            if not _tells_of_a_peer(error):
+            if not _is_of_a_peer(error):
                 raise
             time.sleep(_GRACE)
             raise PeerError(
@@ -236,7 +238,7 @@ def _abort(device: torch.device) -> None:
         dist.distributed_c10d._abort_process_group()
 
 
-def _tells_of_a_peer(error: RuntimeError) -> bool:
+def _is_of_a_peer(error: RuntimeError) -> bool:
     """Whether an error is that of a connection whose other end is gone."""
     # gloo has no class for it.
     words = ("closed by peer", "reset by peer", "Broken pipe")
@@ -279,7 +281,7 @@ def launch(command: Sequence[str], processes: int) -> int:
     Raises:
         BratsError: If that was killed.
     """
-    # Each process tells its own mistakes.
+    # Each process reports its own mistakes.
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -301,7 +303,7 @@ def launch(command: Sequence[str], processes: int) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            raise _death(rank, processes, signal.Signals(-failure.exitcode)) from error
+            raise _death(rank, processes, failure.exitcode) from error
         return int(failure.exitcode)
     except SignalException as error:
         return 128 + int(error.sigval)
@@ -316,14 +318,11 @@ def _ending() -> dict[str, int]:
     return {"shutdown_timeout": _SECONDS_TO_END} if known else {}
 
 
-def _death(rank: int, processes: int, end: signal.Signals) -> BratsError:
+def _death(rank: int, processes: int, exitcode: int) -> BratsError:
     """The error for a process that was ended by a signal."""
-    if end == signal.SIGABRT:  # NCCL's watchdog ends a process that has waited for too long
-        why = "most likely because another one no longer answers"
-        hint = "look at the network between the machines and at nvidia-smi, then use --resume"
-    else:
-        why = "most likely for lack of memory"
-        hint = "end other programs or lower batch_size, then use --resume"
-    return BratsError(
-        f"process {rank + 1} of {processes} was ended by {end.name}, {why}", hint=hint
-    )
+    how = KILLED if exitcode == -signal.SIGKILL else f"was ended by {name_of(exitcode)}"
+    hint = "end other programs or lower batch_size, and continue with --resume"
+    if exitcode == -signal.SIGABRT:  # NCCL's watchdog ends a process that has waited for too long
+        how += ", most likely because another one no longer answers"
+        hint = "check the network and nvidia-smi on each machine, and continue with --resume"
+    return BratsError(f"process {rank + 1} of {processes} {how}", hint=hint)

@@ -70,7 +70,7 @@ def free_memory() -> int:
 
 
 class _Mallinfo(ctypes.Structure):
-    """What glibc tells of the memory that it manages; see `man mallinfo2`."""
+    """What glibc reports of the memory that it manages; see `man mallinfo2`."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
@@ -87,11 +87,11 @@ def _kept_memory() -> int:
         return 0
     mallinfo = _C_LIBRARY.mallinfo2
     mallinfo.restype = _Mallinfo
-    told = mallinfo()
-    # Some of what is free may have been given back, which glibc does not tell.
+    counts = mallinfo()
+    # Some of what is free may have been given back, which glibc does not report.
     _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
-    unused = (resident - shared) * mmap.PAGESIZE - told.uordblks - told.hblkhd
-    return int(max(0, min(told.fordblks, unused)))
+    unused = (resident - shared) * mmap.PAGESIZE - counts.uordblks - counts.hblkhd
+    return int(max(0, min(counts.fordblks, unused)))
 
 
 def _left_by_control_group() -> int:

@@ -1,31 +1,32 @@
-"""How many processes there may be, and what becomes of a task when one of them dies."""
+"""Work in several processes or threads, and what becomes of it when a process dies."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import connection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import BratsError
+from ..wording import KILLED
 from .machine import available_cpus
+from .signals import interrupts_held_back, leave_ctrl_c_to_parent
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
 # Starting a process takes as long as reading a few cases.
-_ITEMS_A_PROCESS = 4
+_ITEMS_PER_PROCESS = 4
 
 
 def process_count(workers: int | None, items: int) -> int:
     """Processes for a number of items: `workers` at most, or as many as pay."""
-    wanted = min(available_cpus(), items // _ITEMS_A_PROCESS) if workers is None else workers
+    wanted = min(available_cpus(), items // _ITEMS_PER_PROCESS) if workers is None else workers
     return min(wanted, items)
 
 
@@ -42,7 +43,7 @@ def in_processes(
         task: A function of a module (or a `partial` of one), as it travels to other processes.
             These are spawned, so a script needs the `if __name__ == "__main__":` line.
         items: What to do.
-        workers: Processes; 0 and 1 stay in this one, None is as many as processors, but none for
+        workers: Number of processes; 0 and 1 stay in this one, None is one per CPU, but none for
             a few items.
         name: What to call an item, should its process be killed.
 
@@ -65,8 +66,7 @@ def in_processes(
             done += 1
     except BrokenProcessPool as error:
         raise BratsError(
-            f"a process that worked on {name(items[done])} or one of the next was killed, "
-            "most likely for lack of memory",
+            f"a process that worked on {name(items[done])} or on one of the next items {KILLED}",
             hint="use fewer processes: --workers 1",
         ) from error
     finally:
@@ -82,6 +82,68 @@ def in_threads(task: Callable[[Item], Outcome], items: Sequence[Item]) -> Iterat
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+Send = Callable[[Any], None]
+"""Sends an object to the process that reads it; from any thread."""
+
+
+def streamed(
+    tasks: Sequence[Callable[[Send], None]], *, ended: Callable[[int, int], Outcome]
+) -> Iterator[Any | Outcome]:
+    """Whatever `tasks` send, each running in a process of its own, as it comes.
+
+    Args:
+        tasks: Functions that travel to other processes; these are spawned.
+        ended: What to yield for the task of a number whose process ended with an exit code that is
+            not 0.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork of torch's threads can hang
+    processes, ends = [], []
+    try:
+        for task in tasks:
+            here, there = context.Pipe(duplex=False)
+            process = context.Process(target=_send_all, args=(task, there), daemon=True)
+            with interrupts_held_back():
+                process.start()
+                processes.append(process)
+            there.close()  # so that the end of the process can be read here
+            ends.append(here)
+        yield from _received(ends)
+        for number, process in enumerate(processes):
+            process.join()
+            if process.exitcode:
+                yield ended(number, process.exitcode)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _received(ends: Sequence[Any]) -> Iterator[Any]:
+    """What comes out of pipes, until all are closed at the other end."""
+    waiting = list(ends)
+    while waiting:
+        for end in connection.wait(waiting):
+            assert isinstance(end, connection.Connection)
+            try:
+                received = end.recv()
+            except EOFError:
+                waiting.remove(end)
+                continue
+            yield received
+
+
+def _send_all(task: Callable[[Send], None], end: Any) -> None:
+    leave_ctrl_c_to_parent()
+    turn = threading.Lock()  # progress is sent from several threads
+
+    def send(content: object) -> None:
+        with turn:
+            end.send(content)
+
+    with contextlib.suppress(BrokenPipeError):  # the first process was killed
+        task(send)
+
+
 def _end_with_parent() -> None:
     """Let this process end when the one that started it does, even if that was killed."""
     parent = multiprocessing.parent_process()
@@ -92,34 +154,3 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-@contextmanager
-def interrupts_held_back() -> Iterator[None]:
-    """Start processes in here: a stop waits until the block ends, and Ctrl-C never reaches them.
-
-    An interrupt between the steps of a start leaves a process that nobody ends, and that Python
-    waits for when it exits. The terminal sends Ctrl-C to all processes; those of here inherit that
-    it is blocked, so that they do not answer it while they import either. (Windows has no such
-    thing: its processes print tracebacks.)
-    """
-    heard: list[int] = []
-    # Blocking is not enough for this process: another of its threads then takes the signal, and
-    # Python answers in the main thread all the same.
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not None:  # else Python cannot put it back
-                handlers[number] = signal.signal(number, lambda stop, _: heard.append(stop))
-    blocks = hasattr(signal, "pthread_sigmask")
-    if blocks:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        if blocks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for stop in heard:
-            signal.raise_signal(stop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Split:
         folds: One for `--ratios`, K for `--folds K`.
         test: Case ids that no fold holds.
         grouped: Whether all visits of a patient are on one side.
+        listing: The cases in the data set by id, where they are known already.
     """
 
     data: Path
@@ -48,10 +49,15 @@ class Split:
     folds: tuple[Fold, ...]
     test: tuple[str, ...]
     grouped: bool = True
+    listing: Mapping[str, Case] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def load(cls, path: Path) -> Split:
+    def load(cls, path: Path, *, like: Split | None = None) -> Split:
         """Read and check a `splits.yaml`, whoever wrote it.
+
+        Args:
+            path: The file.
+            like: A split of the same data set, which is then not listed again.
 
         Raises:
             UnreadableFileError: If there is no such file, or it is not YAML.
@@ -59,6 +65,8 @@ class Split:
                 folder, or has a patient on two sides.
         """
         split = _parse(_read(path), path)
+        if like is not None and like.data == split.data:
+            split = replace(split, listing=like._on_disk)
         _require_apart(split, path)
         split._require_found(path)
         return split
@@ -105,17 +113,27 @@ class Split:
             )
         return fold
 
-    def cases(self) -> dict[str, Case]:
-        """The split's cases as they lie on disk, by id."""
-        return {case_id: self._on_disk[case_id] for case_id in self.ids()}
+    def only(self, number: int) -> Split:
+        """The split with fold `number` alone; the data set is not listed again.
 
-    def scheme_of(self, case_id: str) -> LabelScheme:
-        """The label scheme of a case."""
+        Raises:
+            SplitError: As `fold` does.
+        """
+        return replace(self, folds=(self.fold(number),), listing=self._on_disk)
+
+    def cases(self) -> dict[str, Case]:
+        """The split's cases as they lie on disk, by id, with their label schemes."""
+        return {
+            case_id: replace(self._on_disk[case_id], scheme=self._scheme_of(case_id), allowed=())
+            for case_id in self.ids()
+        }
+
+    def _scheme_of(self, case_id: str) -> LabelScheme:
         return self.labels if isinstance(self.labels, LabelScheme) else self.labels[case_id]
 
     @cached_property
-    def _on_disk(self) -> dict[str, Case]:
-        return {case.id: case for case in find_cases(self.data)}
+    def _on_disk(self) -> Mapping[str, Case]:
+        return self.listing or {case.id: case for case in find_cases(self.data)}
 
     def _labels_by_name(self) -> str | dict[str, str]:
         if isinstance(self.labels, LabelScheme):

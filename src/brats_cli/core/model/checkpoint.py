@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -16,13 +16,11 @@ from ..data.labels import REGIONS, LabelScheme, scheme_named
 from ..errors import CheckpointError, UnreadableFileError
 from ..prepared.preparation import PREPARATION
 from ..writing import whole_file
-from .config import UNetConfig, stored_network_config
-from .network import Network, make_network
+from .config import stored_network_config
+from .decision import Decision
+from .network import Network, network_without_weights
 
 FORMAT = "brats-checkpoint/1"
-
-THRESHOLD = 0.5
-"""Probability from which a voxel belongs to a region, unless the checkpoint has its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +38,7 @@ class Checkpoint:
         preparation: How images were prepared.
         version: Version of brats that wrote it.
         state: Optimiser, schedule and early stopping, to resume from; empty in `best.pt`.
-        decision: How probabilities become labels, where that was chosen on validation cases:
-            `thresholds` by region, and `smallest_et_mm3`.
+        decision: How probabilities become labels, where that was selected on validation cases.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -54,7 +51,7 @@ class Checkpoint:
     preparation: str = PREPARATION
     version: str = __version__
     state: Mapping[str, Any] | None = None
-    decision: Mapping[str, Any] = field(default_factory=dict)
+    decision: Decision | None = None
 
     # Only what inference needs is read from the config: how a network was trained may gain and
     # lose settings from one version to the next.
@@ -86,32 +83,19 @@ class Checkpoint:
         dropout = augmentation.get("modality_dropout", 0)
         return bool(augmentation.get("enabled", True) and dropout > 0)
 
-    @property
-    def thresholds(self) -> tuple[float, ...]:
-        """Probability from which a voxel belongs to a region, for each of `regions`."""
-        chosen = self.decision.get("thresholds", {})
-        return tuple(float(chosen.get(region, THRESHOLD)) for region in self.regions)
-
-    @property
-    def smallest_et_mm3(self) -> float:
-        """Enhancing tumour of less than this in all is taken for necrosis."""
-        return float(self.decision.get("smallest_et_mm3", 0))
-
     def network(self) -> Network:
         """The network with these weights (not copies of them), in evaluation mode.
 
         Raises:
             ConfigError: If it is one of MONAI's, and MONAI is not installed or has it no more.
         """
-        config = stored_network_config(self.config["network"])
-        # No random weights, which take longer than these; MONAI reads some while it makes them.
-        with torch.device("meta" if isinstance(config, UNetConfig) else "cpu"):
-            network = make_network(
-                config,
-                in_channels=len(self.modalities),
-                out_channels=len(self.regions),
-                patch_size=self.patch_size,
-            )
+        # No random weights, which take longer than these.
+        network = network_without_weights(
+            stored_network_config(self.config["network"]),
+            in_channels=len(self.modalities),
+            out_channels=len(self.regions),
+            patch_size=self.patch_size,
+        )
         network.load_state_dict(dict(self.weights), assign=True)
         return network.eval()
 
@@ -122,6 +106,7 @@ class Checkpoint:
             OutputError: If it cannot be written.
         """
         content = {field.name: getattr(self, field.name) for field in fields(self)}
+        content["decision"] = self.decision.content() if self.decision else {}
         with whole_file(path) as partial:
             torch.save({"format": FORMAT, **content}, partial)
 
@@ -156,4 +141,5 @@ class Checkpoint:
                 hint="use the version of brats that trained it "
                 f"({content['version']}), or train again",
             )
-        return cls(**content)
+        decision = content.pop("decision", None)  # brats 0.1.0 had none at first
+        return cls(**content, decision=Decision.of(decision) if decision else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from pydantic import (
 )
 
 from ..errors import ConfigError
+from ..wording import did_you_mean
 
 MONAI = "monai/"
 """What the names of MONAI's networks start with."""
@@ -192,12 +192,10 @@ def network_config(value: object) -> NetworkConfig:
     if str(name).startswith(MONAI):
         return MonaiConfig.model_validate(settings)
     if name not in PRESETS:
-        near = difflib.get_close_matches(str(name), [*PRESETS, *WELL_KNOWN], n=1, cutoff=0.5)
+        known = f"networks are {', '.join(PRESETS)} and MONAI's, as monai/SegResNet"
         raise ConfigError(
             f"there is no network '{name}'",
-            hint=f"did you mean '{near[0]}'?"
-            if near
-            else f"networks are {', '.join(PRESETS)} and MONAI's, as monai/SegResNet",
+            hint=did_you_mean(str(name), [*PRESETS, *WELL_KNOWN], otherwise=known, cutoff=0.5),
         )
     others = {key: setting for key, setting in settings.items() if key != "name"}
     return UNetConfig.model_validate({**PRESETS[name].model_dump(), **others})
@@ -209,7 +207,7 @@ def stored_network_config(value: object) -> NetworkConfig:
 
 
 def _as_of_its_version(network: object) -> object:
-    """Stored settings of a network, with what went without saying when they were."""
+    """Stored settings of a network, with the defaults of the version that stored them."""
     if isinstance(network, Mapping) and "name" not in network:
         return {"residual": False, **network}  # brats 0.1.0 had no such blocks
     return network

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
+from ..wording import did_you_mean
 from .config import MONAI, MonaiConfig
 
 # What these cannot be made without, like brats' own network: five levels from 32 channels.
@@ -30,7 +31,7 @@ _WINDOW_NORMS = (nn.InstanceNorm3d, nn.GroupNorm)
 
 
 class MonaiNetwork(nn.Module):
-    """A network of MONAI that takes a patch to one map of logits a region.
+    """A network of MONAI that takes a patch to one map of logits per region.
 
     Args:
         config: Its name and options.
@@ -110,10 +111,9 @@ def _make(config: MonaiConfig, given: Mapping[str, Any]) -> nn.Module:
             )
         if option not in parameters:
             known = [name for name in parameters if name not in given]
-            near = difflib.get_close_matches(option, known, n=1)
             raise ConfigError(
                 f"{config.name} has no option '{option}'",
-                hint=f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}",
+                hint=did_you_mean(option, known, otherwise=f"it has {', '.join(known)}"),
             )
     needed = _NEEDED.get(kind.__name__.lower(), {})
     arguments = {
@@ -174,7 +174,7 @@ class _Trial:
         """What the network takes, found by trying the divisors of `patch_size`.
 
         Raises:
-            ConfigError: If it does not take a patch to one map a region.
+            ConfigError: If it does not take a patch to one map per region.
         """
         self._require_maps(patch_size)
         self.network.eval()
@@ -210,7 +210,8 @@ class _Trial:
             ) from error
         if not self._are_maps(found, edge):
             raise ConfigError(
-                f"{self.name} does not return one map a region in training, but {_told(found)}",
+                f"{self.name} does not return one map per region in training, but "
+                f"{_described(found)}",
                 hint="leave deep supervision off, which brats has for its own network only, or "
                 "choose another network",
             )
@@ -239,7 +240,7 @@ class _Trial:
         return max(widths)
 
 
-def _told(found: object) -> str:
+def _described(found: object) -> str:
     if isinstance(found, torch.Tensor):
         return "a tensor of " + " x ".join(map(str, found.shape))
     return f"{len(found)} outputs" if isinstance(found, list | tuple) else type(found).__name__

@@ -87,6 +87,22 @@ def make_network(
     )
 
 
+def network_without_weights(
+    config: NetworkConfig, *, in_channels: int, out_channels: int, patch_size: int
+) -> Network:
+    """The network of a config whose weights are not needed, or are loaded into it later.
+
+    A U-Net on the meta device, which is made at once; MONAI's read some numbers as they are made.
+
+    Raises:
+        ConfigError: As `make_network` does.
+    """
+    with torch.device("meta" if isinstance(config, UNetConfig) else "cpu"):
+        return make_network(
+            config, in_channels=in_channels, out_channels=out_channels, patch_size=patch_size
+        )
+
+
 def crop(tensor: torch.Tensor, size: torch.Size) -> torch.Tensor:
     """The middle of a tensor's last three axes."""
     for axis, wanted in zip((-3, -2, -1), size, strict=True):

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, arithmetic and memory, told without computing anything."""
+"""What a network costs: parameters, arithmetic and memory, found without computing anything."""
 
 from __future__ import annotations
 

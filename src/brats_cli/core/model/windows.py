@@ -21,7 +21,6 @@ from ..compute.devices import (
 )
 from ..data.labels import REGIONS
 from ..errors import DeviceError
-from .checkpoint import THRESHOLD as THRESHOLD
 from .config import UNetConfig
 from .monai import MonaiShape
 from .network import Network, UNet3D

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from multiprocessing import connection, get_context
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,11 +18,12 @@ import torch
 
 from ... import __version__
 from ..compute.devices import describe
-from ..compute.processes import interrupts_held_back
+from ..compute.processes import Send, streamed
 from ..data.cases import Case, case_at, survey
 from ..errors import BratsError, CaseError, OutputError
 from ..model.checkpoint import Checkpoint
 from ..model.windows import CPU
+from ..wording import KILLED
 from ..writing import require_writable
 from .predictor import Loaded, PredictConfig, Predictor, Samples, companion
 
@@ -98,8 +95,6 @@ class Prediction:
 Share = Callable[[float], None]
 """Hears of progress: the part of a case's work that was done since it was last called."""
 
-Task = Callable[[torch.device, Sequence[Job], Share], Iterator[Prediction | BratsError]]
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -135,12 +130,22 @@ class Batch:
             return self._with(predictor, jobs, on_share)
         shares = [jobs[first :: len(devices)] for first in range(len(devices))]
         work = [(device, share) for device, share in zip(devices, shares, strict=True) if share]
-        return _in_processes(self._on, work, on_share)
+        return self._in_processes(work, on_share)
 
-    def _on(
-        self, device: torch.device, jobs: Sequence[Job], on_share: Share
+    def _in_processes(
+        self, work: Sequence[tuple[torch.device, Sequence[Job]]], on_share: Share
     ) -> Iterator[Prediction | BratsError]:
-        return self._with(self._predictor(device), jobs, on_share)
+        """The cases of each device in a process of its own, which sends floats for progress."""
+        tasks = [partial(self._send, device, jobs) for device, jobs in work]
+        for received in streamed(tasks, ended=lambda number, status: _ended(*work[number], status)):
+            if isinstance(received, float):
+                on_share(received)
+            else:
+                yield received
+
+    def _send(self, device: torch.device, jobs: Sequence[Job], send: Send) -> None:
+        for outcome in self._with(self._predictor(device), jobs, send):
+            send(outcome)
 
     def _predictor(self, device: torch.device) -> Predictor:
         return Predictor([Checkpoint.load(path) for path in self.models], device, self.config)
@@ -317,72 +322,8 @@ def _outcome(future: Future[Any]) -> Any:
         )
 
 
-def _in_processes(
-    task: Task, work: Sequence[tuple[torch.device, Sequence[Job]]], on_share: Share
-) -> Iterator[Prediction | BratsError]:
-    """What `task` yields on each device, each in a process of its own, as it comes."""
-    context = get_context("spawn")  # forking a process that has torch's threads can hang
-    processes, ends = [], []
-    try:
-        for device, jobs in work:
-            here, there = context.Pipe(duplex=False)
-            process = context.Process(target=_tell, args=(task, device, jobs, there), daemon=True)
-            with interrupts_held_back():
-                process.start()
-                processes.append(process)
-            there.close()  # so that the end of the process can be read here
-            ends.append(here)
-        yield from _told(ends, on_share)
-        for process, (device, jobs) in zip(processes, work, strict=True):
-            process.join()
-            if process.exitcode:
-                yield _ended(device, process.exitcode, len(jobs))
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
-def _told(
-    ends: Sequence[connection.Connection], on_share: Share
-) -> Iterator[Prediction | BratsError]:
-    """What comes out of pipes, until all are closed at the other end."""
-    waiting = list(ends)
-    while waiting:
-        for end in connection.wait(waiting):
-            assert isinstance(end, connection.Connection)
-            try:
-                told = end.recv()
-            except EOFError:
-                waiting.remove(end)
-                continue
-            if isinstance(told, float):
-                on_share(told)
-            else:
-                yield told
-
-
-def _tell(
-    task: Task, device: torch.device, jobs: Sequence[Job], end: connection.Connection
-) -> None:
-    """Send what `task` yields, and floats for progress, from a process of its own."""
-    # Ctrl-C goes to every process of a terminal; the first one then ends the others, which thus
-    # leave no file half written.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    turn = threading.Lock()  # progress is told from several threads
-
-    def send(told: object) -> None:
-        with turn:
-            end.send(told)
-
-    with contextlib.suppress(BrokenPipeError):  # the first process was killed
-        for outcome in task(device, jobs, send):
-            send(outcome)
-
-
-def _ended(device: torch.device, status: int, cases: int) -> BratsError:
-    """What to say of a process that did not end well.
+def _ended(device: torch.device, jobs: Sequence[Job], status: int) -> BratsError:
+    """What to report of a device's process that did not end well.
 
     Raises:
         RuntimeError: If its own error, which it has printed, is a bug.
@@ -390,7 +331,6 @@ def _ended(device: torch.device, status: int, cases: int) -> BratsError:
     if status > 0:
         raise RuntimeError(f"the process on {device} failed")
     return BratsError(
-        f"the process on {device} was killed, most likely for lack of memory; "
-        f"some of its {cases} cases are not done",
+        f"the process on {device} {KILLED}; some of its {len(jobs)} cases are not segmented",
         hint="end other programs, and run the same command again with --skip-existing",
     )

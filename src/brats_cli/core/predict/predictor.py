@@ -20,8 +20,9 @@ from ..errors import BratsError, ConfigError, MissingModalityError
 from ..images.grid import Grid, times
 from ..images.nifti import shape_on_disk, stem, write_image
 from ..model.checkpoint import Checkpoint
-from ..model.network import Network
-from ..model.windows import MIRRORS, fused, probabilities
+from ..model.decision import Decision
+from ..model.segmenter import Segmenter
+from ..model.windows import MIRRORS, fused
 from ..prepared.preparation import prepare, to_native
 
 Array = npt.NDArray[Any]
@@ -204,8 +205,7 @@ class Predictor:
         self.scheme = scheme_named(self.config.labels) if self.config.labels else first.scheme
         for region in self.regions:
             self.scheme.region(region)  # raises if it has no such region
-        self.thresholds = np.mean([each.thresholds for each in self.checkpoints], axis=0)
-        self.smallest_et_mm3 = float(np.mean([each.smallest_et_mm3 for each in self.checkpoints]))
+        self.decision = Decision.average([each.decision or Decision() for each in checkpoints])
         self._only = self._on_device(first) if len(self.checkpoints) == 1 else None
 
     @property
@@ -251,16 +251,10 @@ class Predictor:
         mirrors = MIRRORS if self.config.tta else MIRRORS[:1]
         passes = len(mirrors) * len(self.checkpoints)
         samples = Samples()
-        for checkpoint, network in self._networks():
+        for segmenter in self._segmenters():
             for axes in mirrors:
-                found = probabilities(
-                    network,
+                found = segmenter.probabilities(
                     images.flip(axes) if axes else images,
-                    patch_size=checkpoint.patch_size,
-                    device=self.device,
-                    dtype=arithmetic(self.device, checkpoint.precision),
-                    overlap=self.config.overlap,
-                    batch_windows=self.config.batch_windows,
                     on_share=lambda share: on_share(share / passes),
                 )
                 found = found.flip(axes) if axes else found
@@ -271,25 +265,26 @@ class Predictor:
         """Labels, and the maps asked for, on the case's own grid.
 
         Raises:
-            BratsError: If the networks' answer is no number.
+            BratsError: If the networks' probabilities are not finite.
         """
         mean = samples.mean.numpy()
         if not np.isfinite(mean).all():
             raise BratsError(
-                f"the model answers case {loaded.case.id} with NaN",
+                f"the model's probabilities for case {loaded.case.id} are not finite",
                 hint="its weights have diverged: take an earlier checkpoint, or train again with "
                 "a lower learning rate",
             )
-        native = (to_native(region, loaded.affine, loaded.grid) for region in mean)
-        masks, written = [], []
-        for region, threshold in zip(native, self.thresholds, strict=True):
-            masks.append(region >= threshold)
-            if self.config.probabilities:
-                written.append(np.floor(region / PROBABILITY_STEP).astype(np.int16))
+        written = []
+
+        def native() -> Iterator[Array]:
+            for region in mean:
+                values = to_native(region, loaded.affine, loaded.grid)
+                if self.config.probabilities:
+                    written.append(np.floor(values / PROBABILITY_STEP).astype(np.int16))
+                yield values
+
         voxel_mm3 = loaded.grid.voxel_mm3
-        labels = paint(
-            np.stack(masks), self.scheme, smallest_et_voxels=self.smallest_et_mm3 / voxel_mm3
-        )
+        labels = self.decision.label_map(native(), self.scheme, voxel_mm3=voxel_mm3)
         maps = {"probabilities": _stacked(written)} if written else {}
         if self.config.uncertainty:
             maps["uncertainty"] = _stacked(
@@ -298,7 +293,7 @@ class Predictor:
                     for region in samples.uncertainty()
                 ]
             )
-        doubts = map(doubt, mean, self.thresholds)
+        doubts = map(doubt, mean, map(self.decision.threshold, self.regions))
         return Segmentation(
             labels,
             loaded.grid,
@@ -317,25 +312,19 @@ class Predictor:
             raise MissingModalityError(case.id, missing, case.images, hint=_ways_out(present))
         return present
 
-    def _networks(self) -> Iterator[tuple[Checkpoint, Network]]:
+    def _segmenters(self) -> Iterator[Segmenter]:
         for checkpoint in self.checkpoints:
-            yield checkpoint, self._only or self._on_device(checkpoint)
+            yield self._only or self._on_device(checkpoint)
 
-    def _on_device(self, checkpoint: Checkpoint) -> Network:
-        return fused(checkpoint.network()).to(self.device)
-
-
-def paint(
-    masks: npt.NDArray[np.bool_], scheme: LabelScheme, *, smallest_et_voxels: float
-) -> npt.NDArray[np.uint8]:
-    """The label map (X, Y, Z) of masks of WT, TC and ET (3, X, Y, Z).
-
-    Enhancing tumour of fewer voxels in all than `smallest_et_voxels` becomes necrosis: in a case
-    without any, a single voxel of it scores Dice 0 (nnU-Net at BraTS 2020, arXiv 2011.00848).
-    """
-    if masks[-1].sum() < smallest_et_voxels:
-        masks = np.stack([masks[0], masks[1] | masks[2], np.zeros_like(masks[2])])
-    return scheme.paint(masks)
+    def _on_device(self, checkpoint: Checkpoint) -> Segmenter:
+        return Segmenter(
+            network=fused(checkpoint.network()).to(self.device),
+            device=self.device,
+            dtype=arithmetic(self.device, checkpoint.precision),
+            patch_size=checkpoint.patch_size,
+            overlap=self.config.overlap,
+            batch_windows=self.config.batch_windows,
+        )
 
 
 def entropy(probability: Array) -> Array:
@@ -372,8 +361,9 @@ def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
         here, there = getattr(first, name), getattr(other, name)
         if here != there:
             raise ConfigError(
-                f"models of {name} {', '.join(here)} and {', '.join(there)} make no ensemble",
-                hint="predict with each of them, or train them alike",
+                f"these models cannot be averaged: one was trained on {name} {', '.join(here)}, "
+                f"another on {', '.join(there)}",
+                hint="predict with each of them, or train them on the same",
             )
 
 
@@ -381,7 +371,7 @@ def _ways_out(present: Sequence[str]) -> str:
     if not present:
         return "it has none of the sequences that the model knows; see README, 'Which data'"
     return (
-        "the model was trained with all of them: --allow-missing goes on without, with worse "
+        "the model was trained with all of them: --allow-missing predicts without, with worse "
         "results, or train with --set augmentation.modality_dropout=0.3"
     )
 

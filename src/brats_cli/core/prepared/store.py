@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from ..data.naming import MODALITIES
 from ..errors import OutputError, UnreadableFileError
 from ..images.grid import require_same_grid
 from ..images.nifti import read_labels
+from ..wording import size_text
 from .preparation import PREPARATION, prepare, prepare_labels
 
 try:
@@ -55,7 +56,7 @@ _CENTRED_ON = (*REGIONS, "brain")
 _BLOCK, _CHUNK = 32, 64
 _PACKING = {"codec": blosc2.Codec.LZ4HC, "clevel": 3, "nthreads": 1}
 
-# Bytes stored for a byte of the images, as the real cases have it.
+# Bytes stored per byte of the images, as measured on the real cases.
 _SHARE_OF_ZIPPED, _SHARE_OF_UNZIPPED = 1.15, 0.16
 
 _HINT = "make room, or choose another place with --store DIR"
@@ -105,6 +106,10 @@ class StoredCase:
     labels: PackedArray
     centres: Mapping[str, npt.NDArray[np.int16]]
 
+    def masks(self, scheme: LabelScheme) -> npt.NDArray[np.bool_]:
+        """The masks of WT, TC and ET as the expert drew them, (3, X, Y, Z)."""
+        return np.stack(scheme.masks(np.array(self.labels)))
+
 
 class StoredCases(Sequence[StoredCase]):
     """Cases of a store, each opened when it is asked for and closed when it is let go.
@@ -139,18 +144,26 @@ class Store:
     scheme: LabelScheme
     modalities: tuple[str, ...] = MODALITIES
 
-    def missing(
-        self, cases: Sequence[Case], schemes: Mapping[str, LabelScheme]
-    ) -> list[tuple[Case, LabelScheme]]:
-        """The cases, with their label schemes, that are not stored whole as their files are now."""
-        return [
-            (case, schemes[case.id])
-            for case in cases
-            if not _is_whole(case.id, self._place(case, schemes[case.id]))
-        ]
+    def plan(self, cases: Sequence[Case]) -> Preparation:
+        """Where each of `cases` is stored, or will be; their files are looked at once, here.
+
+        Raises:
+            UnreadableFileError: If one of their files is missing.
+        """
+        places = {case.id: self._place(case) for case in cases}
+        missing = tuple(case for case in cases if not _is_whole(case.id, places[case.id]))
+        return Preparation(self, places, missing)
+
+    def open(self, case: Case) -> StoredCase:
+        """The stored case.
+
+        Raises:
+            UnreadableFileError: If it is not stored, or damaged.
+        """
+        return _open(case.id, self._place(case))
 
     def bytes_needed(self, cases: Sequence[Case]) -> int:
-        """About what it takes to store `cases`, told from the size of their images."""
+        """About what it takes to store `cases`, estimated from the size of their images."""
         paths = {case.images[name].path for case in cases for name in self.modalities}
         return int(
             sum(
@@ -160,54 +173,19 @@ class Store:
             )
         )
 
-    def prepare(
-        self, cases: Sequence[Case], schemes: Mapping[str, LabelScheme], *, workers: int
-    ) -> Iterator[str]:
-        """Store the cases that are missing, yielding the id of each when it is done.
-
-        What was stored of the same files before they changed is removed, unless another training
-        uses the store. An interruption loses only the cases in work; two processes may prepare
-        at once.
-
-        Raises:
-            BratsError: If a case cannot be read, its labels do not fit, or the disk is too small.
-        """
-        work = self.missing(cases, schemes)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(self.folder, error.strerror or str(error), hint=_HINT) from error
-        self._remove_stale([self._place(case, schemes[case.id]) for case in cases])
-        self._require_room([case for case, _ in work])
-        with self.in_use():
-            yield from in_processes(
-                self._prepare_case, work, workers=workers, name=lambda job: f"case {job[0].id}"
-            )
-
-    def open(self, case: Case, scheme: LabelScheme) -> StoredCase:
-        """The stored case.
-
-        Raises:
-            UnreadableFileError: If it is not stored, or damaged.
-        """
-        return _open(case.id, self._place(case, scheme))
-
-    def cases(self, cases: Sequence[Case], schemes: Mapping[str, LabelScheme]) -> StoredCases:
-        """The stored cases, none of them open yet."""
-        return StoredCases([(case.id, self._place(case, schemes[case.id])) for case in cases])
-
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """While the block runs, no other training removes anything from the store."""
         with _lock(self.folder, alone=False):
             yield
 
-    def _place(self, case: Case, scheme: LabelScheme) -> Path:
+    def _place(self, case: Case) -> Path:
         """Folder of a case: by what is stored of which files, and by how these are now."""
         assert case.label is not None
+        assert case.scheme is not None
         images = [case.images[name] for name in self.modalities]
         paths = [*(image.path.resolve() for image in images), case.label.resolve()]
-        wanted: list[Any] = [self.scheme.name, scheme.name, self.modalities, *map(str, paths)]
+        wanted: list[Any] = [self.scheme.name, case.scheme.name, self.modalities, *map(str, paths)]
         wanted += [image.channel for image in images]
         state: list[Any] = [FORMAT, PREPARATION]
         for path in paths:
@@ -218,7 +196,7 @@ class Store:
             state += [status.st_size, status.st_mtime_ns]
         return self.folder / f"{case.id}-{_digest(wanted)}-{_digest(state)}"
 
-    def _remove_stale(self, places: Sequence[Path]) -> None:
+    def _remove_stale(self, places: Iterable[Path]) -> None:
         """Remove what was stored of the same files in an earlier state, and killed attempts."""
         wanted = {place.name for place in places}
         kin = {name.rpartition("-")[0] for name in wanted}
@@ -238,24 +216,24 @@ class Store:
                 hint=_HINT,
             )
 
-    def _prepare_case(self, job: tuple[Case, LabelScheme]) -> str:
-        case, scheme = job
-        place = self._place(case, scheme)  # before reading: the files may change meanwhile
+    def _prepare_case(self, job: tuple[Case, Path]) -> str:
+        case, place = job
         if not _is_whole(case.id, place):  # another training may have stored it meanwhile
-            _write(case.id, place, self._packed(case, scheme))
+            _write(case.id, place, self._packed(case))
         return case.id
 
-    def _packed(self, case: Case, scheme: LabelScheme) -> dict[str, bytes]:
+    def _packed(self, case: Case) -> dict[str, bytes]:
         """The content of a stored case's files."""
         assert case.label is not None
+        assert case.scheme is not None
         volumes = read_images(case, self.modalities)
         label_map = read_labels(case.label)
         require_same_grid([volumes[0], label_map])
-        scheme.require(np.unique(label_map.data).tolist(), str(case.label))
+        case.scheme.require(np.unique(label_map.data).tolist(), str(case.label))
         prepared = prepare(volumes)
-        labels = scheme.convert(prepare_labels(label_map, prepared), self.scheme)
-        masks = [self.scheme.region(name).mask(labels) for name in REGIONS]
-        centres = [_some_voxels(mask, case.id) for mask in (*masks, prepared.brain)]
+        labels = case.scheme.convert(prepare_labels(label_map, prepared), self.scheme)
+        masks = (*self.scheme.masks(labels), prepared.brain)
+        centres = [_some_voxels(mask, case.id) for mask in masks]
         rows = [np.insert(voxels, 0, kind, axis=0) for kind, voxels in enumerate(centres)]
         return {
             "images.b2nd": _pack(prepared.images.astype(np.float16)),
@@ -264,15 +242,52 @@ class Store:
         }
 
 
-def training_scheme(schemes: Mapping[str, LabelScheme]) -> LabelScheme:
-    """The scheme that most cases have; the others' labels are converted to it."""
-    names = [scheme.name for scheme in schemes.values()]
+@dataclass(frozen=True)
+class Preparation:
+    """Cases and their places in a store, by their files as these were when it was made.
+
+    Attributes:
+        store: The store.
+        places: Folder of each case by its id.
+        missing: The cases that are not stored whole.
+    """
+
+    store: Store
+    places: Mapping[str, Path]
+    missing: tuple[Case, ...]
+
+    def run(self, *, workers: int) -> Iterator[str]:
+        """Store the cases that are missing, yielding the id of each when it is done.
+
+        What was stored of the same files before they changed is removed, unless another training
+        uses the store. An interruption loses only the cases in progress; two processes may prepare
+        at once.
+
+        Raises:
+            BratsError: If a case cannot be read, its labels do not fit, or the disk is too small.
+        """
+        store = self.store
+        try:
+            store.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(store.folder, error.strerror or str(error), hint=_HINT) from error
+        store._remove_stale(self.places.values())
+        store._require_room(self.missing)
+        work = [(case, self.places[case.id]) for case in self.missing]
+        with store.in_use():
+            yield from in_processes(
+                store._prepare_case, work, workers=workers, name=lambda job: f"case {job[0].id}"
+            )
+
+    def cases(self, ids: Iterable[str]) -> StoredCases:
+        """The stored cases of these ids, none of them open yet."""
+        return StoredCases([(case_id, self.places[case_id]) for case_id in ids])
+
+
+def training_scheme(cases: Iterable[Case]) -> LabelScheme:
+    """The label scheme that most cases have; the labels of the others are converted to it."""
+    names = [case.scheme.name for case in cases if case.scheme]
     return scheme_named(max(sorted(set(names)), key=names.count))
-
-
-def size_text(count: int) -> str:
-    """Bytes as people write them: `13.4 GB`, `75.2 MB`."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _open(case_id: str, place: Path) -> StoredCase:
@@ -298,7 +313,7 @@ def _damaged(path: Path) -> UnreadableFileError:
     return UnreadableFileError(
         path,
         "the prepared case is damaged" if path.exists() else "there is no such prepared case",
-        hint=f"remove {path.parent} and start again: the case is then prepared anew",
+        hint=f"remove {path.parent} and start again: the case is then prepared again",
     )
 
 

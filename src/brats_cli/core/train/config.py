@@ -1,8 +1,7 @@
-"""All that decides what a run learns: flag > YAML file > default, unknown settings refused."""
+"""The settings of a training: flag > YAML file > default; unknown settings are refused."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +24,7 @@ from ..model.config import (
     _Settings,
     network_config,
 )
+from ..wording import did_you_mean
 from ..writing import whole_file
 
 Modality = Literal["t1", "t1ce", "t2", "flair"]
@@ -84,9 +84,9 @@ class TrainConfig(_Settings):
     epochs: int = Field(default=100, ge=1)
     """Epochs to train; may be raised on `--resume`."""
     steps_per_epoch: int = Field(default=250, ge=1)
-    """Optimiser steps an epoch, whatever the number of cases."""
+    """Optimiser steps per epoch, whatever the number of cases."""
     batch_size: int = Field(default=2, ge=1)
-    """Patches a step."""
+    """Patches per step."""
     patch_size: int = Field(default=128, ge=8)
     """Edge of the cubic training patch, in voxels of 1 mm."""
     tumour_share: Probability = 0.5
@@ -127,7 +127,7 @@ class TrainConfig(_Settings):
     plateau_epochs: int = Field(default=10, ge=1)
     """Validations without a better score before the learning rate is lowered."""
     plateau_factor: float = Field(default=0.3, gt=0, lt=1)
-    """What the learning rate is multiplied with then."""
+    """Factor by which the learning rate is multiplied then."""
     patience: int | None = Field(default=30, ge=1)
     """Validations without a better score before training stops; `null` never stops early."""
     validate_every: int = Field(default=1, ge=1)
@@ -242,12 +242,11 @@ def _as_config_error(
     where = f" in {path}" if path else ""
     if first["type"] == "extra_forbidden":
         known = _known_settings(keys[:-1], settings)
-        near = difflib.get_close_matches(keys[-1], known, n=1)
         return ConfigError(
             f"unknown setting '{'.'.join(keys)}'{where}",
-            hint=f"did you mean '{near[0]}'?"
-            if near
-            else f"the settings here are {', '.join(known)}",
+            hint=did_you_mean(
+                keys[-1], known, otherwise=f"the settings here are {', '.join(known)}"
+            ),
         )
     return ConfigError(
         f"setting '{'.'.join(keys)}'{where} cannot be {first['input']!r}",

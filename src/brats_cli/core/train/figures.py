@@ -163,7 +163,7 @@ def _mark_best(axes: Axes, rows: Sequence[Mapping[str, str]]) -> None:
     if not means:
         return
     best = int(np.argmax(means))
-    told = f"best, epoch {epochs[best]}: {means[best]:.3f}"
+    text = f"best, epoch {epochs[best]}: {means[best]:.3f}"
     axes.axvline(
         epochs[best],
         color="#999999",
@@ -171,7 +171,7 @@ def _mark_best(axes: Axes, rows: Sequence[Mapping[str, str]]) -> None:
         linewidth=1.2,
         antialiased=False,  # upright: sharp without
         zorder=1,
-        label=told,
+        label=text,
     )
 
 
@@ -188,7 +188,7 @@ def _epochs_shown(rows: Sequence[Mapping[str, str]]) -> tuple[float, float]:
 
 
 def _figure(wide: float, high: float) -> Figure:
-    # It would tell the terminal of a font cache that it builds or has no place for.
+    # It would report on the terminal a font cache that it builds or has no place for.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # Not by pyplot, which keeps every figure and looks for a screen.
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Which patches are seen, in which order: balanced, and the same for any number of workers."""
+"""Patch sampling: balanced, and in the same order for any number of workers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ import torch
 import torchio as tio
 from torch.utils.data import DataLoader
 
-from ..compute.processes import interrupts_held_back
+from ..compute.signals import interrupts_held_back, name_of
 from ..data.labels import REGIONS
 from ..errors import BratsError
 from ..prepared.store import StoredCase
+from ..wording import KILLED
 from .transfer import Batch, Transfer
 
 _CPU = torch.device("cpu")
@@ -36,7 +37,7 @@ _PREFETCH = 2
 
 
 class WorkerError(BratsError):
-    """A process that reads patches and could not go on."""
+    """A process that reads patches and failed."""
 
 
 class Patches:
@@ -57,7 +58,7 @@ class Patches:
     def draw(self, index: int) -> tuple[StoredCase, npt.NDArray[np.int_]]:
         """Case and first corner of patch `index`, which depend on seed and index only."""
         rounds, place = divmod(index, len(self.cases))
-        # Every case once a round, in a new order each round.
+        # Every case once per round, in a new order each round.
         order = np.random.default_rng((self.seed, 0, rounds)).permutation(len(self.cases))
         case = self.cases[order[place]]
         random = np.random.default_rng((self.seed, 1, index))
@@ -159,7 +160,7 @@ class _Slots:
 
 
 class _Reader(tio.SubjectsDataset):  # type: ignore[misc]
-    """What workers do: read a patch, put it into its slot and tell its number.
+    """What workers do: read a patch, put it into its slot and send its number.
 
     A `tio.Queue` moves whole subjects from its workers to the training process and cuts patches
     there; here a subject *is* a patch, so that volumes never travel.
@@ -185,15 +186,15 @@ class _Reader(tio.SubjectsDataset):  # type: ignore[misc]
 
 
 class _Arrival(tio.data.PatchSampler):  # type: ignore[misc]
-    """The queue's sampler: what a worker told becomes the patch, or the error, that it is."""
+    """The queue's sampler: what a worker sent becomes the patch, or the error, that it is."""
 
     def __init__(self, slots: _Slots) -> None:
         self.slots = slots
 
-    def __call__(self, told: Any, num_patches: int | None = None) -> Iterator[tio.Subject]:
-        if isinstance(told, BratsError):
-            raise told
-        yield self.slots.get(*told)
+    def __call__(self, sent: Any, num_patches: int | None = None) -> Iterator[tio.Subject]:
+        if isinstance(sent, BratsError):
+            raise sent
+        yield self.slots.get(*sent)
 
 
 def _start(reader: _Reader, batch_size: int, workers: int) -> tio.Queue:
@@ -253,12 +254,11 @@ def _in_a_thread(start: Callable[[], tio.Queue]) -> tio.Queue:
 def _death(exitcode: int, workers: int) -> WorkerError:
     if exitcode == -signal.SIGKILL:
         return WorkerError(
-            "a process that reads patches was killed, most likely for lack of memory",
+            f"a process that reads patches {KILLED}",
             hint=f"use fewer of them: --workers {workers // 2}",
         )
-    end = signal.Signals(-exitcode).name if exitcode < 0 else f"exit status {exitcode}"
     return WorkerError(
-        f"a process that reads patches ended with {end}",
+        f"a process that reads patches ended with {name_of(exitcode)}",
         hint="--workers 0 reads within the training process, which shows what is wrong",
     )
 

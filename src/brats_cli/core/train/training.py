@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,14 +20,17 @@ from ..data.labels import REGIONS, LabelScheme
 from ..errors import BratsError, CheckpointError
 from ..model.checkpoint import Checkpoint
 from ..model.config import stored_network_config
+from ..model.decision import THRESHOLD
 from ..model.network import Network, make_network
-from ..model.windows import THRESHOLD, probabilities
+from ..model.segmenter import Segmenter
 from ..prepared.store import StoredCase
 from .augment import augment
 from .config import TrainConfig
 from .figures import Preview
 from .losses import training_loss
-from .sampling import Batch, Patches, batches
+from .sampling import Patches, batches
+
+Result = TypeVar("Result")
 
 MOST_WORKERS = 8
 """Reading patches from a store needs few processes."""
@@ -36,24 +39,53 @@ MOST_WORKERS = 8
 _RELEASE_SECONDS = 8
 
 WAIT_IS_LONG = 10.0
-"""Percent of the time spent waiting for patches from which the data hold training up."""
-
-OnStep = Callable[[int, torch.Tensor], None]
-"""Hears the number of each finished step of an epoch and its loss, which is on the device still:
-to ask for its value waits for the GPU."""
-
-OnCase = Callable[[StoredCase, torch.Tensor, torch.Tensor], None]
-"""Hears each validated case, with the regions' masks of the expert and of the network, both
-(3, X, Y, Z)."""
+"""Percent of the time spent waiting for patches from which the data are the bottleneck."""
 
 
 class TrainingError(BratsError):
-    """A training that cannot go on."""
+    """A training that cannot be continued."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepDone:
+    """A step of an epoch.
+
+    Attributes:
+        step: Its number, from 1.
+        steps: Steps per epoch.
+        device_loss: Its loss, still on the device.
+    """
+
+    step: int
+    steps: int
+    device_loss: torch.Tensor
+
+    @property
+    def loss(self) -> float:
+        """The loss; to ask for it waits for the GPU."""
+        return self.device_loss.item()
+
+
+@dataclass(frozen=True, eq=False)
+class CaseValidated:
+    """A validation case, segmented by the network as it is.
+
+    Attributes:
+        case_id: Its id.
+        dice: By region.
+        reference: Masks of WT, TC and ET as the expert drew them, (3, X, Y, Z).
+        predicted: Those of the network.
+    """
+
+    case_id: str
+    dice: Mapping[str, float]
+    reference: torch.Tensor
+    predicted: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What decides how training goes on; saved in `last.pt`.
+    """What decides how training continues; saved in `last.pt`.
 
     Attributes:
         epoch: Epochs done.
@@ -156,10 +188,8 @@ def train(
     resume: Checkpoint | None = None,
     group: Group = ALONE,
     max_seconds: float = math.inf,
-    on_step: OnStep = lambda step, loss: None,
-    on_case: OnCase = lambda case, truth, found: None,
-) -> Iterator[Epoch]:
-    """Train a network, yielding after every epoch.
+) -> Iterator[StepDone | CaseValidated | Epoch]:
+    """Train a network, yielding after every step, validated case and epoch.
 
     The caller decides what to do with an epoch: print it, save its checkpoint, or stop by leaving
     the loop. Nothing here writes a file or a line of text.
@@ -171,12 +201,10 @@ def train(
             is the best.
         scheme: The label scheme of the stored cases.
         device: Where to compute.
-        resume: `last.pt` of the same run, to go on from.
-        group: The processes that train together: each reads `batch_size` patches a step.
+        resume: `last.pt` of the same run, to resume from.
+        group: The processes that train together: each reads `batch_size` patches per step.
         max_seconds: Stop after the epoch with which this time is up, or before one that would
             likely not end in it.
-        on_step: Called after each step, for a progress bar.
-        on_case: Called after each validated case.
 
     Raises:
         TrainingError: If the loss is no longer a number.
@@ -187,7 +215,7 @@ def train(
     feed = _feed(config, training, learner.progress.epoch, group)
     while learner.progress.epoch < config.epochs and not learner.progress.stops(config):
         before = time.monotonic()
-        epoch = learner.epoch(feed, validation, on_step, on_case)
+        epoch = yield from learner.epoch(feed, validation)
         now = time.monotonic()
         late = group.as_the_first(now - started + (now - before) > max_seconds)
         if late and epoch.stops is None and epoch.number < config.epochs:
@@ -204,10 +232,19 @@ class Profile:
     Attributes:
         data_wait_percent: Share of it spent waiting for patches.
         patches_per_second: Patches trained on in a second.
+        workers: Processes that read patches.
+        cpus: CPUs that there are.
     """
 
     data_wait_percent: float
     patches_per_second: float
+    workers: int
+    cpus: int
+
+    @property
+    def data_is_bottleneck(self) -> bool:
+        """Whether the network waits for the data for long, not the data for the network."""
+        return self.data_wait_percent >= WAIT_IS_LONG
 
 
 def profile(
@@ -218,15 +255,30 @@ def profile(
     *,
     steps: int = 20,
 ) -> Profile:
-    """Train for `steps` steps after as many to warm up, keep nothing, and tell where time went."""
+    """Train for `steps` steps after as many to warm up, keep nothing, and report the time."""
     short = config.model_copy(update={"steps_per_epoch": steps, "epochs": 2})
     learner = _Learner(short, scheme, device, None, ALONE)
     feed = _feed(short, training, 0, ALONE)
-    learner.steps(feed)
+    _result(learner.steps(feed))
     started = time.perf_counter()
-    _, waited = learner.steps(feed)
+    _, waited = _result(learner.steps(feed))
     seconds = time.perf_counter() - started
-    return Profile(100 * waited / seconds, steps * config.batch_size / seconds)
+    return Profile(
+        data_wait_percent=100 * waited / seconds,
+        patches_per_second=steps * config.batch_size / seconds,
+        workers=worker_count(config),
+        cpus=available_cpus(),
+    )
+
+
+def _result(work: Generator[Any, None, Result]) -> Result:
+    """What a generator returns, whatever it yields before."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
 
 
 class _Learner:
@@ -271,17 +323,15 @@ class _Learner:
         self,
         feed: Iterator[Batch],
         validation: Sequence[StoredCase],
-        on_step: OnStep,
-        on_case: OnCase,
-    ) -> Epoch:
+    ) -> Generator[StepDone | CaseValidated, None, Epoch]:
         """Train for an epoch, and validate if that is due."""
         started = time.perf_counter()
-        loss, waited = self.steps(feed, on_step)
+        loss, waited = yield from self.steps(feed)
         seconds = time.perf_counter() - started
-        dice, preview = self._validate(validation, on_case)
+        dice, preview = yield from self._validate(validation)
         score = None if dice is None else float(np.mean(list(dice.values())))
         self.progress = self.progress.after(score, self.config)
-        patches = self._batches_an_epoch * self.config.batch_size * self.group.size
+        patches = self._batches_per_epoch * self.config.batch_size * self.group.size
         return Epoch(
             number=self.progress.epoch,
             loss=self.group.mean(loss),
@@ -298,10 +348,8 @@ class _Learner:
             preview=preview,
         )
 
-    def steps(
-        self, feed: Iterator[Batch], on_step: OnStep = lambda step, loss: None
-    ) -> tuple[float, float]:
-        """Mean loss of an epoch's steps, and the seconds waited for patches.
+    def steps(self, feed: Iterator[Batch]) -> Generator[StepDone, None, tuple[float, float]]:
+        """Take an epoch's steps; returns their mean loss, and the seconds waited for patches.
 
         Raises:
             TrainingError: If a loss is not a number.
@@ -309,7 +357,7 @@ class _Learner:
         torch.manual_seed(self._seed())  # for dropout
         self.network.train()
         losses, cases, waited = [], [], 0.0
-        for number in range(self._batches_an_epoch):
+        for number in range(self._batches_per_epoch):
             asked = time.perf_counter()
             batch = next(feed)
             waited += time.perf_counter() - asked
@@ -318,7 +366,7 @@ class _Learner:
             cases.append(batch.case_ids)
             step, rest = divmod(number + 1, self.config.accumulate)
             if not rest:
-                on_step(step, losses[-1])
+                yield StepDone(step, self.config.steps_per_epoch, losses[-1])
         together = torch.stack(losses).cpu()  # once: .item() at every step would wait for the GPU
         if not together.isfinite().all():
             first = int((~together.isfinite()).nonzero()[0])
@@ -326,7 +374,7 @@ class _Learner:
         return together.mean().item(), waited
 
     @property
-    def _batches_an_epoch(self) -> int:
+    def _batches_per_epoch(self) -> int:
         return self.config.steps_per_epoch * self.config.accumulate
 
     def _learn(self, batch: Batch, number: int) -> torch.Tensor:
@@ -337,7 +385,7 @@ class _Learner:
             self.config.augmentation,
             torch.Generator().manual_seed(self._seed(number)),
         )
-        targets = region_targets(labels, self.scheme)
+        targets = torch.stack(self.scheme.masks(labels), dim=1)  # (B, 3, X, Y, Z)
         step, part = divmod(number, self.config.accumulate)
         last = part + 1 == self.config.accumulate
         with autocast(self.device, self.dtype):
@@ -377,38 +425,41 @@ class _Learner:
         return TrainingError(
             f"the loss is {loss} at step {step} of epoch {self.progress.epoch + 1}, "
             f"of patches of {', '.join(sorted(set(case_ids)))}",
-            hint="look at these cases with `brats check`, or go on from the epoch before with a "
+            hint="look at these cases with `brats check`, or resume from the epoch before with a "
             f"lower learning rate: --resume --set learning_rate={lower}",
         )
 
     def _seed(self, *batch: int) -> int:
-        """A seed by place in the run, so that a resumed run goes on as an unbroken one."""
+        """A seed by place in the run, so that a resumed run equals an uninterrupted one."""
         place = (self.config.seed, self.group.rank, self.progress.epoch, *batch)
         seed = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
         return int(seed >> 1)
 
     def _validate(
-        self, validation: Sequence[StoredCase], on_case: OnCase
-    ) -> tuple[dict[str, float] | None, Preview | None]:
+        self, validation: Sequence[StoredCase]
+    ) -> Generator[CaseValidated, None, tuple[dict[str, float] | None, Preview | None]]:
         number = self.progress.epoch + 1
         due = number % self.config.validate_every == 0 or number == self.config.epochs
         if not validation or not due:
             return None, None
-        preview = None
-
-        def look(case: StoredCase, truth: torch.Tensor, found: torch.Tensor) -> None:
-            nonlocal preview
-            if preview is None:
-                shown = case.images[_shown_modality(self.config)]
-                preview = Preview.of(case.id, shown, truth.numpy(), found.numpy())
-            on_case(case, truth, found)
-            release_freed_memory()  # each has blocks of other sizes
-
+        preview, scores = None, []
         mine = self.group.share(validation)
         release_freed_memory()
-        scores = validate(
-            *(self.kept, mine, self.scheme, self.config, self.device, self.dtype), on_case=look
+        segmenter = Segmenter(
+            network=self.kept,
+            device=self.device,
+            dtype=self.dtype,
+            patch_size=self.config.patch_size,
         )
+        for case in mine:
+            found = validate(segmenter, case, self.scheme)
+            scores.append(list(found.dice.values()))
+            if preview is None:
+                shown = case.images[_shown_modality(self.config)]
+                masks = found.reference.numpy(), found.predicted.numpy()
+                preview = Preview.of(case.id, shown, *masks)
+            yield found
+            release_freed_memory()  # each has blocks of other sizes
         means = np.mean(self.group.gathered(scores), axis=0).tolist()
         return dict(zip(REGIONS, means, strict=True)), preview
 
@@ -440,7 +491,7 @@ class _Learner:
             if _resolved(name, checkpoint.config[name]) != settings[name]:
                 raise CheckpointError(
                     f"the run's {name} is {checkpoint.config[name]}, not {settings[name]}",
-                    hint=f"a run keeps its {name}: train another with -o NAME, without --resume",
+                    hint=f"a run keeps its {name}: train a new run with -o NAME, without --resume",
                 )
         # Under an average, the weights that learn lie beside those that are kept.
         self.network.load_state_dict(dict(checkpoint.state.get("network", checkpoint.weights)))
@@ -458,51 +509,20 @@ def _resolved(name: str, setting: Any) -> Any:
     return setting
 
 
-def validate(
-    network: Network,
-    cases: Sequence[StoredCase],
-    scheme: LabelScheme,
-    config: TrainConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    on_case: OnCase = lambda case, truth, found: None,
-) -> list[list[float]]:
-    """Dice of WT, TC and ET of each of some whole cases.
+def validate(segmenter: Segmenter, case: StoredCase, scheme: LabelScheme) -> CaseValidated:
+    """Segment a whole case, and score it by the Dice of WT, TC and ET.
 
     A region that is empty in both scores 1, in one of them 0 (the convention up to BraTS 2022).
     """
-    network.eval()
-    scores = []
-    for case in cases:
-        found = probabilities(
-            network,
-            torch.from_numpy(np.array(case.images)),
-            patch_size=config.patch_size,
-            device=device,
-            dtype=dtype,
-        )
-        truth = region_targets(torch.from_numpy(np.array(case.labels))[None], scheme)[0]
-        scores.append(_dice(found >= THRESHOLD, truth))
-        on_case(case, truth, found >= THRESHOLD)
-    return scores
+    predicted = segmenter.probabilities(case.images) >= THRESHOLD
+    reference = torch.from_numpy(case.masks(scheme))
+    dice = dict(zip(REGIONS, _dice(predicted, reference), strict=True))
+    return CaseValidated(case.id, dice, reference, predicted)
 
 
 def _shown_modality(config: TrainConfig) -> int:
     """The channel of a preview: FLAIR, in which the whole tumour is bright, else the first."""
     return config.modalities.index("flair") if "flair" in config.modalities else 0
-
-
-def region_targets(labels: torch.Tensor, scheme: LabelScheme) -> torch.Tensor:
-    """Masks of WT, TC and ET (B, 3, X, Y, Z) in labels (B, X, Y, Z)."""
-    masks = []
-    for name in REGIONS:
-        first, *others = scheme.region(name).labels
-        mask = labels == first
-        for value in others:
-            mask |= labels == value  # torch.isin would take the values to the GPU, and wait
-        masks.append(mask)
-    return torch.stack(masks, dim=1)
 
 
 def worker_count(config: TrainConfig) -> int:
@@ -521,8 +541,8 @@ def _feed(
     )
     each = config.batch_size
     together = each * group.size
-    an_epoch = config.steps_per_epoch * config.accumulate * together
-    first = range(epoch * an_epoch, config.epochs * an_epoch, together)
+    per_epoch = config.steps_per_epoch * config.accumulate * together
+    first = range(epoch * per_epoch, config.epochs * per_epoch, together)
     numbers = [start + group.rank * each + place for start in first for place in range(each)]
     return batches(patches, numbers, batch_size=each, workers=worker_count(config))
 

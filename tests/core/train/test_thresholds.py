@@ -5,8 +5,14 @@ import torch
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.train.config import TrainConfig
+from brats_cli.core.train.thresholds import (
+    THRESHOLDS,
+    Counts,
+    SelectionPass,
+    select_decision,
+    select_thresholds,
+)
 from brats_cli.core.train.training import train
-from brats_cli.core.train.validation import THRESHOLDS, Counts, Decision, finish
 
 HALF = THRESHOLDS.index(0.5)
 SIX = THRESHOLDS.index(0.6)
@@ -64,7 +70,7 @@ def test_a_threshold_is_changed_where_that_pays():
     # Dice of WT 0.90 at 0.6 and 0.80 else; TC 0.803 at 0.6, which is no gain worth having.
     whole = (100, 100, better_at(SIX, 90, 80))
     core = (1000, 1000, better_at(SIX, 803, 800))
-    decision = Decision.best_for([case(whole, core, RIGHT)] * 2)
+    decision = select_decision([case(whole, core, RIGHT)] * 2)
     assert decision.thresholds == {"WT": 0.6, "TC": 0.5, "ET": 0.5}
     assert decision.smallest_et_mm3 == 0
 
@@ -73,7 +79,7 @@ def test_a_threshold_is_chosen_over_all_cases():
     # One case gains 0.1 at 0.6, the other loses 0.2.
     gains = case((100, 100, better_at(SIX, 90, 80)), RIGHT, RIGHT)
     loses = case((100, 100, better_at(SIX, 60, 80)), RIGHT, RIGHT)
-    assert Decision.best_for([gains, loses]).thresholds["WT"] == 0.5
+    assert select_decision([gains, loses]).thresholds["WT"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -96,7 +102,7 @@ def test_a_threshold_is_changed_where_that_is_no_chance(gains, threshold):
     cases = [
         case((100, 100, better_at(SIX, round(80 + 100 * gain), 80)), RIGHT, RIGHT) for gain in gains
     ]
-    assert Decision.best_for(cases).thresholds["WT"] == threshold
+    assert select_decision(cases).thresholds["WT"] == threshold
 
 
 def test_little_enhancing_tumour_is_none_where_that_pays():
@@ -104,13 +110,23 @@ def test_little_enhancing_tumour_is_none_where_that_pays():
     # becomes 1 and the second stays; from 100 on, the second would be lost. Of four such gains
     # and one 0 the mean is 0.8 and the standard error 0.2: t 4, and Student's quantile 3.75.
     false, true = case(RIGHT, RIGHT, (0, 40, 0)), case(RIGHT, RIGHT, (60, 60, 60))
-    assert Decision.best_for([*[false] * 4, true]).smallest_et_mm3 == 50
+    assert select_decision([*[false] * 4, true]).smallest_et_mm3 == 50
     # Of a single gain the mean is 0.2, and so is the standard error.
-    assert Decision.best_for([false, *[true] * 4]).smallest_et_mm3 == 0
-    assert Decision.best_for([true] * 5).smallest_et_mm3 == 0
+    assert select_decision([false, *[true] * 4]).smallest_et_mm3 == 0
+    assert select_decision([true] * 5).smallest_et_mm3 == 0
 
 
-def test_finishing_a_run(stored_case):
+def exhausted(work):
+    """What a generator yields, and what it returns."""
+    yielded = []
+    while True:
+        try:
+            yielded.append(next(work))
+        except StopIteration as end:
+            return yielded, end.value
+
+
+def test_thresholds_are_selected_and_scored(stored_case):
     labels = np.zeros((20, 18, 17))
     labels[3:12, 3:12, 3:12] = 2
     labels[5:9, 5:9, 5:9] = 3
@@ -125,15 +141,13 @@ def test_finishing_a_run(stored_case):
         precision="float32",
         workers=0,
     )
-    (epoch,) = train(config, cases, cases, SCHEMES["brats2023"], torch.device("cpu"))
-    passes = []
-    found, scored = finish(
-        epoch.checkpoint, cases, torch.device("cpu"), on_pass=lambda: passes.append(1)
+    *_, epoch = train(config, cases, cases, SCHEMES["brats2023"], torch.device("cpu"))
+    passes, (found, scored) = exhausted(
+        select_thresholds(epoch.checkpoint, cases, torch.device("cpu"))
     )
-    assert len(passes) == 4  # two over each case
+    assert passes == [SelectionPass(done, 4) for done in range(5)]  # two over each case
     assert [each.case_id for each in scored] == ["case0", "case1"]
-    assert set(found.decision["thresholds"]) == {"WT", "TC", "ET"}
-    assert found.thresholds == tuple(found.decision["thresholds"].values())
+    assert set(found.decision.thresholds) == {"WT", "TC", "ET"}
     assert found.weights is epoch.checkpoint.weights
     for region, dice in found.scores.items():
         assert dice == pytest.approx(np.mean([each.scores[region].dice for each in scored]))

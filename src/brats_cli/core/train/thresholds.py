@@ -1,8 +1,8 @@
-"""How a trained network's probabilities become labels, chosen and scored on validation cases."""
+"""Threshold selection: the decision of a finished run, selected and scored on validation cases."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,19 +13,18 @@ from scipy.special import stdtrit  # quantiles of Student's t
 from ..compute.devices import arithmetic
 from ..compute.distributed import ALONE, Group
 from ..data.labels import REGIONS
-from ..model.checkpoint import THRESHOLD, Checkpoint
-from ..model.windows import probabilities
-from ..predict.predictor import paint
+from ..model.checkpoint import Checkpoint
+from ..model.decision import THRESHOLD, Decision
+from ..model.segmenter import Segmenter
 from ..prepared.store import StoredCase
 from ..score.conventions import BRATS_2022
 from ..score.metrics import MaskScore, score
-from .training import region_targets
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(4, 17))
 """Probabilities that are tried: 0.2 to 0.8."""
 
-SMALLEST_ET_VOXELS = (0, 25, 50, 100, 200, 500)
-"""Sizes that are tried, under which enhancing tumour is taken for necrosis."""
+SMALLEST_ET_MM3 = (0, 25, 50, 100, 200, 500)
+"""Volumes that are tried, below which enhancing tumour is relabelled as necrosis."""
 
 WORTHWHILE = 0.005
 """Gain in mean Dice from which the defaults are left, if it is significant as well."""
@@ -69,34 +68,25 @@ class Counts:
         return np.where(total == 0, 1, 2 * self.common / np.maximum(total, 1))
 
 
-@dataclass(frozen=True)
-class Decision:
-    """From which probability a voxel belongs to a region, and how little ET is none.
+def select_decision(cases: Sequence[Counts]) -> Decision:
+    """The thresholds and the smallest enhancing tumour of the highest mean Dice over cases.
 
-    Attributes:
-        thresholds: By region.
-        smallest_et_mm3: Enhancing tumour of less than this in all is taken for necrosis.
+    Of cases with voxels of 1 mm. What gains little, or not significantly, stays as it is by
+    default.
     """
-
-    thresholds: dict[str, float]
-    smallest_et_mm3: float
-
-    @classmethod
-    def best_for(cls, cases: Sequence[Counts]) -> Decision:
-        """What gives the highest mean Dice over cases of 1 mm voxels."""
-        dice = np.stack([case.dice() for case in cases], axis=-1)  # (R, T, N)
-        usual = THRESHOLDS.index(THRESHOLD)
-        chosen = [_best(of_region, usual) for of_region in dice]
-        et = REGIONS.index("ET")
-        drawn = np.array([case.true[et] for case in cases])
-        found = np.array([case.found[et, chosen[et]] for case in cases])
-        kept = dice[et, chosen[et]]
-        # Without any found, a case scores 1 or 0, as there is any or not.
-        scores = [np.where(found < size, drawn == 0, kept) for size in SMALLEST_ET_VOXELS]
-        return cls(
-            {name: THRESHOLDS[place] for name, place in zip(REGIONS, chosen, strict=True)},
-            float(SMALLEST_ET_VOXELS[_best(np.stack(scores), 0)]),
-        )
+    dice = np.stack([case.dice() for case in cases], axis=-1)  # (R, T, N)
+    usual = THRESHOLDS.index(THRESHOLD)
+    chosen = [_best(of_region, usual) for of_region in dice]
+    et = REGIONS.index("ET")
+    drawn = np.array([case.true[et] for case in cases])
+    found = np.array([case.found[et, chosen[et]] for case in cases])
+    kept = dice[et, chosen[et]]
+    # Without any found, a case scores 1 or 0, as there is any or not.
+    scores = [np.where(found < size, drawn == 0, kept) for size in SMALLEST_ET_MM3]
+    return Decision(
+        {name: THRESHOLDS[place] for name, place in zip(REGIONS, chosen, strict=True)},
+        float(SMALLEST_ET_MM3[_best(np.stack(scores), 0)]),
+    )
 
 
 def _best(scores: npt.NDArray[np.float64], usual: int) -> int:
@@ -113,7 +103,7 @@ def _best(scores: npt.NDArray[np.float64], usual: int) -> int:
 
 
 @dataclass(frozen=True)
-class CaseValidation:
+class FinalScore:
     """A validation case, segmented by the finished network.
 
     Attributes:
@@ -125,65 +115,64 @@ class CaseValidation:
     scores: dict[str, MaskScore]
 
 
-def finish(
+@dataclass(frozen=True)
+class SelectionPass:
+    """A pass over a validation case, of which there are two: to select, and to score.
+
+    Attributes:
+        done: Passes done by this process.
+        passes: Of so many.
+    """
+
+    done: int
+    passes: int
+
+
+def select_thresholds(
     best: Checkpoint,
     validation: Sequence[StoredCase],
     device: torch.device,
     *,
     group: Group = ALONE,
-    on_pass: Callable[[], None] = lambda: None,
-) -> tuple[Checkpoint, list[CaseValidation]]:
-    """Choose a run's thresholds and its ET rule on validation cases, and score these with them.
+) -> Generator[SelectionPass, None, tuple[Checkpoint, list[FinalScore]]]:
+    """Select a run's thresholds and its ET rule on validation cases, and score these with them.
 
     Args:
         best: The run's best checkpoint.
         validation: Cases as they were stored for the run.
         device: Where to compute.
         group: The processes that share the cases.
-        on_pass: Called after each pass over one of this process's cases, of which there are two.
 
     Returns:
         The checkpoint with its decision and the Dice it has then, and the scores of each case.
     """
+    segmenter = Segmenter(
+        network=best.network().to(device),
+        device=device,
+        dtype=arithmetic(device, best.precision),
+        patch_size=best.patch_size,
+    )
     mine = group.share(validation)
     counts, scored = [], []
+    yield SelectionPass(0, 2 * len(mine))
     for case in mine:
-        counts.append(Counts.of(*_answer(best, case, device)))
-        on_pass()
-    decision = Decision.best_for(group.gathered(counts))
+        truth = torch.from_numpy(case.masks(best.scheme))
+        counts.append(Counts.of(segmenter.probabilities(case.images), truth))
+        yield SelectionPass(len(counts), 2 * len(mine))
+    decision = select_decision(group.gathered(counts))
     for case in mine:
-        scored.append(_scored(best, case, decision, device))
-        on_pass()
+        scored.append(_scored(segmenter, case, best, decision))
+        yield SelectionPass(len(mine) + len(scored), 2 * len(mine))
     scored = group.gathered(scored)
     dice = {name: float(np.mean([case.scores[name].dice for case in scored])) for name in REGIONS}
-    content = {"thresholds": decision.thresholds, "smallest_et_mm3": decision.smallest_et_mm3}
-    return replace(best, scores=dice, decision=content), scored
-
-
-def _answer(
-    checkpoint: Checkpoint, case: StoredCase, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities and masks of WT, TC and ET of a case, each (3, X, Y, Z)."""
-    found = probabilities(
-        checkpoint.network().to(device),
-        torch.from_numpy(np.array(case.images)),
-        patch_size=checkpoint.patch_size,
-        device=device,
-        dtype=arithmetic(device, checkpoint.precision),
-    )
-    labels = torch.from_numpy(np.array(case.labels))
-    return found, region_targets(labels[None], checkpoint.scheme)[0]
+    return replace(best, scores=dice, decision=decision), scored
 
 
 def _scored(
-    checkpoint: Checkpoint, case: StoredCase, decision: Decision, device: torch.device
-) -> CaseValidation:
-    found, truth = _answer(checkpoint, case, device)
-    limits = torch.tensor([decision.thresholds[name] for name in REGIONS]).view(-1, 1, 1, 1)
-    scheme, smallest = checkpoint.scheme, decision.smallest_et_mm3  # stored voxels are 1 mm3
-    labels = paint((found >= limits).numpy(), scheme, smallest_et_voxels=smallest)
-    scores = {}
-    for name, drawn in zip(REGIONS, truth.numpy(), strict=True):
-        mask = scheme.region(name).mask(labels)
-        scores[name] = BRATS_2022.official(score(drawn, mask, (1.0, 1.0, 1.0)))
-    return CaseValidation(case.id, scores)
+    segmenter: Segmenter, case: StoredCase, checkpoint: Checkpoint, decision: Decision
+) -> FinalScore:
+    found = segmenter.probabilities(case.images)
+    labels = decision.label_map(found.numpy(), checkpoint.scheme)  # stored voxels are 1 mm3
+    pairs = zip(case.masks(checkpoint.scheme), checkpoint.scheme.masks(labels), strict=True)
+    scores = [BRATS_2022.official(score(drawn, mask, (1.0, 1.0, 1.0))) for drawn, mask in pairs]
+    return FinalScore(case.id, dict(zip(REGIONS, scores, strict=True)))

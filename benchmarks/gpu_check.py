@@ -1,0 +1,414 @@
+"""The first ten minutes on a GPU: what works, where a step's time goes, what a case takes.
+
+One call, tables last; a stage that fails does not stop the next:
+
+    python benchmarks/gpu_check.py --cases CASES --out OUT
+    python benchmarks/gpu_check.py --cases CASES --out OUT --device cpu --small    # a dry run
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import feeds
+import torch
+
+from brats_cli.core.compute.devices import choose_device, memory_for_network
+from brats_cli.core.compute.distributed import ALONE
+from brats_cli.core.model.config import UNetConfig
+from brats_cli.core.train import training
+from brats_cli.core.train.config import TrainConfig
+from brats_cli.core.train.sampling import Batch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+TIME = 480
+"""Seconds after which no further stage begins."""
+
+Event = Any  # torch.cuda.Event, which is there on a machine with a GPU only
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is checked, where, and what was found so far.
+
+    Attributes:
+        cases: Folder of the cases.
+        out: Folder of the results, which should be few files.
+        work: Folder of everything else.
+        device: What computes.
+        small: Whether this is a dry run.
+        lines: What was reported.
+    """
+
+    cases: Path
+    out: Path
+    work: Path
+    device: torch.device
+    small: bool
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU computes."""
+        return self.device.type == "cuda"
+
+    @property
+    def folders(self) -> feeds.Folders:
+        """Where the cases are prepared."""
+        return feeds.Folders(
+            self.cases, self.work / "store", self.work / "bare", self.work / "nnunet"
+        )
+
+    @property
+    def steps(self) -> int:
+        """Steps that are timed."""
+        return 4 if self.small else 60
+
+    def config(self, **settings: object) -> TrainConfig:
+        """The training that is checked: the network of `brats train` in bfloat16."""
+        size = {"patch_size": 32, "network": UNetConfig(channels=4, levels=3)} if self.small else {}
+        usual = {"epochs": 1, "precision": "bfloat16", "workers": 1 if self.small else 8}
+        return TrainConfig.model_validate(usual | size | settings)
+
+    def report(self, text: str) -> None:
+        """Print a line, and keep it."""
+        print(text, flush=True)
+        self.lines.append(text)
+
+    def settle(self) -> None:
+        """Wait for the GPU."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def seconds(self, work: Callable[[], object], *, times: int = 10) -> float:
+        """Mean seconds that `work` takes, after once to warm up."""
+        work()
+        self.settle()
+        started = time.perf_counter()
+        for _ in range(times):
+            work()
+        self.settle()
+        return (time.perf_counter() - started) / times
+
+    def run(self, *words: object, seconds: float = 150, cwd: Path = REPOSITORY) -> Any:
+        """A Python program that imports brats from this repository."""
+        path = os.pathsep.join([str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")])
+        return subprocess.run(
+            [sys.executable, *map(str, words)],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+
+# --- stages --------------------------------------------------------------------------------------
+
+
+def machine(check: Check) -> None:
+    """What the machine is, and the speeds that bound everything else."""
+    cpus = len(os.sched_getaffinity(0))
+    check.report(f"torch {torch.__version__}, {check.device}, CPUs {cpus}")
+    if not check.on_gpu:
+        return
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    check.report(listed.stdout.strip())
+    data = torch.empty(2**30, dtype=torch.uint8, device=check.device)
+    copy = torch.empty_like(data)
+    taken = check.seconds(lambda: copy.copy_(data))
+    check.report(f"copy: {2 * 2**30 / 1e12 / taken:.2f} TB/s")
+    matrix = torch.randn(8192, 8192, device=check.device, dtype=torch.bfloat16)
+    taken = check.seconds(lambda: matrix @ matrix)
+    check.report(f"product in bfloat16: {2 * 8192**3 / 1e12 / taken:.2f} TFLOP/s")
+    pageable = torch.empty(2**25, dtype=torch.uint8)
+    for kind, host in (("pageable", pageable), ("pinned", pageable.pin_memory())):
+        taken = check.seconds(lambda host=host: host.to(check.device, non_blocking=True))  # type: ignore[misc]
+        check.report(f"34 MB to the GPU, {kind}: {1000 * taken:.2f} ms")
+
+
+def tests(check: Check) -> None:
+    """The project's own GPU tests; its warnings-are-errors is for its own torch."""
+    options = ("-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider")
+    done = check.run("-m", "pytest", *options, "tests/core")
+    (check.out / "pytest.txt").write_text(done.stdout + done.stderr)
+    last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1]
+    check.report(f"pytest -m gpu: {done.returncode}: {last}")
+
+
+def prepare(check: Check) -> None:
+    """Fill the store, with one process per CPU."""
+    started = time.perf_counter()
+    count = feeds.prepare(check.folders, len(os.sched_getaffinity(0)))
+    check.report(f"{count} cases prepared in {time.perf_counter() - started:.1f} s")
+
+
+def anatomy(check: Check) -> None:
+    """A step with nothing to wait for, in several set-ups."""
+    check.report("| set-up | ms per step | ms the host is held | GiB | GiB reserved |")
+    check.report("|---|---:|---:|---:|---:|")
+    ready = _ready_batches(check, 4)
+    _time_steps(check, "as it is", ready)
+    torch.backends.cudnn.benchmark = True
+    _time_steps(check, "cudnn.benchmark", ready)
+    _time_steps(check, "+ weights channels_last_3d", ready, last=True)
+    _time_steps(check, "+ fused Adam", ready, last=True, fused=True)
+    if check.on_gpu:
+        pinned = [
+            Batch(batch.images.pin_memory(), batch.labels.pin_memory(), batch.case_ids)
+            for batch in ready
+        ]
+        _time_steps(check, "+ pinned patches", pinned, last=True, fused=True)
+    _time_steps(check, "ema_decay 0.999", ready, ema_decay=0.999)
+    if check.on_gpu:
+        _time_steps(check, "compile", ready, last=True, compile=True)
+
+
+def _time_steps(
+    check: Check,
+    name: str,
+    batches: list[Batch],
+    *,
+    last: bool = False,
+    fused: bool = False,
+    **settings: object,
+) -> None:
+    """Report a row: time between steps, time to launch one, and memory."""
+    learner = _learner(check, **settings)
+    if last:
+        learner.network.to(memory_format=torch.channels_last_3d)
+    if fused and check.on_gpu:
+        parameters = learner.network.parameters()
+        learner.optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
+    for number in range(8):
+        learner._learn(batches[number % 4], number)
+    check.settle()
+    if check.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    launches = []
+    started = time.perf_counter()
+    for number in range(check.steps):
+        before = time.perf_counter()
+        learner._learn(batches[number % 4], number)
+        launches.append(time.perf_counter() - before)
+    check.settle()
+    step = (time.perf_counter() - started) / check.steps
+    held = reserved = 0.0
+    if check.on_gpu:
+        held, reserved = torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved()
+    check.report(
+        f"| {name} | {1000 * step:.1f} | {1000 * statistics.median(launches):.1f} | "
+        f"{held / 2**30:.1f} | {reserved / 2**30:.1f} |"
+    )
+    del learner
+    if check.on_gpu:
+        torch.cuda.empty_cache()
+
+
+def syncs(check: Check) -> None:
+    """What the host waits for in five steps, by the profiler."""
+    batches, learner = _ready_batches(check, 4), _learner(check)
+    for number in range(4):
+        learner._learn(batches[number % 4], number)
+    check.settle()
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if check.on_gpu else []
+    with torch.profiler.profile(activities=kinds) as found:
+        for number in range(5):
+            learner._learn(batches[number % 4], number)
+        check.settle()
+    rows = found.key_averages()
+    order = "self_cuda_time_total" if check.on_gpu else "self_cpu_time_total"
+    (check.out / "profile.txt").write_text(rows.table(sort_by=order, row_limit=60))
+    waits = ("Synchronize", "Memcpy", "memcpy", "cudaLaunchKernel", "nonzero")
+    for row in rows:
+        if any(word in row.key for word in waits):
+            held = row.self_cpu_time_total / 5000
+            check.report(f"5 steps: {row.key} x{row.count}, host {held:.2f} ms per step")
+
+
+def epochs(check: Check) -> None:
+    """An epoch as `brats train` runs it: the wait that it reports, and the GPU's own."""
+    cases, scheme = feeds.stored_cases(check.folders), feeds.stored_scheme(check.folders)
+    config = check.config(epochs=2, steps_per_epoch=check.steps * 2, validate_every=2)
+    with _idle_times(check) as gaps:
+        for event in training.train(config, cases, cases[:2], scheme, check.device):
+            if isinstance(event, training.Epoch):
+                epoch = event
+                if epoch.number == 1:
+                    gaps.clear()
+    check.settle()
+    idle = sum(max(0.0, first.elapsed_time(last)) for first, last in gaps) / 1000
+    step = 1000 * epoch.seconds / config.steps_per_epoch
+    check.report(
+        f"epoch: {step:.1f} ms per step, {epoch.patches_per_second:.1f} patches/s; reported wait "
+        f"{epoch.data_wait_percent:.1f} %, GPU idle before a step "
+        f"{100 * idle / epoch.seconds:.1f} %; validation {epoch.validation_seconds / 2:.2f} s per "
+        f"case; memory {epoch.peak_memory_mb / 1000:.1f} GB"
+    )
+    if check.on_gpu:
+        check.report(
+            f"after training: reserved {torch.cuda.memory_reserved() / 2**30:.1f} GiB, "
+            f"memory_for_network {memory_for_network(check.device) / 2**30:.1f} GiB"
+        )
+    replace(epoch.checkpoint, state=None).save(check.work / "model.pt")
+
+
+@contextmanager
+def _idle_times(check: Check) -> Iterator[list[tuple[Event, Event]]]:
+    """Pairs of events that the GPU marks between a step and the next, while the block runs."""
+    gaps: list[tuple[Event, Event]] = []
+    learn, ends = training._Learner._learn, []
+
+    def marked() -> Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def learned(self: Any, batch: Batch, number: int) -> torch.Tensor:
+        if ends:
+            gaps.append((ends.pop(), marked()))
+        loss = learn(self, batch, number)
+        if check.on_gpu:
+            ends.append(marked())
+        return loss
+
+    training._Learner._learn = learned  # type: ignore[method-assign]
+    try:
+        yield gaps
+    finally:
+        training._Learner._learn = learn  # type: ignore[method-assign]
+
+
+def prediction(check: Check) -> None:
+    """The benchmark of prediction on two cases, with the network of the stage before."""
+    model, cases = check.work / "model.pt", sorted(check.cases.iterdir())[:2]
+    options = ("--device", check.device, "--model", model, "--cases", *cases)
+    done = check.run("benchmarks/bench_predict.py", *options)
+    check.report(done.stdout.strip() or done.stderr[-1500:])
+
+
+def commands(check: Check) -> None:
+    """The command line: a stop and a resume, predictions, and too little memory."""
+    some = ["--set", "steps_per_epoch=10", "--set", "patience=null"]
+    if check.small:
+        for setting in ("patch_size=32", "network.channels=4", "network.levels=3"):
+            some += ["--set", setting]
+    stored, on = ["--store", "store"], ["--device", check.device]
+    run = ["train", "splits.yaml", "-o", "runs/a", *stored]
+    _brats(check, "split", check.cases, "-o", "splits.yaml", "--overwrite")
+    _brats(check, *run, "--prepare-only")
+    again = ["--overwrite", "--epochs", 400, *some]
+    _brats(check, *run, *on, *again, stop_after=40 if check.small else 25)
+    resumed = ["--resume", "--epochs", 12 if check.small else 60]
+    _brats(check, "train", "-o", "runs/a", *stored, *on, *resumed)
+    case, model = sorted(check.cases.iterdir())[0], check.work / "model.pt"
+    maps = ["--tta", "--uncertainty", "--overwrite"]
+    _brats(check, "predict", case, "-o", "out/", *on, *maps, "--model", model)
+    if check.on_gpu:
+        large = ["--gpu", 0, "--epochs", 1, *stored, "--set", "batch_size=96", *some]
+        _brats(check, "train", "splits.yaml", "-o", "runs/big", *large)
+        _brats(check, "train", "splits.yaml", "-o", "runs/none", "--gpu", 1, *some)
+
+
+def _brats(check: Check, *words: object, stop_after: float | None = None) -> None:
+    """Run a command, by Ctrl-C no longer than `stop_after` seconds, and report how it ended."""
+    path = os.pathsep.join([str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")])
+    typed = [str(word) for word in words]
+    started = time.perf_counter()
+    running = subprocess.Popen(
+        [sys.executable, "-m", "brats_cli", *typed],
+        cwd=check.work,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if stop_after is not None:
+        time.sleep(stop_after)
+        running.send_signal(signal.SIGINT)
+    try:
+        text = running.communicate(timeout=120)[0]
+    except subprocess.TimeoutExpired:
+        running.kill()
+        text = running.communicate()[0] + " (killed: too long)"
+    check.report(
+        f"brats {' '.join(typed)[:110]} -> {running.returncode} in "
+        f"{time.perf_counter() - started:.0f} s: ... {text.strip()[-230:]!r}"
+    )
+
+
+# --- shared --------------------------------------------------------------------------------------
+
+
+def _learner(check: Check, **settings: object) -> Any:
+    """A network in training."""
+    config = check.config(steps_per_epoch=1000, **settings)
+    scheme = feeds.stored_scheme(check.folders)
+    learner = training._Learner(config, scheme, check.device, None, ALONE)
+    learner.network.train()
+    return learner
+
+
+def _ready_batches(check: Check, count: int) -> list[Batch]:
+    """Batches that are read already."""
+    config = check.config(steps_per_epoch=count, workers=0)
+    feed = training._feed(config, feeds.stored_cases(check.folders), 0, ALONE)
+    return [next(feed) for _ in range(count)]
+
+
+STAGES = (machine, tests, prepare, anatomy, syncs, epochs, prediction, commands)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("gpu-check"))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true", help="A dry run with a tiny network.")
+    parser.add_argument("--only", nargs="*", choices=[stage.__name__ for stage in STAGES])
+    given = parser.parse_args()
+    check = Check(
+        given.cases.resolve(),
+        given.out.resolve(),
+        given.work.resolve(),
+        choose_device(given.device),
+        given.small,
+    )
+    for folder in (check.work, check.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
+    for stage in STAGES:
+        name = stage.__name__
+        if given.only and name not in given.only:
+            continue
+        if time.perf_counter() - begun > TIME:
+            check.report(f"{name}: left out, the time is up")
+            continue
+        started = time.perf_counter()
+        try:
+            stage(check)
+        except Exception:
+            check.report(f"{name} FAILED: {traceback.format_exc()[-1200:]}")
+        check.report(f"({name}: {time.perf_counter() - started:.0f} s)")
+        (check.out / "check.txt").write_text("\n".join(check.lines))
+    print("\n".join(["", "=" * 20, *check.lines]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Ctrl-C and SIGTERM: when a stop is obeyed, and which process hears of it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status of a process that SIGTERM ended, as shells report it: 143."""
+
+
+def exit_on_sigterm(status: int = TERMINATED) -> None:
+    """Let SIGTERM end this process as Ctrl-C does, by an exception.
+
+    So it leaves neither files half written nor processes behind.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(status))
+
+
+def leave_ctrl_c_to_parent() -> None:
+    """In a process that another one started: only SIGTERM ends it.
+
+    Ctrl-C goes to every process of a terminal. The first one then ends the others, which thus
+    leave no file half written.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    exit_on_sigterm(1)
+
+
+class Stops:
+    """Ctrl-C and SIGTERM during a long computation, a context.
+
+    A stop raises `KeyboardInterrupt` or `SystemExit` at once, or, within `later`, when its block
+    has ended. Python drops an exception that is raised while it clears up an object, and matplotlib
+    has many that are cleared up: a stop may be missed anywhere, so the computation calls `ask`
+    again and again. Signals reach the main thread alone: in any other, nothing happens here.
+    """
+
+    def __init__(self) -> None:
+        self._heard: int | None = None
+        self._held_back = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stops:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, _: object) -> None:
+        self._heard = number
+        if not self._held_back:
+            self.ask()
+
+    def ask(self) -> None:
+        """Stop here, if that was asked for."""
+        if self._heard == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._heard is not None:
+            sys.exit(128 + self._heard)
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Hold a stop back until the block ends."""
+        self._held_back = True
+        try:
+            yield
+        finally:
+            self._held_back = False
+        self.ask()
+
+
+@contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Start processes in here: a stop waits until the block ends, and Ctrl-C never reaches them.
+
+    An interrupt between the steps of a start leaves a process that nobody ends, and that Python
+    waits for when it exits. The terminal sends Ctrl-C to all processes; those started here inherit
+    that it is blocked, so that they do not answer it while they import either. (Windows has no such
+    thing: its processes print tracebacks.)
+    """
+    heard: list[int] = []
+    # Blocking is not enough for this process: another of its threads then takes the signal, and
+    # Python answers in the main thread all the same.
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not None:  # else Python cannot put it back
+                handlers[number] = signal.signal(number, lambda stop, _: heard.append(stop))
+    blocks = hasattr(signal, "pthread_sigmask")
+    if blocks:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        if blocks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for stop in heard:
+            signal.raise_signal(stop)
+
+
+def name_of(status: int) -> str:
+    """How a process ended, by its exit code in Python: `SIGKILL`, or `exit status 3`."""
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"

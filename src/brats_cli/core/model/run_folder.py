@@ -1,0 +1,133 @@
+"""What lies where in the folder of a run, and which run is the newest; nothing is read here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import CheckpointError, OutputExistsError
+from ..writing import require_writable, whole_file
+
+Kind = TypeVar("Kind", bound="RunFolder")
+
+RUNS = Path("runs")
+"""Where runs go by default, in the working folder."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one training."""
+
+    folder: Path
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best validation."""
+        return self.folder / "best.pt"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the last epoch, to resume from."""
+        return self.folder / "last.pt"
+
+    @property
+    def log(self) -> Path:
+        """One row per epoch."""
+        return self.folder / "log.csv"
+
+    @property
+    def validation(self) -> Path:
+        """Final scores of each validation case, as the best checkpoint segments it."""
+        return self.folder / "validation.csv"
+
+    @property
+    def curves(self) -> Path:
+        """The log as a picture."""
+        return self.folder / "curves.png"
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings."""
+        return self.folder / "config.yaml"
+
+    @property
+    def splits(self) -> Path:
+        """A copy of the split, with the fold of the run alone."""
+        return self.folder / "splits.yaml"
+
+    def fold(self: Kind, number: int) -> Kind:
+        """The run of one fold, where there is one of each."""
+        return type(self)(self.folder / f"fold_{number}")
+
+    @classmethod
+    def newest(cls: type[Kind]) -> Kind:
+        """The run that was started last in the working folder.
+
+        Raises:
+            CheckpointError: If there is none.
+        """
+        pointer = RUNS / "latest"
+        if not pointer.is_file():
+            raise CheckpointError(
+                f"there is no trained model in {RUNS.absolute()}",
+                hint="train one with `brats train --epochs 100`, or name one with --model",
+            )
+        return cls(RUNS / pointer.read_text(encoding="utf-8").strip())
+
+    @classmethod
+    def named_by_time(cls: type[Kind]) -> Kind:
+        """A run whose name is the date and time, and which does not exist yet."""
+        return cls(RUNS / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+
+    def note_as_newest(self) -> None:
+        """In a folder `runs`, write into `runs/latest` that this run is the newest."""
+        folder = self.folder.absolute()
+        for runs in list(folder.parents)[:2]:  # the second, of the folds of a run
+            if runs.name == RUNS.name:
+                with whole_file(runs / "latest") as partial:
+                    partial.write_text(f"{folder.relative_to(runs)}\n", encoding="utf-8")
+
+    def require_absent(self, *, overwrite: bool) -> None:
+        """Check that a new run may go here.
+
+        Raises:
+            OutputExistsError: If there is a run and `overwrite` is false.
+            OutputError: If the folder cannot be made.
+        """
+        require_writable(self.log, overwrite=overwrite)
+        if self.last.exists() and not overwrite:
+            raise OutputExistsError(self.folder)
+
+    def require_present(self) -> None:
+        """Check that there is a run to resume.
+
+        Raises:
+            CheckpointError: If not.
+        """
+        if not self.config.is_file() or not self.splits.is_file():
+            raise CheckpointError(
+                f"there is no run to resume in {self.folder}",
+                hint="name the run's folder with -o, or train without --resume",
+            )
+
+
+def checkpoint_paths(model: Path | None) -> tuple[Path, ...]:
+    """The checkpoints meant by a run's folder, a checkpoint file, or nothing (the newest run's).
+
+    A folder with one run per fold means the best checkpoint of every fold.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if model is not None and model.is_file():
+        return (model,)
+    run = RunFolder(model) if model is not None else RunFolder.newest()
+    folds = sorted(run.folder.glob("fold_*/best.pt"))
+    if not run.best.is_file() and not folds:
+        raise CheckpointError(
+            f"there is no best.pt in {run.folder}",
+            hint="give a run's folder or a checkpoint with --model; `brats train` makes them",
+        )
+    return (run.best,) if run.best.is_file() else tuple(folds)

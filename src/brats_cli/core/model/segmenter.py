@@ -1,0 +1,68 @@
+"""The one way from a prepared case to its probabilities, in validation as in prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .network import Network
+from .windows import probabilities
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segmenter:
+    """A trained network, and how it is applied.
+
+    Attributes:
+        network: On `device`; it is put into evaluation mode.
+        device: Where it computes.
+        dtype: Type of its convolutions.
+        patch_size: Edge of the patches it was trained on, in voxels.
+        overlap: Share of a window that its neighbour covers; by default what suits the network.
+        batch_windows: Windows computed at once.
+    """
+
+    network: Network
+    device: torch.device
+    dtype: torch.dtype
+    patch_size: int
+    overlap: float | None = None
+    batch_windows: int = 1
+
+    def __post_init__(self) -> None:
+        self.network.eval()
+
+    def probabilities(
+        self,
+        images: torch.Tensor | npt.ArrayLike,
+        *,
+        on_share: Callable[[float], None] = lambda share: None,
+    ) -> torch.Tensor:
+        """Probability of each region at each voxel of a prepared case.
+
+        Args:
+            images: (C, X, Y, Z) z-scores.
+            on_share: Called after each batch of windows with its share of the work.
+
+        Returns:
+            (R, X, Y, Z) float32 on the CPU.
+
+        Raises:
+            DeviceError: If not even a small window fits into the device's memory.
+        """
+        if not isinstance(images, torch.Tensor):
+            images = torch.from_numpy(np.array(images))
+        return probabilities(
+            self.network,
+            images,
+            patch_size=self.patch_size,
+            device=self.device,
+            dtype=self.dtype,
+            overlap=self.overlap,
+            batch_windows=self.batch_windows,
+            on_share=on_share,
+        )
