@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -112,6 +113,23 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype)
 
 
+@contextmanager
+def searching_kernels(device: torch.device) -> Iterator[None]:
+    """Let cuDNN try its algorithms for each new shape, and keep the fastest.
+
+    For work that has one shape: it takes seconds, once. Brains differ in theirs.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A small tensor of the CPU on a device, without waiting for the work that is queued there."""
     if device.type == "cuda":
@@ -150,6 +168,14 @@ def memory_for_network(device: torch.device, *, beside: int = 0) -> int:
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int((torch.cuda.mem_get_info(device)[0] + kept) * 0.8) - beside
     return min(CPU_BYTES, int(free_memory() * 0.6)) - beside
+
+
+def memory_text(device: torch.device) -> str:
+    """A device's memory, as an error names it."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return f"the {total / 1e9:.0f} GB of {device}"
+    return f"the memory of {'this machine' if device.type == 'cpu' else device.type}"
 
 
 def release_cached_memory(device: torch.device) -> None:

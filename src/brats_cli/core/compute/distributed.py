@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -296,8 +296,9 @@ def launch(command: Sequence[str], processes: int) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        **_ending(),
     )
+    if hasattr(settings, "shutdown_timeout"):  # PyTorch before 2.9 has it not
+        settings.shutdown_timeout = _SECONDS_TO_END
     try:
         elastic_launch(settings, command[0])(*command[1:])
     except ChildFailedError as error:
@@ -308,14 +309,6 @@ def launch(command: Sequence[str], processes: int) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
-
-
-def _ending() -> dict[str, int]:
-    """How long `launch` waits for processes to end, where this version of PyTorch asks for it."""
-    from torch.distributed.launcher.api import LaunchConfig
-
-    known = "shutdown_timeout" in {field.name for field in fields(LaunchConfig)}
-    return {"shutdown_timeout": _SECONDS_TO_END} if known else {}
 
 
 def _death(rank: int, processes: int, exitcode: int) -> BratsError:

@@ -103,6 +103,17 @@ def network_without_weights(
         )
 
 
+def on_device(network: Network, device: torch.device) -> Network:
+    """A network on a device, its weights in the memory layout that convolutions compute in there.
+
+    A GPU would lay them out anew for every convolution and each of its gradients.
+    """
+    if device.type == "cuda":
+        # As mypy does not know, a layout may go with the device.
+        return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
+    return network.to(device)
+
+
 def crop(tensor: torch.Tensor, size: torch.Size) -> torch.Tensor:
     """The middle of a tensor's last three axes."""
     for axis, wanted in zip((-3, -2, -1), size, strict=True):

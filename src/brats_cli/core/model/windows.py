@@ -90,16 +90,14 @@ def probabilities(
     """
     if overlap is None:
         overlap = OVERLAP_OF_PATCHES if network.config.depends_on_window else OVERLAP
-    sums = 4 * len(REGIONS) * images[0].numel()
-    case = sums + 4 * images.numel()
     passes = _Passes(
         network,
         device,
         dtype,
-        window=_window(network, images, patch_size, device, dtype, batch_windows, case),
+        window=_window(network, images, patch_size, device, dtype, batch_windows),
         overlap=overlap,
         at_once=batch_windows,
-        home=device if case < memory_for_network(device) // 4 else CPU,
+        home=home_of(images, device),
     )
     while True:
         try:
@@ -113,6 +111,16 @@ def probabilities(
         release_cached_memory(device)
 
 
+def home_of(images: torch.Tensor, device: torch.device) -> torch.device:
+    """Where a case (C, X, Y, Z) and its probabilities lie: `device` if they take little of it."""
+    return device if _bytes_of(images) < memory_for_network(device) // 4 else CPU
+
+
+def _bytes_of(images: torch.Tensor) -> int:
+    """What a case (C, X, Y, Z) and the probabilities of its voxels take in float32."""
+    return 4 * (images.numel() + len(REGIONS) * images[0].numel())
+
+
 def _window(
     network: Network,
     images: torch.Tensor,
@@ -120,9 +128,8 @@ def _window(
     device: torch.device,
     dtype: torch.dtype,
     at_once: int,
-    beside: int,
 ) -> tuple[int, ...]:
-    """Size of the windows that a case is best computed in, with `beside` bytes kept of it."""
+    """Size of the windows that a case is best computed in."""
     size = tuple(images.shape[1:])
     config = network.config
     if config.depends_on_window:
@@ -130,7 +137,7 @@ def _window(
         return tuple(min(edge, side) for side in size)
     if not config.margin:
         size = tuple(even_window(length, patch_size) for length in size)
-    room = memory_for_network(device, beside=beside)
+    room = memory_for_network(device, beside=_bytes_of(images))
     return largest_window(network, size, room // at_once, dtype)
 
 

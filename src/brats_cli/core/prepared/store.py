@@ -22,7 +22,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -102,9 +102,17 @@ class StoredCase:
     """
 
     id: str
-    images: PackedArray
-    labels: PackedArray
+    images: PackedArray | npt.NDArray[np.float16]
+    labels: PackedArray | npt.NDArray[np.uint8]
     centres: Mapping[str, npt.NDArray[np.int16]]
+
+    def read(self) -> StoredCase:
+        """The same with its arrays in memory.
+
+        Raises:
+            UnreadableFileError: If it is damaged.
+        """
+        return replace(self, images=np.asarray(self.images), labels=np.asarray(self.labels))
 
     def masks(self, scheme: LabelScheme) -> npt.NDArray[np.bool_]:
         """The masks of WT, TC and ET as the expert drew them, (3, X, Y, Z)."""

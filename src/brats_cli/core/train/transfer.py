@@ -41,7 +41,7 @@ class Transfer:
         self._buffers: list[_Buffer] = []
         self._turn = 0
         if self._by_itself:
-            self._stream = torch.cuda.Stream(device)
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def stack(
         self,
@@ -91,4 +91,4 @@ class _Buffer:
         batch, _, *edges = shape
         self.images = torch.empty(shape, dtype=torch.float16, pin_memory=True)
         self.labels = torch.empty((batch, *edges), dtype=torch.uint8, pin_memory=True)
-        self.copied = torch.cuda.Event()
+        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
