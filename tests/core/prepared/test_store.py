@@ -347,7 +347,7 @@ def test_a_label_that_the_scheme_lacks_names_the_file(store, case):
 
 def test_a_damaged_image_is_named_by_the_process_that_read_it(store, phantoms, tmp_path):
     data = shutil.copytree(phantoms, tmp_path / "data")
-    cases = find_cases(data)[:2]
+    cases = first_two(data)
     broken = cases[0].images["t1"].path
     broken.write_bytes(broken.read_bytes()[:3000])
     with pytest.raises(UnreadableFileError) as caught:
@@ -437,7 +437,7 @@ def test_a_damage_inside_a_file_names_the_case_when_it_is_read(store, case):
         found.images[:]
     assert str(caught.value) == f"cannot read {path}: the prepared case is damaged"
     assert caught.value.hint == (
-        f"remove {store.folder / place} and start again: the case is then prepared anew"
+        f"remove {store.folder / place} and start again: the case is then prepared again"
     )
 
 
