@@ -157,6 +157,8 @@ class Functions(TorchFunctionMode):
             return here.is_pinned(args[0])
         if kwargs.pop("pin_memory", False):
             return here.pinned(func(*args, **kwargs), reused=True)
+        if func is torch.tensor and kwargs.get("device") == here.device:
+            return func(*args, **(kwargs | {"device": "cpu"})).to(here.device)
         if torch.is_autocast_enabled(bare.type):
             args, kwargs = _autocast(func, args, kwargs, bare.type)
         return func(*args, **kwargs)

@@ -104,9 +104,11 @@ class TrainView:
 
     def _start(self, event: e.RunStarted) -> None:
         others = f" and {event.processes - 1} more" if event.processes > 1 else ""
+        fewer = event.validation < event.validation_in_all
+        share = f" ({event.validation} of them after each epoch)" if fewer else ""
         console.message(
             f"training on {event.device}{others} in {event.dtype}: "
-            f"{event.training} training cases, {event.validation} validation cases\n"
+            f"{event.training} training cases, {event.validation_in_all} validation cases{share}\n"
             f"run: {event.folder}"
         )
         self.folder, self._rows = event.folder, 0

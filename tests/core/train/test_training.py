@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from brats_cli.core.compute.distributed import ALONE, Group
 from brats_cli.core.compute.machine import available_cpus
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import CheckpointError
@@ -16,6 +17,7 @@ from brats_cli.core.train import training
 from brats_cli.core.train.config import AugmentConfig, TrainConfig
 from brats_cli.core.train.training import (
     MOST_WORKERS,
+    evenly,
     CaseValidated,
     Epoch,
     Progress,
@@ -523,10 +525,30 @@ def test_a_network_of_other_modalities_cannot_be_resumed(cases):
 # --- workers -----------------------------------------------------------------------------------
 
 
-def test_workers_are_as_configured_or_one_less_than_there_are_cpus():
-    assert worker_count(tiny(workers=3)) == 3
-    assert worker_count(tiny(workers=0)) == 0
-    assert worker_count(tiny(workers=None)) == min(MOST_WORKERS, available_cpus() - 1)
+def test_workers_are_as_configured_or_one_less_than_there_are_cpus(monkeypatch):
+    assert worker_count(tiny(workers=3), ALONE) == 3
+    assert worker_count(tiny(workers=0), ALONE) == 0
+    assert worker_count(tiny(workers=None), ALONE) == min(MOST_WORKERS, available_cpus() - 1)
+    # Four processes of one machine divide its 18 CPUs; at times there are too few.
+    monkeypatch.setattr(training, "available_cpus", lambda: 18)
+    assert worker_count(tiny(workers=None), Group(1, 8, 1, local_size=4)) == 18 // 4 - 1
+    assert worker_count(tiny(workers=None), Group(1, 32, 1, local_size=32)) == 0
+
+
+def test_a_validation_takes_some_cases_spread_evenly():
+    # Of 10 at most 3: every fourth.
+    assert evenly("abcdefghij", 3) == "aei"
+    assert evenly("abcdefghij", 5) == "acegi"
+    assert evenly("abc", 3) == evenly("abc", None) == "abc"
+
+
+def test_what_a_validation_takes_is_what_it_scores(cases):
+    seen = []
+    config = tiny(epochs=1, validate_cases=1)
+    for event in train(config, cases, [*cases, *cases], BRATS2023, CPU):
+        if isinstance(event, CaseValidated):
+            seen.append(event.case_id)
+    assert seen == ["case0"]
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from scipy.special import stdtrit  # quantiles of Student's t
 
-from ..compute.devices import arithmetic
+from ..compute.devices import arithmetic, sent
 from ..compute.distributed import ALONE, Group
 from ..compute.processes import one_ahead
 from ..data.labels import REGIONS
@@ -54,7 +54,7 @@ class Counts:
     def of(cls, probability: torch.Tensor, truth: torch.Tensor) -> Counts:
         """Counts of probabilities (R, X, Y, Z) and the masks (R, X, Y, Z) they should be."""
         # Thresholds that a voxel reaches, from 0 to all of them.
-        limits = torch.tensor(THRESHOLDS, device=probability.device)
+        limits = sent(torch.tensor(THRESHOLDS), probability.device)
         reached = torch.bucketize(probability.contiguous(), limits, right=True)
         found: list[npt.NDArray[np.int64]] = []
         common: list[npt.NDArray[np.int64]] = []
