@@ -1,11 +1,12 @@
-# From a bare Python to everything: `make demo` shows all of brats, `make test` checks all of it.
+# From a bare Python to everything: `make demo` shows all of brats, `make test` checks all of it,
+# and `make quick` runs the tests that are not slow, in about a minute.
 
 PYTHON ?= python3
 BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test lint completions bench-feed bench-train bench-quality bench-predict clean
+.PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict clean
 
 demo: $(READY)
 	$(BIN)/brats demo --overwrite
@@ -13,6 +14,9 @@ demo: $(READY)
 # pytest last: its closing line says how many passed.
 test: lint
 	$(BIN)/pytest
+
+quick: $(READY)
+	$(BIN)/pytest -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

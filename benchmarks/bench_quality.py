@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import yaml
 
-from brats_cli.core.data.cases import Case, find_cases, schemes_of
+from brats_cli.core.data.cases import Case, find_cases, with_schemes
 from brats_cli.core.data.labels import REGIONS, LabelScheme, scheme_named
 from brats_cli.core.data.splits import Fold, Split
 from brats_cli.core.images.nifti import count_labels, read_labels
@@ -61,7 +61,8 @@ def main() -> None:
         return
     cases = {case.id: case for case in find_cases(arguments.data)}
     counted = {case.id: count_labels(case.label) for case in cases.values()}
-    schemes = schemes_of(list(cases.values()), counted)
+    cases = {case.id: case for case in with_schemes(list(cases.values()), counted)}
+    schemes = {case_id: case.scheme for case_id, case in cases.items()}
     tests = [TEST]
     if arguments.device == "cuda":
         tests = [tuple(sorted(cases)[number::PARTS]) for number in range(PARTS)]
@@ -74,10 +75,10 @@ def main() -> None:
         tested = [cases[case_id] for case_id in test]
         ours, theirs = (arguments.work / f"{name}_{number}" for name in ("brats", "nnunet"))
         labels = _brats(arguments, file, ours, tested)
-        found["brats"] |= _scores(ours / "test", tested, schemes, scheme_named(labels))
+        found["brats"] |= _scores(ours / "test", tested, scheme_named(labels))
         if arguments.peer:
             _peer(arguments, file, theirs)
-            scores = _scores(theirs, tested, schemes, scheme_named(NNUNET_LABELS))
+            scores = _scores(theirs, tested, scheme_named(NNUNET_LABELS))
             found["nnU-Net"] = found.get("nnU-Net", {}) | scores
     for name, scored in found.items():
         _show(name, scored, arguments)
@@ -200,7 +201,6 @@ def _folders(arguments: argparse.Namespace) -> feeds.Folders:
 def _scores(
     folder: Path,
     cases: Sequence[Case],
-    schemes: Mapping[str, LabelScheme],
     written: LabelScheme,
 ) -> dict[str, CaseScores]:
     """Scores of each case's label map in `folder`, which is in the scheme `written`."""
@@ -212,7 +212,7 @@ def _scores(
         found[case.id] = {
             name: BRATS_2022.official(
                 score(
-                    schemes[case.id].region(name).mask(truth),
+                    case.scheme.region(name).mask(truth),
                     written.region(name).mask(labels),
                     (1.0, 1.0, 1.0),
                 )

@@ -10,14 +10,14 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from brats_cli.core.data.cases import find_cases, schemes_of
+from brats_cli.core.data.cases import find_cases, with_schemes
 from brats_cli.core.data.labels import LabelScheme, scheme_named
 from brats_cli.core.images.nifti import count_labels, read_labels
 from brats_cli.core.prepared.store import Store, StoredCases, training_scheme
@@ -83,8 +83,7 @@ def chances() -> dict[str, float]:
 def prepare(folders: Folders, workers: int) -> int:
     """Let brats prepare the cases; their number."""
     cases = find_cases(folders.cases)
-    schemes = schemes_of(cases, {case.id: count_labels(case.label) for case in cases})
-    cases = [replace(case, scheme=schemes[case.id]) for case in cases]
+    cases = with_schemes(cases, {case.id: count_labels(case.label) for case in cases})
     store = Store(folders.store, training_scheme(cases))
     plan = store.plan(cases)
     list(plan.run(workers=workers))
@@ -273,13 +272,13 @@ def _write_raw(folders: Folders) -> None:
     for name in ("imagesTr", "labelsTr"):
         (raw / name).mkdir(parents=True, exist_ok=True)
     cases = find_cases(folders.cases)
-    schemes = schemes_of(cases, {case.id: count_labels(case.label) for case in cases})
+    cases = with_schemes(cases, {case.id: count_labels(case.label) for case in cases})
     for case in cases:
         for number, name in enumerate(MODALITIES):
             link = raw / "imagesTr" / f"{case.id}_{number:04}.nii.gz"
             link.unlink(missing_ok=True)
             link.symlink_to(case.images[name].path.resolve())
-        labels = schemes[case.id].convert(read_labels(case.label).data, scheme_named("brats2023"))
+        labels = case.scheme.convert(read_labels(case.label).data, scheme_named("brats2023"))
         header = nib.load(case.images["t1"].path).header
         image = nib.Nifti1Image(labels, header.get_best_affine(), header, dtype=np.uint8)
         nib.save(image, raw / "labelsTr" / f"{case.id}.nii.gz")

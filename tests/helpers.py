@@ -1,8 +1,82 @@
-"""What several test files need."""
+"""What several test files share: running the command, the real cases, tiny settings and cases."""
 
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
+import pytest
+from typer.testing import CliRunner
 
+from brats_cli.app import app
 from brats_cli.core.images.grid import Grid, Volume
+
+REAL = Path(__file__).parents[2] / "shared/data"
+"""Data that never enters the project: `cases`, `pairs` and others."""
+
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real cases are not in ../shared")
+
+TINY = {
+    "epochs": 1,
+    "steps_per_epoch": 2,
+    "patch_size": 16,
+    "workers": 0,
+    "network": {"channels": 2, "levels": 2},
+}
+"""Settings of the smallest training, which learns nothing but takes every step."""
+
+
+def brats(*words, stdin=None):
+    """Run a command in this process; an exception that is a bug is raised here."""
+    result = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def stdout_of(*words, stdin=None):
+    """Run a command that has to succeed; its stdout."""
+    result = brats(*words, stdin=stdin)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def assert_refused(result, error, hint=""):
+    """Two lines on stderr, nothing on stdout, status 3."""
+    assert result.exit_code == 3, result.output
+    assert result.stdout == ""
+    first, second = result.stderr.splitlines()
+    assert first == f"error: {error}"
+    assert second.startswith(" hint: ")
+    assert hint in second
+
+
+def save_nifti(path, data, affine=None):
+    """Write an array as NIfTI, in a folder that need not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data, np.eye(4) if affine is None else affine), path)
+
+
+def write_case(folder, case_id, labels=None, *, seed, lacks=(), affine=None, joined_by="_"):
+    """Write a case of random images in a folder of its own.
+
+    Args:
+        folder: Folder of the data set.
+        case_id: Name of the case's folder, and start of its files' names.
+        labels: Label map, (X, Y, Z); without one, the images have 6 x 6 x 6 voxels.
+        seed: The same seed gives the same images.
+        lacks: Modalities that are not written.
+        affine: By default voxels of 1 mm at the origin.
+        joined_by: What joins the case id and the modality.
+    """
+    generator = np.random.default_rng(seed)
+    for role in ("t1", "t1ce", "t2", "flair"):
+        image = generator.integers(1, 999, (6, 6, 6) if labels is None else labels.shape)
+        image[0] = 0  # background
+        if role not in lacks:
+            path = folder / case_id / f"{case_id}{joined_by}{role}.nii.gz"
+            save_nifti(path, image.astype(np.int16), affine)
+    if labels is not None:
+        save_nifti(folder / case_id / f"{case_id}{joined_by}seg.nii.gz", labels, affine)
 
 
 def volume(data, affine=None, **more):
@@ -10,6 +84,13 @@ def volume(data, affine=None, **more):
     data = np.asarray(data)
     shape = (*data.shape, 1, 1)[:3]
     return Volume(data, Grid(shape, np.eye(4) if affine is None else np.asarray(affine)), **more)
+
+
+def centroid(mesh):
+    """Centre of the volume that a mesh encloses: each face spans a tetrahedron with the origin."""
+    a, b, c = np.moveaxis(mesh.vertices[mesh.faces], 1, 0)
+    volumes = np.einsum("ij,ij->i", a, np.cross(b, c)) / 6
+    return (volumes[:, None] * (a + b + c) / 4).sum(axis=0) / volumes.sum()
 
 
 def _patched(offset, dtype, *values):

@@ -6,20 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import typer
-from typer.testing import CliRunner
+from helpers import brats, save_nifti
 
 from brats_cli import __version__, app, console
 from brats_cli.core.errors import BratsError
 
 COMMANDS = sorted(typer.main.get_command(app.app).commands)
-
-
-def brats(*words):
-    return CliRunner().invoke(app.app, [str(word) for word in words])
 
 
 def run(*words, cwd, **settings):
@@ -59,7 +54,7 @@ def seg(tmp_path):
     data = np.zeros((7, 3, 3), dtype=np.uint8)
     data[1, 1, 1], data[5, 1, 1] = 2, 4
     path = tmp_path / "seg.nii.gz"
-    nib.save(nib.Nifti1Image(data, np.eye(4)), path)
+    save_nifti(path, data)
     return path
 
 
@@ -120,7 +115,7 @@ def test_a_users_mistake_is_two_lines_and_status_3(tmp_path):
     assert result.stdout == ""
     error, hint = result.stderr.splitlines()
     assert error == f"error: cannot read {tmp_path / 'none'}: it is not a folder"
-    assert hint == " hint: give the data set's folder"
+    assert hint == " hint: give the folder of a data set"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -129,7 +124,7 @@ def test_it_is_the_same_in_a_shell(tmp_path):
     assert done.returncode == 3
     assert done.stdout == ""
     assert done.stderr == (
-        "error: cannot read none: it is not a folder\n hint: give the data set's folder\n"
+        "error: cannot read none: it is not a folder\n hint: give the folder of a data set\n"
     )
 
 

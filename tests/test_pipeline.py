@@ -4,65 +4,46 @@ import csv
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from helpers import REAL, TINY, needs_real, stdout_of
 from stl import mesh as stl
-from typer.testing import CliRunner
 
-from brats_cli.app import app
 from brats_cli.core.data.phantom import write_phantoms
-
-REAL = Path(__file__).parents[2] / "shared/data/cases"
-
-# As small as can be: what is tested is that the steps fit together, not what is learnt.
-TINY = {
-    "epochs": 1,
-    "steps_per_epoch": 2,
-    "patch_size": 16,
-    "workers": 0,
-    "network": {"channels": 2, "levels": 2},
-}
-
-
-def brats(*words):
-    """Run a command that has to succeed; its stdout."""
-    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
 
 
 def learn_and_segment(data, folder):
     """Split, train and predict in `folder`; the test cases, and the folder of their label maps."""
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     splits, run, predictions = folder / "splits.yaml", folder / "runs/tiny", folder / "predictions"
-    brats("split", data, "-o", splits, "--ratios", "40/30/30")
-    brats("train", splits, "-c", folder / "tiny.yaml", "--device", "cpu", "-o", run)
+    stdout_of("split", data, "-o", splits, "--ratios", "40/30/30")
+    stdout_of("train", splits, "-c", folder / "tiny.yaml", "--device", "cpu", "-o", run)
     assert {"best.pt", "last.pt", "log.csv", "config.yaml", "splits.yaml"} <= {
         path.name for path in run.iterdir()
     }
     test = yaml.safe_load(splits.read_text())["test"]
     assert test
     paths = [data / case_id for case_id in test]
-    brats("predict", *paths, "-o", predictions, "--model", run, "--device", "cpu")
+    stdout_of("predict", *paths, "-o", predictions, "--model", run, "--device", "cpu")
     return test, predictions
 
 
+@pytest.mark.slow
 def test_the_whole_way_on_phantoms(tmp_path):
     cases = write_phantoms(tmp_path / "data", cases=9, shape=(40, 48, 36))
     test, predictions = learn_and_segment(tmp_path / "data", tmp_path)
 
     # What two steps have learnt is worth nothing; the experts' own labels score 1 in every region.
-    brats("evaluate", predictions, tmp_path / "data", "-o", tmp_path / "scores.csv")
+    stdout_of("evaluate", predictions, tmp_path / "data", "-o", tmp_path / "scores.csv")
     with (tmp_path / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["case"], row["region"]) for row in rows} == {
         (case_id, region) for case_id in test for region in ("WT", "TC", "ET")
     }
-    report = json.loads(brats("evaluate", tmp_path / "data", tmp_path / "data", "--json"))
+    report = json.loads(stdout_of("evaluate", tmp_path / "data", tmp_path / "data", "--json"))
     assert report["summary"]["WT"]["dice"]["mean"] == 1
     assert report["summary"]["WT"]["dice"]["n"] == len(cases)
 
@@ -70,7 +51,7 @@ def test_the_whole_way_on_phantoms(tmp_path):
     # meet the formula to 0.6 % at full size; at half the size, to twice that.
     case = cases[0]
     label_map = case.folder / f"{case.folder.name}-seg.nii.gz"
-    brats("mesh", label_map, "--region", "WT", "-o", tmp_path / "tumour.stl")
+    stdout_of("mesh", label_map, "--region", "WT", "-o", tmp_path / "tumour.stl")
     surface = stl.Mesh.from_file(str(tmp_path / "tumour.stl"))
     assert surface.is_closed(exact=True)
     expected = sum(case.volumes_mm3.values())
@@ -90,6 +71,7 @@ def test_a_prediction_lies_on_its_cases_grid(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_command_itself_works_in_a_folder_with_the_defaults(tmp_path):
     # The mission's own lines, typed where the step before was run.
     write_phantoms(tmp_path / "data", cases=9, shape=(40, 48, 36))
@@ -115,21 +97,21 @@ def test_the_command_itself_works_in_a_folder_with_the_defaults(tmp_path):
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real cases are not at ../shared/data")
+@needs_real
 def test_the_whole_way_on_real_cases_of_three_years(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     names = ["Brats18_2013_2_1", "BraTS20_Training_001", "BraTS2021_01481", "BraTS-GLI-00000-000"]
     for name in names:
-        (data / name).symlink_to(REAL / name)
+        (data / name).symlink_to(REAL / "cases" / name)
     test, predictions = learn_and_segment(data, tmp_path)
     assert {path.name for path in predictions.glob("*.nii.gz")} == {f"{i}.nii.gz" for i in test}
-    brats("evaluate", predictions, data, "-o", tmp_path / "scores.csv")
+    stdout_of("evaluate", predictions, data, "-o", tmp_path / "scores.csv")
 
     # The mesh of an expert's label map is closed and holds the voxels that README.md of the data
     # counts: 4,514 + 34,894 + 21,677.
-    label_map = REAL / "Brats18_2013_2_1/Brats18_2013_2_1_seg.nii.gz"
-    brats("mesh", label_map, "--region", "WT", "-o", tmp_path / "tumour.stl")
+    label_map = REAL / "cases/Brats18_2013_2_1/Brats18_2013_2_1_seg.nii.gz"
+    stdout_of("mesh", label_map, "--region", "WT", "-o", tmp_path / "tumour.stl")
     surface = stl.Mesh.from_file(str(tmp_path / "tumour.stl"))
     assert surface.is_closed(exact=True)
     assert float(surface.get_mass_properties()[0]) == pytest.approx(61_085, rel=0.01)

@@ -18,16 +18,41 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .core.check.run import check as check
+    from .core.data.splitting import split as split
+    from .core.demo import demo as demo
     from .core.errors import BratsError as BratsError
+    from .core.predict.many import Prediction as Prediction
+    from .core.predict.many import predict as predict
+    from .core.surface.meshing import mesh as mesh
     from .core.train.run import train as train
+    from .core.train.training import Epoch as Epoch
 
 _HOMES = {
     "BratsError": "errors",
+    "Epoch": "train.training",
+    "Prediction": "predict.many",
+    "check": "check.run",
+    "demo": "demo",
+    "mesh": "surface.meshing",
+    "predict": "predict.many",
+    "split": "data.splitting",
     "train": "train.run",
 }
 """The module of the core that each name comes from; it is imported when the name is first used."""
 
-__all__ = ["BratsError", "__version__", "train"]
+__all__ = [
+    "BratsError",
+    "Epoch",
+    "Prediction",
+    "__version__",
+    "check",
+    "demo",
+    "mesh",
+    "predict",
+    "split",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,15 +28,15 @@ DATA_ERROR = 3  # 1 is Python's for a bug, 2 is Typer's for wrong usage
 
 
 class _Brats(TyperGroup):
-    """The one place where a user's mistake becomes two lines and a status.
+    """The one place where a `BratsError` becomes two lines on stderr and an exit status.
 
-    In the group and not around `app()`, so that `CliRunner` sees the same.
+    Here and not around `app()`, so that `CliRunner` gets the same.
     """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             with warnings.catch_warnings():
-                # What was odd in the user's data and dealt with is a message like any other.
+                # A warning about the user's data is a message like any other.
                 warnings.filterwarnings("always", category=BratsWarning)
                 warnings.showwarning = lambda text, *_: console.warning(str(text))
                 return super().invoke(ctx)
@@ -64,10 +64,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def brats(
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only on stderr.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only errors on stderr.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print more details on stderr.")
+    ] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """From a folder of BraTS scans to scored segmentations and printable meshes.

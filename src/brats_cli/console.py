@@ -1,4 +1,4 @@
-"""What people see: the only user of rich. Results on stdout; progress and messages on stderr."""
+"""Everything that is printed: results on stdout, progress and messages on stderr; uses rich."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-_stderr = Console(stderr=True)  # one for all, so that messages and live bars do not mix
+_stderr = Console(stderr=True)  # a single one, so that messages and progress bars do not mix
 
 _PIPED_WIDTH = 1000
 
@@ -29,13 +29,13 @@ verbosity = 0
 
 
 def message(text: str, *, style: str = "") -> None:
-    """Tell the user something on stderr, in rich's `style` on a terminal; silent under -q."""
+    """Print a message on stderr, in rich's `style` on a terminal; nothing with -q."""
     if verbosity >= 0:
         _stderr.print(escape(text), highlight=False, soft_wrap=True, style=style)
 
 
 def detail(text: str) -> None:
-    """Tell the user something on stderr, under -v only."""
+    """Print a message on stderr, only with -v."""
     if verbosity > 0:
         message(text)
 
@@ -46,18 +46,22 @@ def result(text: str) -> None:
 
 
 def result_json(content: Any) -> None:
-    """Print results as JSON on stdout; a number that is not finite becomes null."""
+    """Print results as JSON on stdout.
+
+    Raises:
+        ValueError: If a number is not finite, which JSON cannot hold.
+    """
     sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def error(text: str, hint: str) -> None:
-    """The two lines of a user's mistake, on stderr."""
+    """Print the two lines of a `BratsError` on stderr."""
     _stderr.print(f"[red]error:[/red] {escape(text)}", highlight=False, soft_wrap=True)
     _stderr.print(f" [bold]hint:[/bold] {escape(hint)}", highlight=False, soft_wrap=True)
 
 
 def warning(text: str) -> None:
-    """Tell the user of something odd on stderr; silent under -q."""
+    """Print a warning on stderr; nothing with -q."""
     message(f"warning: {text}")
 
 
@@ -68,9 +72,9 @@ def table(
     title: str | None = None,
     left: Sequence[str] = (),
 ) -> None:
-    """Print a table on stdout; columns are right-aligned but for the first and those in `left`."""
+    """Print a table on stdout; columns are right-aligned except the first and those in `left`."""
     rows = list(rows)
-    # Names of cases stay in one piece; what is longer than they are may be folded.
+    # Case ids are never folded; longer names, such as paths, may be.
     name = min(24, max((len(row[0]) for row in rows), default=0))
     view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
@@ -83,13 +87,13 @@ def table(
         )
     for row in rows:
         view.add_row(*(escape(cell) for cell in row))
-    # Into a file or a pipe, where nothing says how wide a line may be, a row stays one line.
+    # In a file or a pipe, where the width of a line is not limited, each row is one line.
     width = None if sys.stdout.isatty() else _PIPED_WIDTH
     Console(highlight=False, width=width).print(view)
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for a table: fixed digits, or a dash where there is none."""
+    """A number for a table: fixed digits, or a dash for None and NaN."""
     return "-" if value is None or value != value else f"{value:.{digits}f}"
 
 
@@ -106,13 +110,13 @@ def duration(seconds: float) -> str:
 
 
 def is_live() -> bool:
-    """Whether somebody may be watching stderr: it is a terminal, and not under -q."""
+    """Whether progress may be shown: stderr is a terminal, and -q is not given."""
     return _stderr.is_terminal and verbosity >= 0
 
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """Progress bars on stderr; none where stderr is not a terminal, or under -q."""
+    """Progress bars on stderr; none if stderr is not a terminal, or with -q."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -131,9 +135,9 @@ ShowLine = Callable[[str, float, str], None]
 
 @contextmanager
 def last_line() -> Iterator[ShowLine]:
-    """A line below all that is told on stderr: a text, a bar for a share from 0 to 1, a text.
+    """A line that stays below all messages on stderr: a text, a bar for a fraction, a text.
 
-    None where `is_live` is false.
+    It is not shown if `is_live` is false.
     """
     with Progress(
         TextColumn("{task.description}"),

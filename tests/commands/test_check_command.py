@@ -1,20 +1,14 @@
-"""A data set with one defect at a time: each is named with its file, and mended if it can be."""
+"""A data set with one defect at a time: each is named with its file, and repaired if it can be."""
 
 import gzip
 import io
 import json
 import shutil
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from typer.testing import CliRunner
-
-from brats_cli.app import app
-
-REAL = Path(__file__).parents[3] / "shared/data"
-needs_real = pytest.mark.skipif(not REAL.exists(), reason="the real cases are not in ../shared")
+from helpers import REAL, brats, needs_real, save_nifti
 
 SHAPE = (12, 14, 10)
 AFFINE = np.array([[-1.0, 0, 0, 6], [0, -1, 0, 7], [0, 0, 1, -5], [0, 0, 0, 1]])  # as BraTS: LPS
@@ -23,9 +17,7 @@ BROKEN = "BraTS2021_00001"
 
 
 def run(*words):
-    result = CliRunner().invoke(app, ["check", *map(str, words)])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
+    return brats("check", *words)
 
 
 def write_case(folder, number, *, case_id=None):
@@ -45,8 +37,7 @@ def write_case(folder, number, *, case_id=None):
 
 
 def save(path, data, affine=AFFINE):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(data, affine), path)
+    save_nifti(path, data, affine)
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +80,7 @@ class Broken:
         self.save(role, self.voxels(role), affine)
 
     def header(self, *roles, **fields):
-        """Write header fields as they are, which nibabel would mend."""
+        """Write header fields as they are, which nibabel would repair."""
         for role in roles:
             raw = gzip.decompress(self.path(role).read_bytes())
             header = nib.Nifti1Header.from_fileobj(io.BytesIO(raw), check=False)
@@ -116,7 +107,7 @@ def brain_of(broken):
 
 # What nibabel writes: pixdim 1 1 1, sform code 2 (aligned), qform code 0 where only an affine is
 # given. A row: what is done to the case, the rule that names it, the file it is named with, and
-# whether it can be mended.
+# whether it can be repaired.
 FIX, NO_FIX = True, False
 DEFECTS = {
     # Files
@@ -337,13 +328,13 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("name", DEFECTS)
-def test_every_defect_is_named_and_mended_if_it_can_be(name, data, tmp_path):
-    break_it, rule, role, mends = DEFECTS[name]
+def test_every_defect_is_named_and_repaired_if_it_can_be(name, data, tmp_path):
+    break_it, rule, role, repairs = DEFECTS[name]
     broken = Broken(data)
     break_it(broken)
     before = contents(data)
 
-    result = run(data, "--json", "--fix", tmp_path / "mended")
+    result = run(data, "--json", "--fix", tmp_path / "repaired")
     report = json.loads(result.stdout)
     case = next(case for case in report["cases"] if case["id"] == BROKEN)
     file = data / BROKEN if role is None else broken.path(role)
@@ -352,11 +343,11 @@ def test_every_defect_is_named_and_mended_if_it_can_be(name, data, tmp_path):
     assert case["level"] == "error"
     assert contents(data) == before
 
-    assert result.exit_code == (0 if mends else 3)
-    if mends:
-        mended = run(tmp_path / "mended", "--json")
-        assert mended.exit_code == 0, mended.stdout
-        (again,) = json.loads(mended.stdout)["cases"]
+    assert result.exit_code == (0 if repairs else 3)
+    if repairs:
+        repaired = run(tmp_path / "repaired", "--json")
+        assert repaired.exit_code == 0, repaired.stdout
+        (again,) = json.loads(repaired.stdout)["cases"]
         assert (again["id"], again["labels"]) == (BROKEN, "brats2020")
         assert again["level"] == "ok"
     else:
@@ -367,7 +358,7 @@ def test_every_defect_is_named_and_mended_if_it_can_be(name, data, tmp_path):
 
 def test_the_corpus_is_large_enough():
     assert len(DEFECTS) >= 40
-    assert sum(mends for *_, mends in DEFECTS.values()) >= 15
+    assert sum(repairs for *_, repairs in DEFECTS.values()) >= 15
 
 
 def test_nothing_is_wrong_with_sound_cases(sound):
@@ -378,14 +369,14 @@ def test_nothing_is_wrong_with_sound_cases(sound):
     assert report["summary"]["labels"] == {"brats2020": 4}
 
 
-def test_zipped_under_an_unzipped_name_is_mended_with_the_right_name(data, tmp_path):
+def test_zipped_under_an_unzipped_name_is_repaired_with_the_right_name(data, tmp_path):
     path = Broken(data).path("t1")
     path.rename(path.with_suffix(""))
-    result = run(data, "--fix", tmp_path / "mended")
+    result = run(data, "--fix", tmp_path / "repaired")
     assert result.exit_code == 0
     assert "_t1.nii: it is gzipped, but its name does not end in .gz" in result.stdout
-    assert (tmp_path / "mended" / BROKEN / path.name).exists()
-    assert run(tmp_path / "mended").exit_code == 0
+    assert (tmp_path / "repaired" / BROKEN / path.name).exists()
+    assert run(tmp_path / "repaired").exit_code == 0
 
 
 # --- what concerns more than one case ----------------------------------------------------------
@@ -395,7 +386,7 @@ def test_one_id_in_two_places_is_named(data):
     shutil.copytree(data / BROKEN, data / "copy" / BROKEN)
     result = run(data)
     assert result.exit_code == 3
-    assert f"case {BROKEN} is there twice" in result.stdout
+    assert f"case {BROKEN} was found in two places" in result.stdout
 
 
 def test_two_files_for_one_modality_are_named(data):
@@ -424,24 +415,26 @@ def test_labels_without_a_scheme_need_the_flag(tmp_path):
         save(path, np.where(labels == 4, 3, labels).astype(np.uint8))
     result = run(tmp_path)
     assert result.exit_code == 3
-    assert "which fit several schemes: brats2023, msd, nnunet; say which it is with --labels" in (
+    assert "which fit several schemes: brats2023, msd, nnunet; choose one with --labels" in (
         result.stdout
     )
     assert run(tmp_path, "--labels", "brats2023").exit_code == 0
 
 
-def test_labels_of_another_year_are_mended_once_the_flag_tells_them(data, tmp_path):
+def test_labels_of_another_year_are_repaired_once_the_flag_tells_them(data, tmp_path):
     broken = Broken(data)
     DEFECTS["labels of another year"][0](broken)
     expected = np.asarray(nib.load(str(broken.path("seg"))).dataobj)
     alone = tmp_path / "alone"
     shutil.copytree(data / BROKEN, alone / BROKEN)
-    result = run(alone, "--labels", "brats2023", "--fix", tmp_path / "mended")
+    result = run(alone, "--labels", "brats2023", "--fix", tmp_path / "repaired")
     assert result.exit_code == 0
-    assert "labels of brats2023 under a name of brats2020" in result.stdout
-    mended = nib.load(tmp_path / f"mended/{BROKEN}/{BROKEN}_seg.nii.gz")
-    np.testing.assert_array_equal(np.asarray(mended.dataobj), np.where(expected == 3, 4, expected))
-    assert run(tmp_path / "mended").exit_code == 0
+    assert "it has labels of brats2023, but its name is of brats2020" in result.stdout
+    repaired = nib.load(tmp_path / f"repaired/{BROKEN}/{BROKEN}_seg.nii.gz")
+    np.testing.assert_array_equal(
+        np.asarray(repaired.dataobj), np.where(expected == 3, 4, expected)
+    )
+    assert run(tmp_path / "repaired").exit_code == 0
 
 
 def test_channels_without_a_dataset_json_are_named(tmp_path):
@@ -455,10 +448,10 @@ def test_four_channels_need_four_channels(tmp_path):
     save(tmp_path / "imagesTr/BRATS_001.nii.gz", np.ones((*SHAPE, 3), np.int16))
     result = run(tmp_path)
     assert result.exit_code == 3
-    assert "BRATS_001.nii.gz: it has 3 channels where 4 are due" in result.stdout
+    assert "BRATS_001.nii.gz: it has 3 channels; 4 are expected" in result.stdout
 
 
-def test_the_decathlons_files_are_mended_as_they_are_laid_out(sound, tmp_path):
+def test_the_decathlons_files_are_repaired_as_they_are_laid_out(sound, tmp_path):
     files = [sound / BROKEN / f"{BROKEN}_{role}.nii.gz" for role in ("flair", "t1", "t1ce", "t2")]
     images = np.stack([np.asarray(nib.load(file).dataobj) for file in files], axis=-1)
     images = images.astype(np.float32)
@@ -467,36 +460,36 @@ def test_the_decathlons_files_are_mended_as_they_are_laid_out(sound, tmp_path):
     save(tmp_path / "data/imagesTr/BRATS_001.nii.gz", images)
     save(tmp_path / "data/labelsTr/BRATS_001.nii.gz", np.where(labels == 4, 3, labels))
     (tmp_path / "data/dataset.json").write_text('{"name": "BRATS"}')
-    result = run(tmp_path / "data", "--fix", tmp_path / "mended")
+    result = run(tmp_path / "data", "--fix", tmp_path / "repaired")
     assert result.exit_code == 0
-    assert (tmp_path / "mended/dataset.json").exists()
-    mended = np.asarray(nib.load(tmp_path / "mended/imagesTr/BRATS_001.nii.gz").dataobj)
-    np.testing.assert_array_equal(mended, np.nan_to_num(images))
-    assert run(tmp_path / "mended").exit_code == 0
+    assert (tmp_path / "repaired/dataset.json").exists()
+    repaired = np.asarray(nib.load(tmp_path / "repaired/imagesTr/BRATS_001.nii.gz").dataobj)
+    np.testing.assert_array_equal(repaired, np.nan_to_num(images))
+    assert run(tmp_path / "repaired").exit_code == 0
 
 
 # --- warnings ----------------------------------------------------------------------------------
 
 
-def test_less_than_half_a_voxel_is_a_warning_that_is_mended(data, tmp_path):
+def test_less_than_half_a_voxel_is_a_warning_that_is_repaired(data, tmp_path):
     Broken(data).move("t2", 0.3)
-    result = run(data, "--fix", tmp_path / "mended")
+    result = run(data, "--fix", tmp_path / "repaired")
     assert result.exit_code == 0
     assert "warning: " in result.stdout
-    assert "_t2.nii.gz: its corners are 0.3 mm off those of" in result.stdout
-    mended = nib.load(tmp_path / f"mended/{BROKEN}/{BROKEN}_t2.nii.gz")
-    np.testing.assert_allclose(mended.affine, AFFINE, atol=1e-6)
-    assert "warning" not in run(tmp_path / "mended").stdout.replace("with warnings", "")
+    assert "_t2.nii.gz: its corners are 0.3 mm from those of" in result.stdout
+    repaired = nib.load(tmp_path / f"repaired/{BROKEN}/{BROKEN}_t2.nii.gz")
+    np.testing.assert_allclose(repaired.affine, AFFINE, atol=1e-6)
+    assert "warning" not in run(tmp_path / "repaired").stdout.replace("with warnings", "")
 
 
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda c: c.path("seg").unlink(), "no label map, which 3 of 4 cases have"),
+        (lambda c: c.path("seg").unlink(), "no label map; 3 of 4 cases have one"),
         (lambda c: c.save("seg", c.voxels("seg") * 0), "no tumour: every voxel is 0"),
         (
             lambda c: [c.change(role, c.voxels(role) == 0, 50) for role in ROLES[:4]],
-            "hardly any voxel is 0: is the skull still on?",
+            "almost no voxel is 0: was the skull not removed?",
         ),
         (lambda c: c.change("seg", (0, 0, 0), 2), "of its tumour lies outside the brain"),
     ],
@@ -549,7 +542,7 @@ def test_repairs_are_offered_with_their_number(data):
 def test_repairs_go_nowhere_near_the_originals(data, tmp_path):
     Broken(data).header("t2", xyzt_units=3)
     before = contents(data)
-    inside = run(data, "--fix", data / "mended")
+    inside = run(data, "--fix", data / "repaired")
     assert inside.exit_code == 3
     assert "it lies inside the data set" in inside.stderr
     (tmp_path / "full").mkdir()
@@ -560,11 +553,11 @@ def test_repairs_go_nowhere_near_the_originals(data, tmp_path):
     assert contents(data) == before
 
 
-def test_a_single_case_is_checked_and_mended_under_its_name(data, tmp_path):
+def test_a_single_case_is_checked_and_repaired_under_its_name(data, tmp_path):
     Broken(data).header("t2", xyzt_units=3)
-    result = run(data / BROKEN, "--fix", tmp_path / "mended")
+    result = run(data / BROKEN, "--fix", tmp_path / "repaired")
     assert result.exit_code == 0
-    assert sorted(path.name for path in (tmp_path / "mended" / BROKEN).iterdir()) == sorted(
+    assert sorted(path.name for path in (tmp_path / "repaired" / BROKEN).iterdir()) == sorted(
         f"{BROKEN}_{role}.nii.gz" for role in ROLES
     )
 

@@ -109,7 +109,7 @@ def test_a_csv_that_exists_is_told_before_anything_is_scored(folders, tmp_path):
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.splitlines() == [
         f"error: {path} exists already",
-        " hint: give another name with -o, or --overwrite to replace it",
+        " hint: choose another path with -o, or replace it with --overwrite",
     ]
     assert path.read_text() == "mine"
     assert brats(*folders, "-o", path, "--overwrite").exit_code == 0

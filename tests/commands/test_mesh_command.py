@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from brats_cli.app import app
 
-AFFINE = np.diag([-1.0, -1, 20, 1])
+AFFINE = np.diag([-1.0, -1, 2, 1])
 
 
 def run(*args: object, stdin: str | None = None):
@@ -22,7 +23,7 @@ def run(*args: object, stdin: str | None = None):
 
 
 def write_seg(path: Path, *values: int) -> Path:
-    """A label map with one voxel of 1 x 1 x 20 mm for each value, none beside another."""
+    """A label map with one voxel of 1 x 1 x 2 mm for each value, none beside another."""
     data = np.zeros((9, 3, 3), dtype=np.uint8)
     data[1 : 2 * len(values) : 2, 1, 1] = values
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,35 +45,52 @@ def test_the_missions_line_writes_seg_wt_beside_the_label_map(seg):
     assert result.exit_code == 0
     assert names(seg.parent) == ["seg.nii.gz", "seg_WT.stl"]
     header, row = result.stdout.splitlines()
-    assert " ".join(header.split()) == "file vertices faces volume area closed"
-    # Three voxels of 1 x 1 x 20 mm: 60 mm3 = 0.06 ml, as three octahedra of 6 vertices and 8 faces.
-    # With h = (3/4)^(1/3): 3 * 8 * h * sqrt(2) * h * sqrt(20^2 + 1/2) / 2 = 280.4 mm2 = 2.8 cm2.
-    assert " ".join(row.split()) == "seg_WT.stl 18 24 0.06 ml 2.8 cm2 yes"
-    assert result.stderr == f"written to {seg.parent}\n"
+    assert " ".join(header.split()) == "file faces volume area mean mm closed"
+    # Three voxels of 1 x 1 x 2 mm: 6 mm3 = 0.01 ml, as three octahedra of 6 vertices and 8 faces.
+    # With h = (3/4)^(1/3): 3 * 8 * h * sqrt(2) * h * sqrt(2^2 + 1/2) / 2 = 29.7 mm2 = 0.3 cm2.
+    assert re.fullmatch(r"seg_WT.stl 24 0.01 ml 0.3 cm2 0.\d\d yes", " ".join(row.split()))
+    assert result.stderr.splitlines() == [
+        f"written to {seg.parent}",
+        "seg_WT.stl: too small to be smoothed: 3 of its 3 parts (islands and cavities)",
+    ]
 
 
 def test_json_holds_every_number_and_the_file_agrees_with_it(seg):
     result = run(seg, "--region", "tc", "--json")
     content = json.loads(result.stdout)
-    assert (content["format"], content["failed"]) == ("brats-meshes/1", [])
+    assert content["format"] == "brats-meshes/1"
+    assert content["failed"] == content["skipped"] == []
     (mesh,) = content["meshes"]
+    distances = {mesh.pop(key) for key in ("mean_mm", "p95_mm", "max_mm")}
+    assert 0 < min(distances) <= max(distances) < 1
+    assert abs(mesh.pop("volume_error")) < 1e-6
     assert mesh == {
         "segmentation": str(seg),
         "region": "TC",
         "file": str(seg.with_name("seg_TC.stl")),
         "space": "RAS",
+        "scale": 1.0,
         "vertices": 12,
         "faces": 16,
-        "volume_mm3": pytest.approx(2 * 20),
-        "voxels_mm3": pytest.approx(2 * 20),
-        "area_mm2": pytest.approx(2 * 8 * 0.75 ** (2 / 3) * np.sqrt(2 * 400.5) / 2),
+        "full_faces": 16,
+        "volume_mm3": pytest.approx(2 * 2),
+        "voxels_mm3": pytest.approx(2 * 2),
+        "area_mm2": pytest.approx(2 * 8 * 0.75 ** (2 / 3) * np.sqrt(2 * 4.5) / 2),
+        "euler_number": 4,
+        "shells": 2,
+        "voxel_shells": 2,
+        "unsmoothed": 2,
+        "smooth": "light",
+        "wanted_smooth": "light",
+        "wanted_faces": 16,
+        "interpolated": None,
         "closed": True,
     }
     written = stl.Mesh.from_file(mesh["file"])
     assert written.is_closed(exact=True)
     assert written.get_mass_properties()[0] == pytest.approx(mesh["volume_mm3"])
-    # Voxels 1 and 5 along x of an affine that turns x and y round: -1 and -5, with y -1 and z 20.
-    np.testing.assert_allclose(written.vectors.reshape(-1, 3).mean(axis=0), [-3, -1, 20], atol=1e-5)
+    # Voxels 1 and 5 along x of an affine that turns x and y round: -1 and -5, with y -1 and z 2.
+    np.testing.assert_allclose(written.vectors.reshape(-1, 3).mean(axis=0), [-3, -1, 2], atol=1e-5)
 
 
 def test_lps_is_written_and_said(seg):
@@ -81,7 +99,7 @@ def test_lps_is_written_and_said(seg):
     written = stl.Mesh.from_file(mesh["file"])
     assert mesh["space"] == "LPS"
     assert b"SPACE=LPS" in Path(mesh["file"]).read_bytes()[:80]
-    np.testing.assert_allclose(written.vectors.reshape(-1, 3).mean(axis=0), [3, 1, 20], atol=1e-5)
+    np.testing.assert_allclose(written.vectors.reshape(-1, 3).mean(axis=0), [3, 1, 2], atol=1e-5)
 
 
 def test_a_name_for_one_mesh(seg, tmp_path):
@@ -145,11 +163,11 @@ def test_a_mesh_that_exists_is_kept_without_overwrite(seg):
     assert_refused(
         run(seg),
         f"{seg.with_name('seg_WT.stl')} exists already",
-        "give another name with -o, or --overwrite to replace it",
+        "choose another path with -o, or replace it with --overwrite",
     )
     assert seg.with_name("seg_WT.stl").read_text() == "mine"
     assert run(seg, "--overwrite").exit_code == 0
-    assert seg.with_name("seg_WT.stl").read_bytes().startswith(b"brats SPACE=RAS")
+    assert seg.with_name("seg_WT.stl").read_bytes().startswith(b"brats ")
 
 
 def test_a_region_that_two_schemes_see_differently_asks_for_labels(tmp_path):
@@ -157,7 +175,7 @@ def test_a_region_that_two_schemes_see_differently_asks_for_labels(tmp_path):
     assert_refused(
         run(seg, "--region", "TC"),
         f"{seg} holds labels 0, 1, 2, 3, which fit several schemes: brats2023, msd, nnunet",
-        "say which it is with --labels, one of brats2023, msd, nnunet",
+        "choose one with --labels: brats2023, msd, nnunet",
     )
     assert run(seg, "--region", "WT").exit_code == 0
     assert run(seg, "--region", "TC", "--labels", "msd").exit_code == 0
@@ -167,7 +185,7 @@ def test_a_region_that_does_not_exist_is_told_before_anything_is_read(tmp_path):
     assert_refused(
         run(tmp_path / "missing.nii.gz", "--region", "tumour"),
         "there is no region 'tumour'",
-        "the regions are ET, GTV, RC, TC, WT; a label value and all will do as well",
+        "the regions are ET, GTV, RC, TC, WT; a label value, all and brain work as well",
     )
 
 
@@ -176,12 +194,77 @@ def test_a_missing_label_map(tmp_path):
     assert_refused(run(missing), f"cannot read {missing}: there is no such file", "check the path")
 
 
-def test_another_format_is_not_written(seg):
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        (
+            ["--reduce", "0"],
+            "cannot keep 0 of the faces",
+            "give the part of the faces to keep, above 0 and up to 1, such as 0.25",
+        ),
+        (
+            ["--reduce", "25"],
+            "cannot keep 25 of the faces",
+            "give the part of the faces to keep, above 0 and up to 1, such as 0.25",
+        ),
+        (
+            ["--format", "off"],
+            "there is no mesh format 'off'",
+            "choose stl, ply, obj, glb",
+        ),
+        (["-o", "mesh.off"], "there is no mesh format 'off'", "choose stl, ply, obj, glb"),
+        (
+            ["--faces", "1000", "--reduce", "0.5"],
+            "both a number of faces and a part of them are given",
+            "give one of the two",
+        ),
+        (
+            ["--paint", "t1ce.nii.gz"],
+            "STL holds no colours",
+            "write --format ply, obj or glb",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_two_lines_before_anything_is_read(tmp_path, words, error, hint):
+    assert_refused(run(tmp_path / "missing.nii.gz", *words), error, hint)
+
+
+def test_a_scan_on_another_grid_is_two_lines(seg, tmp_path):
+    scan = tmp_path / "t1ce.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), dtype=np.float32), AFFINE), scan)
     assert_refused(
-        run(seg, "-o", seg.with_name("seg.obj")),
-        f"{seg.with_name('seg.obj')} does not end in .stl, the one format that is written",
-        "end it in .stl, or give a folder that exists",
+        run(seg, "--paint", scan, "--format", "ply"),
+        f"{scan} does not lie on the grid of {seg}: 4 x 4 x 4 voxels, not 9 x 3 x 3",
+        "all files of a case must share shape and affine: resample one onto the other's grid",
     )
+    assert not seg.with_name("seg_WT.ply").exists()
+
+
+@pytest.mark.parametrize("suffix", ["stl", "ply", "obj", "glb"])
+def test_the_format_follows_the_name_or_the_flag(seg, tmp_path, suffix):
+    assert run(seg, "-o", tmp_path / f"named.{suffix}").exit_code == 0
+    assert (tmp_path / f"named.{suffix}").exists()
+    assert run(seg, "--format", suffix).exit_code == 0
+    assert seg.with_name(f"seg_WT.{suffix}").exists()
+
+
+def test_a_glb_of_all_regions_is_one_file(seg, tmp_path):
+    result = run(seg, "--region", "all", "-o", tmp_path / "scene.glb")
+    assert result.exit_code == 0
+    assert [line.split()[:2] for line in result.stdout.splitlines()[1:]] == [
+        ["scene.glb", "(WT)"],
+        ["scene.glb", "(TC)"],
+        ["scene.glb", "(ET)"],
+    ]
+    assert (tmp_path / "scene.glb").exists()
+
+
+def test_meshes_that_exist_are_skipped(seg):
+    run(seg)
+    result = run(seg, "--skip-existing")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert result.stderr == "skipped 1 mesh that existed\n"
 
 
 @pytest.mark.parametrize("regions", [["--region", "all"], ["b.nii.gz"]], ids=["all", "two"])
@@ -207,7 +290,9 @@ def test_two_label_maps_of_one_name_do_not_overwrite_each_other(tmp_path):
 
 
 def test_nothing_on_stdin():
-    assert_refused(run("-", stdin=""), "standard input is empty", "pipe paths into it, one a line")
+    assert_refused(
+        run("-", stdin=""), "standard input is empty", "pipe paths into it, one per line"
+    )
 
 
 def test_in_a_batch_the_others_go_on_and_the_failures_come_last(tmp_path):

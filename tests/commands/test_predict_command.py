@@ -1,6 +1,8 @@
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -8,41 +10,29 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from helpers import assert_refused, brats
 
-from brats_cli.app import app
 from brats_cli.core.data.labels import SCHEMES, noted_scheme
 from brats_cli.core.data.phantom import write_phantoms
 from brats_cli.core.images.nifti import read_labels
+from brats_cli.core.model import segmenter
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.model.windows import probabilities
-from brats_cli.core.predict import predictor as prediction
 from brats_cli.core.train.config import TrainConfig
 
 IDS = [f"BraTS-GLI-{visit}" for visit in ("00000-000", "00000-001", "00001-000", "00002-000")]
 
 
 def predict(*args, stdin=None):
-    words = ["predict", *map(str, args), "--device", "cpu"]
-    return CliRunner().invoke(app, words, input=stdin)
+    return brats("predict", *args, "--device", "cpu", stdin=stdin)
 
 
 def done(*args, **options):
     result = predict(*args, **options)
     assert result.exit_code == 0, result.output
     return result
-
-
-def assert_refused(result, error, hint=""):
-    """Two lines on stderr, nothing on stdout, status 3."""
-    assert result.exit_code == 3, result.output
-    assert result.stdout == ""
-    first, second = result.stderr.splitlines()
-    assert first == f"error: {error}"
-    assert second.startswith(" hint: ")
-    assert hint in second
 
 
 def written(folder):
@@ -194,6 +184,22 @@ def test_a_run_a_checkpoint_and_the_newest_run_are_one_model(here):
         assert result.stderr.startswith("model runs/a/best.pt on cpu")
 
 
+def test_predicting_loads_nothing_that_only_training_needs(here):
+    code = (
+        "import sys\n"
+        "from brats_cli.app import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+        "heavy = {'torchio', 'SimpleITK', 'blosc2', 'medpy', 'matplotlib', 'tensorboard'}\n"
+        "training = [name for name in sys.modules if name.startswith('brats_cli.core.train')]\n"
+        "print(sorted(heavy & set(sys.modules)) + training)"
+    )
+    words = ["predict", f"data/{IDS[0]}", "-o", "seg.nii.gz", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 # --- several cases -----------------------------------------------------------------------------
 
 
@@ -221,7 +227,7 @@ def test_a_case_given_twice_is_segmented_once(here):
 def test_several_cases_do_not_go_into_one_file(here):
     assert_refused(
         predict("data", "-o", "seg.nii.gz"),
-        "4 cases do not go into one file, seg.nii.gz",
+        "4 cases cannot be written to one file, seg.nii.gz",
         "give a folder with -o",
     )
     assert not Path("seg.nii.gz").exists()
@@ -231,7 +237,7 @@ def test_existing_outputs_are_skipped_when_asked(here):
     done(f"data/{IDS[1]}", "-o", "out")
     before = Path("out", f"{IDS[1]}.nii.gz").stat().st_mtime_ns
     result = done("data", "-o", "out", "--skip-existing")
-    assert "1 of 4 cases have their output" in result.stderr.splitlines()
+    assert "skipped 1 of 4 cases: their outputs exist" in result.stderr.splitlines()
     assert len(result.stdout.splitlines()) == 1 + 3
     assert written("out") == [f"{case_id}.nii.gz" for case_id in IDS]
     assert Path("out", f"{IDS[1]}.nii.gz").stat().st_mtime_ns == before
@@ -241,7 +247,7 @@ def test_when_all_outputs_exist_nothing_is_left_to_do(here):
     done("data", "-o", "out")
     result = done("data", "-o", "out", "--skip-existing")
     assert result.stdout == ""
-    assert "4 of 4 cases have their output" in result.stderr.splitlines()
+    assert "skipped 4 of 4 cases: their outputs exist" in result.stderr.splitlines()
     assert json.loads(done("data", "-o", "out", "--skip-existing", "--json").stdout)["cases"] == []
 
 
@@ -278,11 +284,11 @@ def test_bad_cases_do_not_stop_the_others(broken):
     ]
     lines = result.stderr.splitlines()[1:]
     assert [line for line in lines if line.startswith("error:")] == [
-        f"error: cannot read {broken}: the image data are cut short or damaged",
+        f"error: cannot read {broken}: it is cut short",
         f"error: case {IDS[2]} has no flair (found: t1, t1ce, t2)",
         "error: 2 of 4 cases failed",
     ]
-    assert lines[-1] == " hint: each is named above; all others are done"
+    assert lines[-1] == " hint: their errors are listed above; all others are done"
 
 
 def test_json_of_a_batch_with_bad_cases_holds_the_good_ones(broken):
@@ -297,7 +303,7 @@ def test_one_bad_case_alone_is_one_error(broken):
     assert result.stdout == ""
     model, error, hint = result.stderr.splitlines()
     assert model.startswith("model runs/a/best.pt")
-    assert error == f"error: cannot read {broken}: the image data are cut short or damaged"
+    assert error == f"error: cannot read {broken}: it is cut short"
     assert hint.startswith(" hint: ")
     assert not Path("seg.nii.gz").exists()
 
@@ -333,7 +339,7 @@ def test_probabilities_and_uncertainty_lie_beside_the_label_map(here):
 def test_a_case_that_lacks_one_of_its_outputs_is_done_again(here):
     done(f"data/{IDS[0]}", "-o", "out")
     result = done(f"data/{IDS[0]}", "-o", "out", "--skip-existing", "--uncertainty")
-    assert "have their output" not in result.stderr
+    assert "outputs exist" not in result.stderr
     assert written("out") == [f"{IDS[0]}.nii.gz", f"{IDS[0]}_uncertainty.nii.gz"]
 
 
@@ -361,7 +367,7 @@ def test_how_far_windows_overlap_is_the_networks_choice_unless_it_is_asked_for(h
         overlaps.append(overlap)
         return probabilities(*arguments, overlap=overlap, **options)
 
-    monkeypatch.setattr(prediction, "probabilities", watched)
+    monkeypatch.setattr(segmenter, "probabilities", watched)
     words = (f"data/{IDS[0]}", "-o", "seg.nii.gz", "--model", "runs/bright", "--overwrite")
     done(*words)
     done(*words, "--overlap", "0.5")
@@ -375,7 +381,7 @@ def test_a_missing_sequence_names_the_flag_that_goes_on_without(broken):
     words = [f"data/{IDS[2]}", "-o", "out"]
     assert "--allow-missing" in predict(*words).stderr
     result = done(*words, "--allow-missing", "--json")
-    assert f"{IDS[2]}: without flair" in result.stderr.splitlines()
+    assert f"{IDS[2]}: segmented without flair" in result.stderr.splitlines()
     (row,) = json.loads(result.stdout)["cases"]
     assert (row["modalities"], row["missing"]) == (["t1", "t1ce", "t2"], ["flair"])
 
@@ -383,7 +389,7 @@ def test_a_missing_sequence_names_the_flag_that_goes_on_without(broken):
 def test_a_model_that_saw_missing_sequences_needs_no_flag(broken):
     checkpoint(core_everywhere, modality_dropout=0.2).save(Path("runs/able.pt"))
     result = done(f"data/{IDS[2]}", "-o", "out", "--model", "runs/able.pt")
-    assert f"{IDS[2]}: without flair" in result.stderr.splitlines()
+    assert f"{IDS[2]}: segmented without flair" in result.stderr.splitlines()
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -455,7 +461,7 @@ def test_gpus_are_numbers(here, gpu):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU 0")
 def test_a_gpu_that_is_not_there(here):
-    result = CliRunner().invoke(app, ["predict", f"data/{IDS[0]}", "-o", "s.nii.gz", "--gpu", "0"])
+    result = brats("predict", f"data/{IDS[0]}", "-o", "s.nii.gz", "--gpu", "0")
     assert_refused(result, "this machine has no GPU 0 (CUDA devices found: 0)", "use --device cpu")
     assert not Path("s.nii.gz").exists()
 
@@ -489,5 +495,5 @@ def test_an_output_in_a_place_that_cannot_be(here):
 
 
 def test_help_shows_an_example():
-    result = CliRunner().invoke(app, ["predict", "--help"])
+    result = brats("predict", "--help")
     assert "Example: brats predict data/BraTS2021_00006 -o seg.nii.gz" in result.stdout

@@ -1,29 +1,14 @@
-import nibabel as nib
 import numpy as np
 import pytest
 import yaml
-from typer.testing import CliRunner
-
-from brats_cli.app import app
-
-
-def run(*words):
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
+from helpers import brats, write_case
 
 
 def write(folder, case_id, seed, *, labelled=True):
-    generator = np.random.default_rng(seed)
-    for suffix in ("t1", "t1ce", "t2", "flair", *(["seg"] if labelled else [])):
-        data = generator.integers(1, 999, (6, 6, 6), dtype=np.int16)
-        if suffix == "seg":
-            data = np.zeros((6, 6, 6), np.uint8)
-            data.ravel()[: 5 + seed] = 2
-            data.ravel()[:3] = (1, 3 if "GLI" in case_id else 4, 0)
-        path = folder / case_id / f"{case_id}_{suffix}.nii.gz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(data, np.eye(4)), path)
+    labels = np.zeros((6, 6, 6), np.uint8)
+    labels.ravel()[: 5 + seed] = 2
+    labels.ravel()[:3] = (1, 3 if "GLI" in case_id else 4, 0)
+    write_case(folder, case_id, labels if labelled else None, seed=seed)
 
 
 @pytest.fixture
@@ -38,7 +23,7 @@ def data(tmp_path, monkeypatch):
 
 
 def test_the_missions_line_writes_a_file_and_tells_what_went_where(data, tmp_path):
-    result = run("split", "data")
+    result = brats("split", "data")
     assert result.exit_code == 0
     content = yaml.safe_load((tmp_path / "splits.yaml").read_text())
     fold = content["folds"][0]
@@ -57,33 +42,33 @@ def test_the_missions_line_writes_a_file_and_tells_what_went_where(data, tmp_pat
 
 
 def test_the_same_call_gives_the_same_bytes(data, tmp_path):
-    run("split", data, "-o", tmp_path / "a.yaml", "--seed", 3)
-    run("split", data, "-o", tmp_path / "b.yaml", "--seed", 3)
+    brats("split", data, "-o", tmp_path / "a.yaml", "--seed", 3)
+    brats("split", data, "-o", tmp_path / "b.yaml", "--seed", 3)
     assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
 
 
 def test_a_row_for_every_fold(data):
-    result = run("split", data, "--folds", 3)
+    result = brats("split", data, "--folds", 3)
     names = [line.rsplit("  ")[0].strip() for line in result.stdout.splitlines()[1:]]
     assert [name[:6] for name in names] == ["fold 0", "fold 1", "fold 2", "test"]
 
 
 def test_a_split_is_replaced_on_request_only(data, tmp_path):
-    run("split", data)
+    brats("split", data)
     before = (tmp_path / "splits.yaml").read_bytes()
-    again = run("split", data, "--seed", 5)
+    again = brats("split", data, "--seed", 5)
     assert (again.exit_code, again.stdout) == (3, "")
     assert again.stderr.splitlines() == [
         "error: splits.yaml exists already",
-        " hint: give another name with -o, or --overwrite to replace it",
+        " hint: choose another path with -o, or replace it with --overwrite",
     ]
     assert (tmp_path / "splits.yaml").read_bytes() == before
-    assert run("split", data, "--seed", 5, "--overwrite").exit_code == 0
+    assert brats("split", data, "--seed", 5, "--overwrite").exit_code == 0
     assert (tmp_path / "splits.yaml").read_bytes() != before
 
 
 def test_cases_are_chosen_by_pattern(data, tmp_path):
-    run("split", data, "--include", "BraTS2021_*", "--exclude", "*_00003", "--exclude", "*_00004")
+    brats("split", data, "--include", "BraTS2021_*", "--exclude", "*_00003", "--exclude", "*_00004")
     content = yaml.safe_load((tmp_path / "splits.yaml").read_text())
     ids = {*content["folds"][0]["train"], *content["folds"][0]["val"], *content["test"]}
     assert ids == {f"BraTS2021_{number:05}" for number in (0, 1, 2, 5, 6, 7, 8)}
@@ -93,29 +78,32 @@ def test_cases_are_chosen_by_pattern(data, tmp_path):
 def test_a_table_says_what_to_balance(data, tmp_path):
     rows = [f"BraTS2021_{number:05},{'AB'[number % 2]}" for number in range(9)]
     (tmp_path / "sites.csv").write_text("case,site\n" + "\n".join(rows))
-    header = run("split", data, "--stratify", "sites.csv:site").stdout.splitlines()[0]
+    header = brats("split", data, "--stratify", "sites.csv:site").stdout.splitlines()[0]
     assert header.split()[-3:] == ["A", "B", "unknown"]
 
 
 def test_what_is_left_out_is_told(data):
     write(data, "BraTS2021_00100", 100, labelled=False)
-    assert "left out 1 cases that have no label map" in run("split", data).stderr
+    assert "left out 1 case without a label map" in brats("split", data).stderr
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--ratios", "70/30"], "--ratios 70/30 is not train/validation/test, such as 70/15/15"),
+        (
+            ["--ratios", "70/30"],
+            "--ratios 70/30 is not of the form training/validation/test, such as 70/15/15",
+        ),
         (["--folds", "10"], "10 patients are too few for 10 parts and a test part"),
         (["--include", "none*"], "no case id matches 'none*'"),
-        (["--stratify", "none.csv:a"], "cannot read none.csv: it is no readable table"),
+        (["--stratify", "none.csv:a"], "cannot read none.csv: it is not a readable table"),
         (["--labels", "brats1999"], "there is no label scheme 'brats1999'"),
         (["--labels", "msd"], "which label scheme msd (Medical Decathlon Task01) does not have"),
         (["-o", "data"], "cannot write data: it is a folder"),
     ],
 )
 def test_a_mistake_is_two_lines_and_leaves_nothing(data, tmp_path, words, message):
-    result = run("split", data, *words)
+    result = brats("split", data, *words)
     assert (result.exit_code, result.stdout) == (3, "")
     error, hint = result.stderr.splitlines()
     assert error.startswith("error: ")
@@ -125,4 +113,4 @@ def test_a_mistake_is_two_lines_and_leaves_nothing(data, tmp_path, words, messag
 
 
 def test_one_fold_is_wrong_usage(data):
-    assert run("split", data, "--folds", 1).exit_code == 2
+    assert brats("split", data, "--folds", 1).exit_code == 2

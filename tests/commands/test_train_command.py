@@ -538,7 +538,7 @@ def test_a_damaged_case_is_named_and_no_run_is_left(own_data):
     assert result.exit_code == 3
     told, error, hint = result.stderr.splitlines()
     assert told.startswith("preparing 2 cases in store (once, about ")
-    assert error == f"error: cannot read {broken}: the image data are cut short or damaged"
+    assert error == f"error: cannot read {broken}: it is cut short"
     assert "copy or download it again" in hint
     assert not Path("runs").exists()
 
@@ -936,7 +936,7 @@ def test_what_several_processes_meet_is_told_once(own_data):
     assert ran.returncode == 3
     told, error, hint = ran.stderr.splitlines()
     assert told.startswith("preparing 2 cases in store")
-    assert error == f"error: cannot read {broken}: the image data are cut short or damaged"
+    assert error == f"error: cannot read {broken}: it is cut short"
     assert "copy or download it again" in hint
 
 

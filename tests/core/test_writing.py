@@ -75,7 +75,7 @@ def test_no_permission_is_an_error_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(OutputError, match="no permission to write in") as caught:
         require_writable(tmp_path / "a.txt", overwrite=False)
-    assert caught.value.hint.startswith("choose a place with -o")
+    assert caught.value.hint.startswith("choose a path with -o")
 
 
 def test_the_system_saying_no_is_an_error(tmp_path):

@@ -1,4 +1,4 @@
-"""What commands over many cases share: paths from stdin, and one bad case stops no other."""
+"""Shared by commands over many cases: paths from standard input, and a list of what failed."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ..core.errors import BratsError
 
 
 def paths_of(given: Sequence[Path]) -> list[Path]:
-    """The paths given, each once, with those on stdin, one a line, in the place of `-`.
+    """The paths given, without duplicates; `-` is replaced by the lines of standard input.
 
     Raises:
-        BratsError: If stdin was asked for and is empty.
+        BratsError: If there is a `-` and standard input is empty.
     """
     piped = [Path(line.strip()) for line in sys.stdin if line.strip()] if Path("-") in given else []
     paths = [each for path in given for each in (piped if path == Path("-") else [path])]
     if not paths:
-        raise BratsError("standard input is empty", hint="pipe paths into it, one a line")
+        raise BratsError("standard input is empty", hint="pipe paths into it, one per line")
     return list(dict.fromkeys(paths))
 
 
 def raise_failures(failed: Sequence[BratsError], *, tried: int, of: str) -> None:
-    """At the end of a batch: the one error there is, or after a list of all, their number."""
+    """Raise the error of a single case; of a batch, print all errors and raise a summary."""
     if not failed:
         return
     if tried == 1:
@@ -32,5 +32,6 @@ def raise_failures(failed: Sequence[BratsError], *, tried: int, of: str) -> None
     for error in failed:
         console.error(str(error), error.hint)
     raise BratsError(
-        f"{len(failed)} of {tried} {of} failed", hint="each is named above; all others are done"
+        f"{len(failed)} of {tried} {of} failed",
+        hint="their errors are listed above; all others are done",
     )

@@ -1,4 +1,4 @@
-"""`brats check`."""
+"""`brats check`: is a data set complete and sound?"""
 
 from __future__ import annotations
 
@@ -9,66 +9,64 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import console
+from ..core.errors import CaseError
+from ..core.wording import listing
+from .options import Json, Labels, Workers
 
 if TYPE_CHECKING:
     from ..core.check.report import CaseReport, DataReport
 
 
 def check(
-    data: Annotated[Path, typer.Argument(help="Folder of a data set, or of one case.")],
-    labels: Annotated[
-        str | None,
-        typer.Option(metavar="SCHEME", help="Label scheme, where names and values leave it open."),
-    ] = None,
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Folder of a data set or of one case.")
+    ],
+    labels: Labels = None,
     fix: Annotated[
         Path | None,
-        typer.Option(metavar="OUT", help="Write repaired copies of broken cases to this folder."),
+        typer.Option(metavar="OUT", help="Write repaired copies of cases with errors to OUT."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print all findings as JSON.")] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; by default one a processor.")
-    ] = None,
+    as_json: Json = False,
+    workers: Workers = None,
 ) -> None:
-    """Say whether a data set is complete and sound: one row a case, every problem named.
+    """Check whether a data set is complete and sound; report every problem, one row per case.
 
-    Ends with status 3 if any case has an error that was not repaired.
+    The exit status is 3 if a case has an error that was not repaired. The files of the data set
+    are never changed.
 
     Example: brats check data/ --fix repaired/
     """
-    from ..core.check.repair import repair_data_set
-    from ..core.check.report import check_data_set, summarize
-    from ..core.errors import CaseError
+    from ..core.check import run
+    from ..core.check.report import summarize
 
     with console.progress() as bars:
         task = bars.add_task("checking", total=None)
-        report = check_data_set(
+        report = run.check(
             data,
             labels=labels,
+            fix=fix,
             workers=workers,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    if json:
+    if as_json:
         console.result_json(report.as_dict())
     else:
         _show_cases(report)
         _show_summary(summarize(report))
-    repaired: list[str] = []
     if fix is not None:
-        repaired = repair_data_set(report, fix, workers=workers)
-        console.message(f"wrote {len(repaired)} repaired cases to {fix}")
-    left = report.errors - sum(c.id in repaired for c in report.cases if c.level == "error")
-    if left:
-        repairable = sum(c.repairable for c in report.cases if c.level == "error")
+        console.message(f"wrote repaired copies of {len(report.repaired)} cases to {fix}")
+    if left := report.unrepaired_errors:
+        repairable = report.repairable_errors
         raise CaseError(
             f"{left} of {len(report.cases)} cases in {data} have errors",
             hint=f"--fix OUT writes repaired copies of {repairable} of them"
             if repairable and fix is None
-            else "mend them by hand, or leave them out of the split with --exclude",
+            else "repair them by hand, or leave them out of the split with --exclude",
         )
 
 
 def _show_cases(report: DataReport) -> None:
-    """A row a case, worst first; then every error and warning, and what notes say of how many."""
+    """One row per case, worst first; then all errors and warnings, and the notes by message."""
     rows = [
         [
             case.id,
@@ -79,10 +77,10 @@ def _show_cases(report: DataReport) -> None:
         ]
         for case in report.cases
     ]
-    columns = ["case", "verdict", "labels", "WT ml", "TC ml", "ET ml", "found"]
-    console.table(columns, rows, left=["verdict", "labels", "found"])
+    columns = ["case", "result", "labels", "WT ml", "TC ml", "ET ml", "findings"]
+    console.table(columns, rows, left=["result", "labels", "findings"])
     console.result("")
-    for line in _told(report):
+    for line in _findings(report):
         console.result(line)
 
 
@@ -91,10 +89,10 @@ def _millilitres(case: CaseReport, region: str) -> str:
     return "-" if volume is None else console.number(volume / 1000, 1)
 
 
-def _told(report: DataReport) -> Iterator[str]:
-    """A line for each error and each warning; one for all the cases that a note is about."""
-    of_all = [("", finding) for finding in report.findings]
-    found = of_all + [(case.id, finding) for case in report.cases for finding in case.findings]
+def _findings(report: DataReport) -> Iterator[str]:
+    """One line per error and per warning; one line per note for all cases that it is about."""
+    general = [("", finding) for finding in report.findings]
+    found = general + [(case.id, finding) for case in report.cases for finding in case.findings]
     notes: dict[tuple[str, str], list[str]] = {}
     for level in ("error", "warning", "note"):
         for case_id, finding in found:
@@ -104,13 +102,11 @@ def _told(report: DataReport) -> Iterator[str]:
                 place = f"{finding.file}: " if finding.file else ""
                 yield f"{level}: {place}{finding.message} [{finding.rule}]"
     for (rule, message), ids in notes.items():
-        cases = list(dict.fromkeys(ids))
-        more = f" and {len(cases) - 4} more" if len(cases) > 4 else ""
-        yield f"note: {message}: {', '.join(cases[:4])}{more} [{rule}]"
+        yield f"note: {message}: {listing(list(dict.fromkeys(ids)), shown=4)} [{rule}]"
 
 
 def _show_summary(summary: Mapping[str, Any]) -> None:
-    """The data set as a whole."""
+    """Properties of the data set as a whole."""
 
     def tally(counts: Mapping[str, int]) -> str:
         return ", ".join(f"{name} ({number})" for name, number in counts.items()) or "-"
@@ -119,7 +115,7 @@ def _show_summary(summary: Mapping[str, Any]) -> None:
     lines = {
         "cases": f"{summary['cases']} of {summary['patients']} patients, {visits} of whom were "
         "scanned more than once",
-        "verdict": f"{summary['errors']} with errors, {summary['warnings']} with warnings; "
+        "result": f"{summary['errors']} with errors, {summary['warnings']} with warnings; "
         f"{summary['repairable']} can be repaired with --fix",
         "grid": tally(summary["grids"]),
         "voxels, mm": tally(summary["spacings_mm"]),
@@ -137,11 +133,12 @@ def _show_summary(summary: Mapping[str, Any]) -> None:
         [modality, *(console.number(each[key][which], 0) for key, which in shown)]
         for modality, each in intensities.items()
     ]
-    columns = ["intensity in the brain", "1 %", "median", "99 %", "least maximum", "largest"]
+    columns = ["intensity in the brain", "1 %", "median", "99 %"]
+    columns += ["lowest maximum", "highest maximum"]
     console.table(columns, rows)
     console.result("")
     rows = [
         [region, *(console.number(volumes[key] / 1000, 1) for key in ("min", "median", "max"))]
         for region, volumes in summary["regions_mm3"].items()
     ]
-    console.table(["volume in ml", "least", "median", "most"], rows)
+    console.table(["volume in ml", "minimum", "median", "maximum"], rows)

@@ -2,160 +2,177 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .. import console
-from ..core.errors import BratsError, MeshError
+from . import options
 from .batch import paths_of, raise_failures
 
 if TYPE_CHECKING:
-    from ..core.surface.regions import RegionSurface
+    from ..core.surface.meshing import Meshes
 
-FORMAT = "brats-meshes/1"
+NOTED = 20
+"""Of up to so many meshes, what is special about each is printed; of more, only under -v."""
 
 
 def mesh(
     segmentations: Annotated[
         list[Path],
-        typer.Argument(metavar="SEG...", help="Label maps (NIfTI); - reads paths from stdin."),
+        typer.Argument(
+            metavar="SEG...",
+            help="Label maps (NIfTI), or scans for the region brain; - reads paths from stdin.",
+        ),
     ],
     region: Annotated[
-        str, typer.Option(help="WT, TC, ET, another region, a label value, or all.")
+        str,
+        typer.Option(
+            metavar="REGION",
+            help="WT, TC, ET, another region, a label value, all, or brain (the outline of a "
+            "scan's voxels that are not 0).",
+        ),
     ] = "WT",
     output: Annotated[
         Path | None,
+        options.output("A file for one mesh, a folder for several; default: beside the label map."),
+    ] = None,
+    format: Annotated[  # noqa: A002
+        str | None,
         typer.Option(
-            "--output",
-            "-o",
-            help="A file for one mesh, a folder for several. Default: beside the label map.",
+            metavar="stl|ply|obj|glb",
+            help="File format; default: by the suffix of OUT, or stl. GLB holds all regions in "
+            "one scene.",
         ),
     ] = None,
     space: Annotated[
         Literal["ras", "lps"],
         typer.Option(help="Axes of the mesh, noted in the file: NIfTI's (ras) or DICOM's (lps)."),
     ] = "ras",
-    labels: Annotated[
-        str | None,
-        typer.Option(help="Label scheme, where the label map does not tell: brats2023, msd, ..."),
+    scale: Annotated[
+        float,
+        typer.Option(metavar="X", help="Multiply coordinates: 0.5 prints at half the size."),
+    ] = 1.0,
+    smooth: Annotated[
+        Literal["none", "light", "medium", "strong"],
+        typer.Option(help="Smoothing. The volume stays that of the voxels."),
+    ] = "light",
+    interpolate: Annotated[
+        bool | None,
+        typer.Option(
+            "--interpolate/--no-interpolate",
+            help="Interpolate the shape between slices; default: where slices are at least 2.5 "
+            "times as thick as voxels are wide.",
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace meshes that exist.")
+    faces: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Reduce each surface to about N triangles."),
+    ] = None,
+    reduce: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Reduce each surface: the part of its triangles to keep, above 0 and up to 1.",
+        ),
+    ] = None,
+    paint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SCAN",
+            help="Paint surfaces with a scan or map on the same grid (PLY, OBJ and GLB).",
+        ),
+    ] = None,
+    texture: Annotated[
+        bool,
+        typer.Option(
+            "--texture",
+            help="Paint into a picture, which shows more detail than vertices (GLB; always OBJ).",
+        ),
     ] = False,
+    min_volume: Annotated[
+        float,
+        typer.Option(metavar="MM3", help="Leave out separate parts smaller than this."),
+    ] = 0.0,
+    largest: Annotated[
+        bool, typer.Option("--largest", help="Keep only the largest part of each region.")
+    ] = False,
+    fill_holes: Annotated[
+        bool, typer.Option("--fill-holes", help="Fill cavities inside each region.")
+    ] = False,
+    labels: options.Labels = None,
+    workers: options.Workers = None,
+    skip_existing: options.SkipExisting = False,
+    as_json: options.Json = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
-    """Make closed STL surfaces, in millimetres, of tumour regions.
+    """Make closed surfaces of tumour regions, smooth and exactly as large as their voxels.
 
-    Writes `seg_WT.stl` beside `seg.nii.gz`, and prints its volume and area.
+    Writes `seg_WT.stl` beside `seg.nii.gz`, in millimetres, and prints its volume, its area and
+    its mean distance to the faces of the voxels. Every mesh is closed and a manifold.
 
     Example: brats mesh seg.nii.gz --region WT
     """
-    from ..core.data.labels import scheme_named
-    from ..core.images.nifti import read_labels
-    from ..core.surface.files import write_stl
-    from ..core.surface.regions import region_surfaces, wanted_region
+    from ..core.surface import meshing
 
-    wanted = wanted_region(region)
-    if labels is not None:
-        scheme_named(labels)
     paths = paths_of(segmentations)
-    name = _naming(paths, output, several=len(paths) > 1 or wanted == "all")
-    made: list[dict[str, Any]] = []
-    failed: list[tuple[Path, BratsError]] = []
     with console.progress() as bars:
-        for path in bars.track(paths, description="meshes"):
-            try:
-                for surface in region_surfaces(read_labels(path), wanted, labels=labels):
-                    file = name(path, surface.region.name)
-                    write_stl(file, surface.mesh, space=space, overwrite=overwrite)
-                    made.append(_row(path, file, space, surface))
-            except BratsError as error:
-                failed.append((path, error))
-    _show(made, failed, as_json=as_json)
-    raise_failures([error for _, error in failed], tried=len(paths), of="label maps")
-
-
-def _naming(
-    paths: list[Path], output: Path | None, *, several: bool
-) -> Callable[[Path, str], Path]:
-    """How the mesh of a label map's region is called.
-
-    Raises:
-        MeshError: If two meshes would have one name, or the name is not an STL's.
-    """
-    from ..core.images.nifti import stem
-
-    if output is not None and not output.is_dir():
-        if several and (output.exists() or output.suffix.lower() == ".stl"):
-            raise MeshError(
-                f"{output} is one file, and several meshes are to be written",
-                hint="give a folder with -o, or leave it out to write beside each label map",
-            )
-        if not several and output.suffix:
-            if output.suffix.lower() != ".stl":
-                raise MeshError(
-                    f"{output} does not end in .stl, the one format that is written",
-                    hint="end it in .stl, or give a folder that exists",
-                )
-            return lambda path, region: output
-    bases = {path: (output or path.parent) / stem(path) for path in paths}
-    for path, base in bases.items():
-        other = next(first for first in bases if bases[first] == base)
-        if other != path:
-            raise MeshError(
-                f"{other} and {path} would be written to the same mesh, {base.name}_*.stl",
-                hint="mesh them one by one with -o, or leave out -o to write beside each",
-            )
-    return lambda path, region: bases[path].with_name(f"{bases[path].name}_{region}.stl")
-
-
-def _row(path: Path, file: Path, space: str, surface: RegionSurface) -> dict[str, Any]:
-    return {
-        "segmentation": str(path),
-        "region": surface.region.name,
-        "file": str(file),
-        "space": space.upper(),
-        "vertices": len(surface.mesh.vertices),
-        "faces": len(surface.mesh.faces),
-        "volume_mm3": surface.mesh.volume_mm3,
-        "voxels_mm3": surface.voxels_mm3,
-        "area_mm2": surface.mesh.area_mm2,
-        "closed": surface.mesh.is_closed,
-    }
-
-
-def _show(
-    made: list[dict[str, Any]], failed: list[tuple[Path, BratsError]], *, as_json: bool
-) -> None:
-    """The meshes on stdout, where they are on stderr."""
+        task = bars.add_task("meshes", total=len(paths))
+        meshes = meshing.mesh(
+            paths,
+            region=region,
+            output=output,
+            format=format,
+            space=space,
+            scale=scale,
+            smooth=smooth,
+            interpolate=interpolate,
+            faces=faces,
+            reduce=reduce,
+            paint=paint,
+            texture=texture,
+            min_volume=min_volume,
+            largest=largest,
+            fill_holes=fill_holes,
+            labels=labels,
+            workers=workers,
+            skip_existing=skip_existing,
+            overwrite=overwrite,
+            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
     if as_json:
-        failures = [
-            {"segmentation": str(path), "error": str(error), "hint": error.hint}
-            for path, error in failed
-        ]
-        console.result_json({"format": FORMAT, "meshes": made, "failed": failures})
-    elif made:
-        _table(made)
-        folders = {Path(row["file"]).parent for row in made}
+        console.result_json(meshes.to_json_dict())
+    else:
+        _show(meshes)
+    raise_failures([each.error for each in meshes.failed], tried=len(paths), of="label maps")
+
+
+def _show(meshes: Meshes) -> None:
+    """The meshes on stdout; where they are, and what is special about them, on stderr."""
+    if meshes.made:
+        files = [result.file for result in meshes.made]
+        console.table(
+            ["file", "faces", "volume", "area", "mean mm", "closed"],
+            [
+                [
+                    result.file.name + f" ({result.region})" * (files.count(result.file) > 1),
+                    str(result.faces),
+                    console.volume(result.volume_mm3),
+                    f"{result.area_mm2 / 100:.1f} cm2",
+                    console.number(result.mean_mm, 2),
+                    "yes" if result.closed else "NO",
+                ]
+                for result in meshes.made
+            ],
+        )
+        folders = {file.parent for file in files}
         place = f"to {folders.pop()}" if len(folders) == 1 else "beside the label maps"
         console.message(f"written {place}")
-
-
-def _table(made: list[dict[str, Any]]) -> None:
-    console.table(
-        ["file", "vertices", "faces", "volume", "area", "closed"],
-        [
-            [
-                Path(row["file"]).name,
-                str(row["vertices"]),
-                str(row["faces"]),
-                console.volume(row["volume_mm3"]),
-                f"{row['area_mm2'] / 100:.1f} cm2",
-                "yes" if row["closed"] else "NO",
-            ]
-            for row in made
-        ],
-    )
+    if meshes.skipped:
+        count = len(meshes.skipped)
+        console.message(f"skipped {count} mesh{'es' * (count > 1)} that existed")
+    say = console.message if len(meshes.made) <= NOTED else console.detail
+    for result in meshes.made:
+        for note in result.notes:
+            say(f"{result.file.name}: {note}")

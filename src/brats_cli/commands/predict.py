@@ -1,20 +1,20 @@
-"""`brats predict`: label maps of cases that nobody has labelled."""
+"""`brats predict`: segment cases with a trained network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import console
-from ..core.errors import BratsError, ConfigError
+from ..core.errors import BratsError
 from .batch import paths_of, raise_failures
+from .options import Device, Gpu, Json, Overwrite, SkipExisting, output, scheme
 
 if TYPE_CHECKING:
-    from ..core.data.cases import Case
-    from ..core.predict.many import Batch, Job, Prediction
+    from ..core.predict.many import PredictEvent, Prediction, PredictionStarted
 
 
 def predict(
@@ -22,158 +22,144 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="CASE...",
-            help="Case folders, 4D files, modality files or data sets; - reads paths from stdin.",
+            help="Case folders, 4D files, modality files or data set folders; - reads paths from "
+            "standard input.",
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A file for one case, a folder for several [here]."),
+        output("Output file for one case, folder for several; default: the current folder."),
     ] = None,
     model: Annotated[
         list[Path] | None,
-        typer.Option(help="Run or checkpoint; of several the mean [the newest run's best]."),
+        typer.Option(
+            metavar="MODEL",
+            help="Run folder or checkpoint; repeat it to average several. Default: best.pt of the "
+            "newest run.",
+        ),
     ] = None,
-    gpu: Annotated[
-        str | None, typer.Option(help="Number of the CUDA GPU to use; 0,1 shares the cases out.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    gpu: Gpu = None,
+    device: Device = "auto",
     labels: Annotated[
-        str | None, typer.Option(help="Label scheme to write [the one trained in].")
+        Any,
+        scheme("Label scheme of the predictions; default: that of the training."),
     ] = None,
     tta: Annotated[
-        bool, typer.Option("--tta", help="Mean over the eight flips, in eight times the time.")
+        bool,
+        typer.Option("--tta", help="Average over the eight flips of a case; eight times slower."),
     ] = False,
     overlap: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=0.9,
-            help="Share of a window that its neighbour covers [0.25; half with instance norm].",
+            help="Overlap of neighbouring windows, as a fraction of a window; default: 0.25, or "
+            "0.5 for networks with instance normalisation.",
         ),
     ] = None,
-    batch_windows: Annotated[int, typer.Option(min=1, help="Windows computed at once.")] = 1,
+    batch_windows: Annotated[
+        int, typer.Option(min=1, help="Number of windows computed at the same time.")
+    ] = 1,
     allow_missing: Annotated[
         bool,
-        typer.Option("--allow-missing", help="Go on without sequences that the model expects."),
+        typer.Option(
+            "--allow-missing",
+            help="Segment cases that lack a sequence, even if the model was not trained for that.",
+        ),
     ] = False,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Write CASE_probabilities.nii.gz too, 4D.")
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="Also write CASE_probabilities.nii.gz, with one channel per region.",
+        ),
     ] = False,
     uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Write CASE_uncertainty.nii.gz too, 0 to 100.")
+        bool,
+        typer.Option(
+            "--uncertainty",
+            help="Also write CASE_uncertainty.nii.gz, with one channel per region, 0 to 100.",
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave out cases that have their outputs.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs.")] = False,
+    as_json: Json = False,
+    skip_existing: SkipExisting = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Segment cases with a trained network; the label map lies on the case's own grid.
+    """Segment cases with a trained network; each label map has the grid of its case.
 
-    The checkpoint alone is enough. Prints each case's volume of whole, core and enhancing
-    tumour, and how much it deserves a second look (review, 0 to 1). One bad case does not stop
-    the others. In a folder of outputs, predictions.jsonl gets a line for each case.
+    The checkpoint is all that is needed: it holds the network and its settings. The table shows
+    the volume of whole tumour (WT), tumour core (TC) and enhancing tumour (ET) of each case, and
+    'review', from 0 to 1: cases with high values should be reviewed by a person first. If a case
+    fails, the others are still segmented. An output folder also gets predictions.jsonl, with one
+    line per case.
 
     Example: brats predict data/BraTS2021_00006 -o seg.nii.gz
 
     Example: brats predict data/ -o predictions/ --model runs/first --skip-existing
     """
-    from ..core.compute.devices import choose_devices
-    from ..core.data.labels import scheme_named
-    from ..core.model.run_folder import checkpoint_paths
-    from ..core.predict.many import (
-        FORMAT,
-        MANIFEST,
-        Batch,
-        complete,
-        find_each,
-        require_outputs_writable,
-    )
-    from ..core.predict.predictor import PredictConfig
+    from ..core.predict import many
 
-    config = PredictConfig(
-        labels=scheme_named(labels).name if labels else None,
-        tta=tta,
-        overlap=overlap,
-        batch_windows=batch_windows,
-        allow_missing=allow_missing,
-        probabilities=probabilities,
-        uncertainty=uncertainty,
-    )
-    found, failed = find_each(paths_of(cases))
-    if not found:
-        raise_failures(failed, tried=len(failed), of="paths")
-    folder, jobs = _jobs(found, output)
-    todo = [job for job in jobs if not (skip_existing and complete(job, config))]
-    # A case that lacks one of its outputs is done again, whatever it has.
-    replacing = overwrite or skip_existing
-    require_outputs_writable(todo, config, overwrite=replacing)
-    meant: list[Path | None] = [*model] if model else [None]
-    batch = Batch(
-        models=tuple(path for each in meant for path in checkpoint_paths(each)),
-        config=config,
-        manifest=folder / MANIFEST if folder else None,
-        overwrite=replacing,
-    )
-    if len(todo) < len(jobs):
-        console.message(f"{len(jobs) - len(todo)} of {len(jobs)} cases have their output")
-    done = _run(batch, todo, choose_devices(device, gpu), failed)
+    with console.progress() as bars:
+        task = bars.add_task("cases", total=None)
+        events = many.predict(
+            paths_of(cases),
+            output=output,
+            model=model,
+            gpu=gpu,
+            device=device,
+            labels=labels,
+            tta=tta,
+            overlap=overlap,
+            batch_windows=batch_windows,
+            allow_missing=allow_missing,
+            probabilities=probabilities,
+            uncertainty=uncertainty,
+            skip_existing=skip_existing,
+            overwrite=overwrite,
+            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
+        started, done, failed = _follow(events)
     if as_json:
-        models = [str(path) for path in batch.models]
         console.result_json(
-            {"format": FORMAT, "models": models, "cases": [each.row() for each in done]}
+            {
+                "format": many.FORMAT,
+                "models": [str(path) for path in started.models],
+                "cases": [each.row() for each in done],
+            }
         )
     elif done:
         _table(done)
     raise_failures(failed, tried=len(done) + len(failed), of="cases")
 
 
-def _jobs(cases: Sequence[Case], output: Path | None) -> tuple[Path | None, list[Job]]:
-    """The file of each case, and the folder of all of them, if that is not told by a file.
+def _follow(
+    events: Iterator[PredictEvent],
+) -> tuple[PredictionStarted, list[Prediction], list[BratsError]]:
+    """Show events as they happen; return how it started, what was segmented and what failed."""
+    from ..core.predict.many import PredictionStarted, Skipped
 
-    Raises:
-        ConfigError: If several cases would go into one file.
-    """
-    from ..core.images.nifti import is_nifti
-    from ..core.predict.many import Job
-
-    if output is None or output.is_dir() or not is_nifti(output):
-        folder = output or Path()
-        return folder, [Job(case, folder / f"{case.id}.nii.gz") for case in cases]
-    if len(cases) > 1:
-        raise ConfigError(
-            f"{len(cases)} cases do not go into one file, {output}",
-            hint="give a folder with -o",
-        )
-    return None, [Job(case, output) for case in cases]
-
-
-def _run(
-    batch: Batch, jobs: Sequence[Job], devices: Sequence[object], failed: list[BratsError]
-) -> list[Prediction]:
-    """Segment the cases under a progress bar; what goes wrong is added to `failed`."""
-    import torch
-
-    from ..core.compute.devices import describe
-
+    started = PredictionStarted(0, (), ())
     done: list[Prediction] = []
-    if not jobs:
-        return done
-    chosen = [device for device in devices if isinstance(device, torch.device)]
-    with console.progress() as bars:
-        task = bars.add_task("cases", total=len(jobs))
-        outcomes = batch.run(jobs, chosen, lambda share: bars.advance(task, share))
-        console.message(
-            f"model {', '.join(map(str, batch.models))} on {', '.join(map(describe, chosen))}"
-        )
-        for outcome in outcomes:
-            if isinstance(outcome, BratsError):
-                failed.append(outcome)
-                continue
-            done.append(outcome)
-            if outcome.missing:
-                console.message(f"{outcome.case}: without {', '.join(outcome.missing)}")
-    return done
+    failed: list[BratsError] = []
+    skipped = 0
+    for event in events:
+        if isinstance(event, BratsError):
+            failed.append(event)
+        elif isinstance(event, Skipped):
+            skipped += 1
+        elif isinstance(event, PredictionStarted):
+            started = event
+            if skipped:
+                total = skipped + event.cases
+                console.message(f"skipped {skipped} of {total} cases: their outputs exist")
+            if event.cases:
+                models, devices = ", ".join(map(str, event.models)), ", ".join(event.devices)
+                console.message(f"model {models} on {devices}")
+        else:
+            done.append(event)
+            if event.missing:
+                console.message(f"{event.case}: segmented without {', '.join(event.missing)}")
+    return started, done, failed
 
 
 def _table(done: Sequence[Prediction]) -> None:

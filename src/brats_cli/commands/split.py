@@ -1,4 +1,4 @@
-"""`brats split`."""
+"""`brats split`: training, validation and test cases."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import console
+from .options import Labels, Overwrite, output
 
 if TYPE_CHECKING:
-    from ..core.data.splitting import Dealing
+    from ..core.data.splitting import NewSplit
 
 
 Patterns = list[str] | None
@@ -22,79 +23,87 @@ def _pattern(text: str) -> Any:
 
 
 def split(
-    data: Annotated[Path, typer.Argument(help="Folder of the data set, in any BraTS layout.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The splits file to write.")
-    ] = Path("splits.yaml"),
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Folder of the data set, in any BraTS layout.")
+    ],
+    output: Annotated[Path, output("Splits file to write.")] = Path("splits.yaml"),
     ratios: Annotated[
-        str, typer.Option(help="Share of the patients for train/validation/test.")
+        str, typer.Option(help="Percentages of the patients for training/validation/test.")
     ] = "70/15/15",
     folds: Annotated[
         int | None,
-        typer.Option(min=2, help="Cross-validate in K folds, besides the test part of --ratios."),
+        typer.Option(
+            min=2,
+            metavar="K",
+            help="Split into K folds for cross-validation; the test cases follow --ratios.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed, another split.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same split.")] = 0,
     group: Annotated[
-        bool, typer.Option("--group/--no-group", help="Keep a patient's visits on one side.")
+        bool,
+        typer.Option("--group/--no-group", help="Keep all visits of a patient in the same part."),
     ] = True,
     stratify: Annotated[
         str | None,
         typer.Option(
             metavar="TABLE.csv:COLUMN",
-            help="Balance the parts by this, not by tumour size and enhancement.",
+            help="Balance the parts by this column; default: by tumour size and enhancement.",
         ),
     ] = None,
-    include: Annotated[Patterns, _pattern("Only cases with such an id, as 'BraTS2021_*'.")] = None,
-    exclude: Annotated[Patterns, _pattern("No cases with such an id.")] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(metavar="SCHEME", help="Label scheme, where names and values leave it open."),
+    include: Annotated[
+        Patterns, _pattern("Only cases whose id matches, such as 'BraTS2021_*'; repeatable.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT.")] = False,
+    exclude: Annotated[Patterns, _pattern("Leave out cases whose id matches; repeatable.")] = None,
+    labels: Labels = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Deal a data set into train, validation and test, no patient on two sides.
+    """Split a data set into training, validation and test cases; a patient's visits stay together.
+
+    The parts are balanced by tumour size and by whether there is enhancing tumour. Cases without
+    a label map are left out. Whether a patient is in the test part depends on the seed and the
+    patient's id alone, so cases that are added later move nobody out of it.
 
     Example: brats split data/ -o splits.yaml --ratios 70/15/15
     """
-    from ..core.data.splitting import deal_data_set, parse_ratios
-    from ..core.writing import require_writable
+    from ..core.data import splitting
 
-    require_writable(output, overwrite=overwrite)
     with console.progress() as bars:
         task = bars.add_task("reading labels", total=None)
-        dealing = deal_data_set(
+        made = splitting.split(
             data,
-            ratios=parse_ratios(ratios),
+            output=output,
+            ratios=ratios,
             folds=folds,
             seed=seed,
-            grouped=group,
+            group=group,
             stratify=stratify,
-            include=include or [],
-            exclude=exclude or [],
+            include=include or (),
+            exclude=exclude or (),
             labels=labels,
+            overwrite=overwrite,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    dealing.split.save(output, overwrite=overwrite)
-    _show(dealing)
-    if dealing.unlabelled:
-        console.message(f"left out {len(dealing.unlabelled)} cases that have no label map")
+    _show(made)
+    if made.unlabelled:
+        count = len(made.unlabelled)
+        console.message(f"left out {count} case{'s' * (count > 1)} without a label map")
     console.message(f"wrote {output}")
 
 
-def _show(dealing: Dealing) -> None:
-    """A row for each part: its size, and how many cases of each stratum it has."""
-    made = dealing.split
-    parts = {f"fold {number}": fold.val for number, fold in enumerate(made.folds)}
-    if len(made.folds) == 1:
-        parts = {"train": made.folds[0].train, "val": made.folds[0].val}
-    parts["test"] = made.test
-    kinds = sorted(set(dealing.strata.values()))
-    cases = made.cases()
+def _show(made: NewSplit) -> None:
+    """One row per part: its size, and its number of cases in each stratum."""
+    split = made.split
+    parts = {f"fold {number}": fold.val for number, fold in enumerate(split.folds)}
+    if len(split.folds) == 1:
+        parts = {"train": split.folds[0].train, "val": split.folds[0].val}
+    parts["test"] = split.test
+    kinds = sorted(set(made.strata.values()))
+    cases = split.cases()
     rows = []
     for name, ids in parts.items():
         patients = len({cases[case_id].patient for case_id in ids})
         share = f"{100 * len(ids) / len(cases):.0f} %"
-        sizes = Counter(dealing.strata[case_id] for case_id in ids)
+        sizes = Counter(made.strata[case_id] for case_id in ids)
         rows.append([name, str(len(ids)), str(patients), share, *(str(sizes[k]) for k in kinds)])
     console.table(["part", "cases", "patients", "of all", *kinds], rows)
     schemes = Counter(case.scheme.name for case in cases.values() if case.scheme)

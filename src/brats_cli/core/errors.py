@@ -1,4 +1,4 @@
-"""What a user can fix: each error says what, where and what was found, and hints at the remedy."""
+"""Errors that a user can fix: each says what is wrong and where, and hints at the remedy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class BratsError(Exception):
-    """A mistake in the user's data, files or settings; shown in two lines, never as a traceback.
+    """An error in the user's data, files or settings; printed in two lines, without a traceback.
 
     Args:
         message: One line: what is wrong, where, and what was found.
@@ -20,7 +20,7 @@ class BratsError(Exception):
         self.hint = " ".join(hint.split())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # On its way from another process: a subclass cannot be made again from the sentence.
+        # To travel between processes: a subclass cannot be created again from its message alone.
         return _again, (type(self), str(self), vars(self))
 
 
@@ -31,19 +31,19 @@ def _again(kind: type[BratsError], message: str, facts: dict[str, Any]) -> Brats
 
 
 class BratsWarning(UserWarning):
-    """Something odd in the user's data that was dealt with and does not stop the work."""
+    """Something unusual in the user's data that does not stop the work."""
 
 
 class ConfigError(BratsError):
-    """A setting that does not exist or cannot have the value given."""
+    """A setting that does not exist or cannot have the given value."""
 
 
 class SplitError(BratsError):
-    """A split that is malformed, leaks a patient or cannot be made."""
+    """A split that is malformed, has a patient in two parts, or is impossible."""
 
 
 class CheckpointError(BratsError):
-    """A checkpoint that cannot be read or does not fit."""
+    """A checkpoint that cannot be read or used."""
 
 
 class DeviceError(BratsError):
@@ -51,20 +51,20 @@ class DeviceError(BratsError):
 
 
 class LabelError(BratsError):
-    """A label map whose values do not fit the label scheme, or fit several."""
+    """A label map whose values fit no label scheme, or several."""
 
 
 class MeshError(BratsError):
-    """A surface that cannot be made from the label map given."""
+    """A surface that cannot be made from a label map."""
 
 
 class UnreadableFileError(BratsError):
-    """A file that is missing, cut short or of another format than its name says."""
+    """A file that is missing, truncated, or not in the format that its name indicates."""
 
     def __init__(self, path: Path, reason: str, *, hint: str = "") -> None:
         super().__init__(
             f"cannot read {path}: {reason}",
-            hint=hint or "is it complete? copy or download it again, and compare its size",
+            hint=hint or "is the file complete? copy or download it again, and compare its size",
         )
         self.path = path
 
@@ -75,16 +75,16 @@ class GridMismatchError(BratsError):
     def __init__(self, first: Path, second: Path, difference: str) -> None:
         super().__init__(
             f"{second} does not lie on the grid of {first}: {difference}",
-            hint="all files of a case must share shape and affine: "
-            "resample one onto the other's grid",
+            hint="all files of a case must have the same shape and affine: "
+            "resample one to the grid of the other",
         )
 
 
 class NoCasesError(BratsError):
-    """A folder in which no case was found."""
+    """A folder without cases."""
 
     def __init__(self, root: Path, wanted: str = "cases", found: Sequence[str] = ()) -> None:
-        instead = f" (but {', '.join(found)} files, to be converted to .nii.gz)" if found else ""
+        instead = f" (only {', '.join(found)} files: convert them to .nii.gz)" if found else ""
         super().__init__(
             f"no {wanted} in {root}{instead}",
             hint="a case is a folder with one NIfTI file for each of T1, T1ce, T2 and FLAIR, "
@@ -93,14 +93,14 @@ class NoCasesError(BratsError):
 
 
 class CaseError(BratsError):
-    """Files that cannot be told apart, or that do not make up one case."""
+    """Files that cannot be assigned to cases."""
 
     @classmethod
     def twice(cls, case_id: str, first: Path, second: Path) -> CaseError:
         """One case id in two places."""
         return cls(
-            f"case {case_id} is there twice: {first} and {second}",
-            hint="remove one, or rename it if they are different cases",
+            f"case {case_id} was found in two places: {first} and {second}",
+            hint="remove one of them, or rename it if they are different cases",
         )
 
     @classmethod
@@ -108,7 +108,7 @@ class CaseError(BratsError):
         """Two files for one modality of a case."""
         return cls(
             f"case {case_id} has two {modality} files: {first} and {second.name}",
-            hint="keep one of them, perhaps one is the other unzipped",
+            hint="keep one of them; perhaps one is an uncompressed copy of the other",
         )
 
 
@@ -125,11 +125,12 @@ class MissingModalityError(BratsError):
 
 
 class OutputExistsError(BratsError):
-    """An output that is there already and may not be replaced."""
+    """An output that exists and may not be replaced."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
-            f"{path} exists already", hint="give another name with -o, or --overwrite to replace it"
+            f"{path} exists already",
+            hint="choose another path with -o, or replace it with --overwrite",
         )
 
 
@@ -139,5 +140,5 @@ class OutputError(BratsError):
     def __init__(self, path: Path, reason: str, *, hint: str = "") -> None:
         super().__init__(
             f"cannot write {path}: {reason}",
-            hint=hint or "choose a place with -o that exists, has room and may be written to",
+            hint=hint or "choose a path with -o where you may write and the disk is not full",
         )

@@ -1,4 +1,4 @@
-"""How a file is written: whole or not at all, and never over another unless asked."""
+"""How files are written: completely or not at all, and never over another unless requested."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .errors import OutputError, OutputExistsError
 def require_writable(path: Path, *, overwrite: bool) -> None:
     """Check, before any long work, that `path` could be written now.
 
-    Creates nothing: a folder that does not exist yet is fine if one above it may be written to.
+    Nothing is created: a folder that does not exist yet is fine if its parent may be written to.
 
     Raises:
         OutputExistsError: If `path` exists and `overwrite` is false.
-        OutputError: If `path` is a folder, or the folder for it may not be written to.
+        OutputError: If `path` is a folder, or if its folder may not be written to.
     """
     if path.is_dir():
         raise OutputError(path, "it is a folder")
@@ -35,11 +35,11 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside `path` that becomes `path` when the block ends well.
+    """Give a temporary path beside `path`, which replaces `path` if the block succeeds.
 
     The ending is kept, because nibabel and numpy choose the format by it. If the block fails or
-    is interrupted, `path` is what it was before and nothing is left behind; what a process left
-    that was killed goes when the same file is written again.
+    is interrupted, `path` is unchanged and the temporary file is removed; that of a process that
+    was killed is removed when the same file is written again.
 
     Raises:
         OutputExistsError: If `path` exists and `overwrite` is false.
@@ -59,7 +59,7 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left of `path`; one that runs is still writing its own."""
+    """Remove temporary files of `path` from killed processes, not from one that still runs."""
     for left in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
         number = left.name[1:].partition(".")[0]
         if os.name == "posix" and number.isdecimal() and not _runs(int(number)):

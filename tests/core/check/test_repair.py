@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from brats_cli.core.check.repair import repair_data_set, rotation_only
-from brats_cli.core.check.report import check_data_set
+from brats_cli.core.check.run import check
 from brats_cli.core.errors import OutputError, OutputExistsError
 from brats_cli.core.images.grid import Grid
 from brats_cli.core.images.nifti import read_volume
@@ -31,11 +31,11 @@ def test_a_shear_is_shared_between_the_axes():
 def test_handedness_and_voxel_size_are_kept(mirror):
     affine = np.diag([mirror * 1.0, 2, 3, 1])
     affine[0, 2] = 0.3
-    mended = rotation_only(grid(affine)).affine
-    assert np.sign(np.linalg.det(mended)) == mirror
+    repaired = rotation_only(grid(affine)).affine
+    assert np.sign(np.linalg.det(repaired)) == mirror
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    np.testing.assert_allclose(np.linalg.norm(mended[:3, :3], axis=0), sizes)
-    cosines = mended[:3, :3] / sizes
+    np.testing.assert_allclose(np.linalg.norm(repaired[:3, :3], axis=0), sizes)
+    cosines = repaired[:3, :3] / sizes
     np.testing.assert_allclose(cosines.T @ cosines, np.eye(3), atol=1e-12)
 
 
@@ -65,25 +65,25 @@ def data(tmp_path):
 
 
 def test_only_the_broken_case_is_written_with_all_its_files(data, tmp_path):
-    assert repair_data_set(check_data_set(data), tmp_path / "out") == ["BraTS2021_00001"]
+    assert repair_data_set(check(data), tmp_path / "out") == ["BraTS2021_00001"]
     written = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.nii.gz")]
     source = data / "deep/BraTS2021_00001"
     assert sorted(written) == sorted(path.relative_to(data) for path in source.iterdir())
-    mended = nib.load(tmp_path / "out/deep/BraTS2021_00001/BraTS2021_00001_t2.nii.gz")
-    assert mended.header.get_xyzt_units()[0] == "mm"
-    assert mended.header.get_zooms() == (1, 1, 2)
-    assert mended.get_data_dtype() == np.int16
+    repaired = nib.load(tmp_path / "out/deep/BraTS2021_00001/BraTS2021_00001_t2.nii.gz")
+    assert repaired.header.get_xyzt_units()[0] == "mm"
+    assert repaired.header.get_zooms() == (1, 1, 2)
+    assert repaired.get_data_dtype() == np.int16
 
 
 def test_files_without_a_defect_are_copied_byte_by_byte(data, tmp_path):
-    repair_data_set(check_data_set(data), tmp_path / "out")
+    repair_data_set(check(data), tmp_path / "out")
     for suffix in ("t1", "t1ce", "flair", "seg"):
         name = f"deep/BraTS2021_00001/BraTS2021_00001_{suffix}.nii.gz"
         assert (tmp_path / "out" / name).read_bytes() == (data / name).read_bytes()
 
 
 def test_voxels_stay_what_they_were(data, tmp_path):
-    repair_data_set(check_data_set(data), tmp_path / "out")
+    repair_data_set(check(data), tmp_path / "out")
     name = "deep/BraTS2021_00001/BraTS2021_00001_t2.nii.gz"
     before, after = (read_volume(folder / name) for folder in (data, tmp_path / "out"))
     np.testing.assert_array_equal(before.data, after.data)
@@ -91,17 +91,17 @@ def test_voxels_stay_what_they_were(data, tmp_path):
 
 def test_nothing_is_written_where_nothing_is_broken(data, tmp_path):
     alone = data / "deep/BraTS2021_00000"
-    assert repair_data_set(check_data_set(alone), tmp_path / "out") == []
+    assert repair_data_set(check(alone), tmp_path / "out") == []
     assert not (tmp_path / "out").exists()
 
 
 def test_the_data_set_is_no_place_for_repairs(data):
     with pytest.raises(OutputError, match="it lies inside the data set"):
-        repair_data_set(check_data_set(data), data / "out")
+        repair_data_set(check(data), data / "out")
 
 
 def test_other_work_is_not_mixed_with_repairs(data, tmp_path):
     (tmp_path / "out").mkdir()
-    repair_data_set(check_data_set(data), tmp_path / "out")  # an empty folder is fine
+    repair_data_set(check(data), tmp_path / "out")  # an empty folder is fine
     with pytest.raises(OutputExistsError):
-        repair_data_set(check_data_set(data), tmp_path / "out")
+        repair_data_set(check(data), tmp_path / "out")

@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import write_case
 
 from brats_cli.core.check.report import (
     CaseReport,
@@ -99,17 +100,12 @@ def test_there_may_be_no_reference():
     assert reference_of({}) is None
 
 
-def write(folder, case_id, suffixes=("t1", "t1ce", "t2", "flair", "seg"), *, shape=(6, 6, 6)):
-    generator = np.random.default_rng(sum(map(ord, case_id)))
-    for suffix in suffixes:
-        data = generator.integers(100, 999, shape, dtype=np.int16)
-        data[0] = 0
-        if suffix == "seg":
-            data = np.zeros(shape, np.uint8)
-            data[2, 2, : 2 + int(case_id[-1])] = (1, 2, *[3] * int(case_id[-1]))
-        path = folder / case_id / f"{case_id}-{suffix}.nii.gz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(data, np.diag([1.0, 1, 2, 1])), path)
+def write(folder, case_id, *, shape=(6, 6, 6), lacks=()):
+    labels = np.zeros(shape, np.uint8)
+    labels[2, 2, : 2 + int(case_id[-1])] = (1, 2, *[3] * int(case_id[-1]))
+    seed = sum(map(ord, case_id))
+    spacing = np.diag([1.0, 1, 2, 1])
+    write_case(folder, case_id, labels, seed=seed, lacks=lacks, affine=spacing, joined_by="-")
 
 
 def test_a_case_is_measured(tmp_path):
@@ -128,11 +124,11 @@ def test_volumes_follow_once_the_scheme_is_known(tmp_path):
     # NCR, ED and ET have 1, 1 and 2 voxels of 2 mm3.
     assert case.regions_mm3 == {"WT": 8.0, "TC": 6.0, "ET": 4.0}
     (little,) = case.findings
-    assert (little.level, little.message) == (NOTE, "hardly any enhancing tumour (4 mm3)")
+    assert (little.level, little.message) == (NOTE, "very little enhancing tumour (4 mm3)")
 
 
 def test_a_case_that_lacks_an_image_is_measured_all_the_same(tmp_path):
-    write(tmp_path, "BraTS-SSA-00000-002", ("t1", "seg"))
+    write(tmp_path, "BraTS-SSA-00000-002", lacks=("t1ce", "t2", "flair"))
     (case,) = check_data_set(tmp_path).cases
     assert [finding.message for finding in case.findings if finding.level == ERROR] == [
         "no t1ce, t2, flair"
@@ -158,10 +154,10 @@ def test_a_case_is_as_bad_as_its_worst_finding(levels, worst):
 
 
 def test_a_case_can_be_repaired_if_no_error_is_left():
-    mends, does_not = (Finding(ERROR, "rule", "message", repair=r) for r in ("header", ""))
+    repairs, does_not = (Finding(ERROR, "rule", "message", repair=r) for r in ("header", ""))
     bare = CaseReport("id", "patient", ())
-    assert bare.with_findings(mends).repairable
-    assert not bare.with_findings(mends, does_not).repairable
+    assert bare.with_findings(repairs).repairable
+    assert not bare.with_findings(repairs, does_not).repairable
     assert not bare.with_findings(Finding(WARNING, "rule", "message")).repairable
     assert not bare.repairable
 
@@ -203,7 +199,7 @@ def test_a_resection_cavity_in_one_case_tells_the_year_of_all(tmp_path):
     assert checked.cases[1].regions_mm3["RC"] == 2.0
 
 
-def test_progress_is_told(tmp_path):
+def test_progress_is_reported(tmp_path):
     write(tmp_path, "BraTS-SSA-00000-001")
     write(tmp_path, "BraTS-SSA-00001-002")
     seen = []

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import REAL, needs_real
 
 from brats_cli.core.data.cases import (
     MODALITIES,
@@ -17,8 +18,8 @@ from brats_cli.core.data.cases import (
     nifti_files,
     read_images,
     resolve_cases,
-    schemes_of,
     survey,
+    with_schemes,
 )
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import (
@@ -31,8 +32,6 @@ from brats_cli.core.errors import (
     UnreadableFileError,
 )
 from brats_cli.core.images.nifti import LabelCount
-
-REAL = Path(__file__).parents[3] / "shared/data"
 
 GLI_2023 = (240, 240, 155)
 GLI_2024 = (182, 218, 182)
@@ -232,7 +231,7 @@ def test_nnunets_channels_are_not_guessed(tmp_path):
         CaseError, match=r"case_7_0000.nii.gz is channel 0 of a case, but"
     ) as caught:
         find_cases(tmp_path)
-    assert "put nnU-Net's dataset.json (channel_names) there" in caught.value.hint
+    assert "add nnU-Net's dataset.json (with channel_names)" in caught.value.hint
 
 
 def test_a_name_and_a_layout_that_disagree_leave_both_schemes_open(tmp_path):
@@ -297,7 +296,7 @@ def test_an_empty_folder_holds_no_case(tmp_path):
 
 def test_files_of_another_format_are_named(tmp_path):
     (tmp_path / "VSD.Brain.XX.O.MR_T1.54513.mha").touch()  # as of 2012-2015
-    with pytest.raises(NoCasesError, match=r"\(but .mha files, to be converted to .nii.gz\)"):
+    with pytest.raises(NoCasesError, match=r"\(only .mha files: convert them to .nii.gz\)"):
         find_cases(tmp_path)
 
 
@@ -314,11 +313,13 @@ def test_a_missing_modality_is_named(tmp_path):
 def test_one_id_in_two_places_names_both(tmp_path):
     put_all(tmp_path / "a", four("x", OLD))
     put_all(tmp_path / "b", four("x", OLD))
-    with pytest.raises(CaseError, match=r"case x is there twice: .*/a/x_flair.* and .*/b/x_flair"):
+    with pytest.raises(
+        CaseError, match=r"case x was .* two places: .*/a/x_flair.* and .*/b/x_flair"
+    ):
         find_cases(tmp_path)
     cases, clashes = survey(tmp_path)
     assert ([case.id for case in cases], len(clashes)) == (["x"], 1)
-    with pytest.raises(CaseError, match="case x is there twice"):
+    with pytest.raises(CaseError, match="case x was found in two places"):
         resolve_cases([tmp_path / "a", tmp_path / "b"])
 
 
@@ -371,7 +372,7 @@ def test_what_predict_writes_beside_label_maps_is_neither_a_case_nor_a_label_map
 
 def test_two_label_maps_of_one_id_are_named(tmp_path):
     put_all(tmp_path, ["a_seg.nii.gz", "a.nii"])
-    with pytest.raises(CaseError, match=r"case a is there twice: .*a.nii and .*a_seg.nii.gz"):
+    with pytest.raises(CaseError, match=r"case a was .* two places: .*a.nii and .*a_seg.nii.gz"):
         find_label_maps(tmp_path)
 
 
@@ -388,7 +389,7 @@ def schemes(root, values, labels=None):
     """Schemes by case id, where the label map of each case holds `values` of that case."""
     cases = find_cases(root)
     counts = {case.id: LabelCount(dict.fromkeys(values[case.id], 1), 1.0) for case in cases}
-    return {case_id: s.name for case_id, s in schemes_of(cases, counts, labels).items()}
+    return {case.id: case.scheme.name for case in with_schemes(cases, counts, labels)}
 
 
 def pair(root, first, second):
@@ -426,16 +427,18 @@ def test_children_of_2023_and_2024_are_not_guessed(tmp_path):
 def test_two_schemes_that_fit_are_named_with_the_flag(tmp_path):
     pair(tmp_path, "a", "b")
     values = {"a": (0, 1, 2, 3), "b": (0, 1)}
-    with pytest.raises(LabelError, match=r"a_seg.nii.gz \(and 1 more like it\) holds") as caught:
+    with pytest.raises(
+        LabelError, match=r"a_seg.nii.gz \(and 1 more with such a name\) h"
+    ) as caught:
         schemes(tmp_path, values)
-    assert caught.value.hint == "say which it is with --labels, one of brats2023, msd, nnunet"
+    assert caught.value.hint == "choose one with --labels: brats2023, msd, nnunet"
     assert set(schemes(tmp_path, values, labels="nnunet").values()) == {"nnunet"}
 
 
 def test_a_case_whose_values_belie_its_name_is_named_alone(tmp_path):
     pair(tmp_path, "BraTS2021_00000", "BraTS2021_00001")
     values = {"BraTS2021_00000": (0, 1, 2, 4), "BraTS2021_00001": (0, 1, 2, 3)}
-    with pytest.raises(LabelError, match=r"00001_seg.nii.gz .*by its name it would be brats2020"):
+    with pytest.raises(LabelError, match=r"00001_seg.nii.gz .*its name indicates brats2020"):
         schemes(tmp_path, values)
 
 
@@ -504,7 +507,7 @@ def test_ten_thousand_cases_are_all_found(tmp_path):
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not REAL.exists(), reason="the real cases are not in ../shared/data")
+@needs_real
 def test_the_real_cases_are_found_with_their_schemes():
     cases = find_cases(REAL / "cases")
     by_scheme = {case.id: case.scheme.name for case in cases}

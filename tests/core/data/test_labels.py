@@ -99,7 +99,7 @@ def test_conversion_keeps_every_region(name):
 
 
 def test_a_tumour_cannot_become_a_target_volume():
-    with pytest.raises(LabelError, match="label scheme men-rt has no value for"):
+    with pytest.raises(LabelError, match="label scheme men-rt has no label for"):
         SCHEMES["brats2020"].convert(np.array([1], np.uint8), SCHEMES["men-rt"])
 
 
@@ -114,7 +114,7 @@ def test_strange_values_are_named():
         SCHEMES["brats2020"].require([0, 1, 3], "a.nii")
     with pytest.raises(LabelError) as caught:
         SCHEMES["brats2020"].require([0, 7], "a.nii")
-    assert caught.value.hint == "is it a label map at all?"
+    assert caught.value.hint == "is it a label map?"
 
 
 # FACTS section 1: which values fit what.
@@ -160,7 +160,7 @@ def test_two_meanings_are_never_guessed_between(values):
         LabelError, match=r"a.nii holds labels .* which fit several schemes"
     ) as caught:
         label_scheme(values, None, "a.nii")
-    assert caught.value.hint.startswith("say which it is with --labels, one of brats")
+    assert caught.value.hint.startswith("choose one with --labels: brats")
 
 
 def test_an_empty_label_map_means_the_same_in_every_scheme():
@@ -170,7 +170,7 @@ def test_an_empty_label_map_means_the_same_in_every_scheme():
 def test_no_scheme_at_all_is_an_error():
     with pytest.raises(LabelError, match=r"a.nii holds label 7") as caught:
         label_scheme([0, 7], None, "a.nii")
-    assert caught.value.hint == "is it a label map at all?"
+    assert caught.value.hint == "is it a label map?"
 
 
 @pytest.mark.parametrize(

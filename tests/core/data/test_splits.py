@@ -55,7 +55,7 @@ def test_a_split_is_what_was_saved(tmp_path, data):
     split.save(tmp_path / "splits.yaml")
     again = Split.load(tmp_path / "splits.yaml")
     assert again == split
-    assert again.scheme_of("BraTS-GLI-00001-000").name == "brats2023"
+    assert again.cases()["BraTS-GLI-00001-000"].scheme.name == "brats2023"
     assert list(again.cases()) == sorted(CASES)
     assert again.cases()[CASES[0]].label.name == "BraTS2021_00001_seg.nii"
 
@@ -105,15 +105,15 @@ def test_a_split_is_not_written_over_another(tmp_path, data):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "brats-splits/2"}, "is of format brats-splits/2, not brats-splits/1"),
+        ({"format": "brats-splits/2"}, "has format brats-splits/2, not brats-splits/1"),
         ({"format": None}, "is not a splits file"),
         ({"tests": []}, "unknown key 'tests'"),
         ({"data": None}, "'data' must be text, found nothing"),
         ({"seed": "zero"}, "'seed' must be a whole number, found 'zero'"),
-        ({"folds": []}, "holds no fold"),
+        ({"folds": []}, "has no fold"),
         ({"folds": [{"train": [CASES[0]]}]}, "fold 0 is malformed"),
         ({"folds": [{"train": [1], "val": []}]}, r"\[1\] is not a list of case ids"),
-        ({"labels": 3}, "'labels' must be a label scheme, or one for each case"),
+        ({"labels": 3}, "'labels' must be a label scheme, or one per case"),
         ({"labels": {CASES[0]: "brats2020"}}, "without a label scheme"),
     ],
 )
@@ -129,20 +129,20 @@ def test_an_unknown_scheme_is_an_error(tmp_path, data):
         load(tmp_path, labels="brats2019")
 
 
-def test_a_patient_on_two_sides_is_an_error(tmp_path, data):
+def test_a_patient_in_two_parts_is_an_error(tmp_path, data):
     with pytest.raises(SplitError) as caught:
         load(tmp_path, folds=[{"train": [*CASES[:2], "BraTS-GLI-00001-001"], "val": [CASES[2]]}])
     assert str(caught.value).endswith(
-        "patient BraTS-GLI-00001 is on two sides: BraTS-GLI-00001-001 in train, "
+        "patient BraTS-GLI-00001 is in two parts: BraTS-GLI-00001-001 in train, "
         "BraTS-GLI-00001-000 in test (fold 0)"
     )
-    assert caught.value.hint.startswith("all visits of a patient belong on one side")
+    assert caught.value.hint.startswith("all visits of a patient belong in the same part")
 
 
 def test_a_leak_in_a_later_fold_is_an_error_too(tmp_path, data):
     good = CONTENT["folds"][0]
     bad = {"train": [CASES[0]], "val": [CASES[0]]}
-    with pytest.raises(SplitError, match=r"BraTS2021_00001 is there 2 times in fold 1"):
+    with pytest.raises(SplitError, match=r"BraTS2021_00001 is listed 2 times in fold 1"):
         load(tmp_path, folds=[good, bad])
 
 
@@ -170,7 +170,7 @@ def test_a_data_folder_that_is_not_there_is_named(tmp_path, data):
 def test_a_file_that_is_not_there_says_how_to_make_one(tmp_path):
     with pytest.raises(UnreadableFileError, match="there is no such file") as caught:
         Split.load(tmp_path / "splits.yaml")
-    assert caught.value.hint == "make it with brats split DATA"
+    assert caught.value.hint == "create it with brats split DATA"
 
 
 @pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"- a"])
@@ -192,6 +192,6 @@ def test_a_fold_without_cases_to_train_on_is_refused_and_one_without_validation_
     tmp_path, data
 ):
     split = load(tmp_path, folds=[CONTENT["folds"][0] | {"train": []}])
-    with pytest.raises(SplitError, match="fold 0 has no train case"):
+    with pytest.raises(SplitError, match="fold 0 has no training case"):
         split.fold(0)
     assert load(tmp_path, folds=[CONTENT["folds"][0] | {"val": []}]).fold(0).val == ()

@@ -4,15 +4,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import REAL, needs_real, write_case
 
 from brats_cli.core.data.cases import Case, find_cases
 from brats_cli.core.data.labels import SCHEMES
-from brats_cli.core.data.splitting import deal_data_set, make_split, parse_ratios, select
+from brats_cli.core.data.splitting import make_split, parse_ratios, select, split
 from brats_cli.core.data.strata import table_strata, tumour_strata
 from brats_cli.core.errors import LabelError, SplitError, UnreadableFileError
 from brats_cli.core.images.nifti import LabelCount
-
-REAL = Path(__file__).parents[3] / "shared/data"
 
 
 def visits(patients, *, several=0, start=0):
@@ -22,13 +21,12 @@ def visits(patients, *, several=0, start=0):
         for patient in range(start, start + patients)
         for visit in range(2 if patient - start < several else 1)
     ]
-    return [Case(case_id, case_id[:-4], {}, None, None) for case_id in ids]
+    return [Case(case_id, case_id[:-4], {}, None, SCHEMES["brats2023"]) for case_id in ids]
 
 
-def deal(cases, strata=None, **kwargs):
-    labels = {case.id: SCHEMES["brats2023"] for case in cases}
+def assign(cases, strata=None, **kwargs):
     strata = strata or {case.id: "all" for case in cases}
-    return make_split(cases, data=Path("data"), labels=labels, strata=strata, **kwargs)
+    return make_split(cases, data=Path("data"), strata=strata, **kwargs)
 
 
 def random_strata(cases):
@@ -55,7 +53,7 @@ def thousand():
 
 @pytest.fixture(scope="module")
 def five_folds(thousand):
-    return deal(thousand, random_strata(thousand), folds=5)
+    return assign(thousand, random_strata(thousand), folds=5)
 
 
 def test_no_patient_is_on_two_sides(five_folds):
@@ -73,40 +71,40 @@ def test_every_case_validates_once_or_tests(five_folds, thousand):
 
 def test_every_fold_has_its_share_of_every_stratum(five_folds, thousand):
     strata = random_strata(thousand)
-    dealt = [case_id for fold in five_folds.folds for case_id in fold.val]
-    overall = Counter(strata[case_id] for case_id in dealt)
+    validated = [case_id for fold in five_folds.folds for case_id in fold.val]
+    overall = Counter(strata[case_id] for case_id in validated)
     for fold in five_folds.folds:
-        assert len(fold.val) == pytest.approx(len(dealt) / 5, abs=2)
+        assert len(fold.val) == pytest.approx(len(validated) / 5, abs=2)
         sizes = Counter(strata[case_id] for case_id in fold.val)
         for kind, number in overall.items():
-            assert sizes[kind] / len(fold.val) == pytest.approx(number / len(dealt), abs=0.05)
+            assert sizes[kind] / len(fold.val) == pytest.approx(number / len(validated), abs=0.05)
 
 
 def test_the_same_seed_gives_the_same_file_and_another_does_not(tmp_path, thousand, five_folds):
     strata = random_strata(thousand)
     # The order in which cases are found says nothing either.
-    for name, split in {
+    for name, part in {
         "first": five_folds,
-        "again": deal(thousand[::-1], strata, folds=5),
-        "other": deal(thousand, strata, folds=5, seed=1),
+        "again": assign(thousand[::-1], strata, folds=5),
+        "other": assign(thousand, strata, folds=5, seed=1),
     }.items():
-        split.save(tmp_path / name)
+        part.save(tmp_path / name)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "again").read_bytes()
     assert (tmp_path / "first").read_bytes() != (tmp_path / "other").read_bytes()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_added_cases_move_no_old_one_out_of_the_test_part(thousand, seed):
-    before = deal(thousand[::3], folds=2, seed=seed)
-    after = deal([*thousand, *visits(500, several=100, start=5000)], folds=2, seed=seed)
+    before = assign(thousand[::3], folds=2, seed=seed)
+    after = assign([*thousand, *visits(500, several=100, start=5000)], folds=2, seed=seed)
     assert set(before.test) <= set(after.test)
     # Nor into it, whatever they are.
     assert set(after.test) & {case.id for case in thousand[::3]} == set(before.test)
 
 
 def test_later_visits_join_their_patients():
-    first = deal(visits(100))
-    later = deal(visits(100, several=100))
+    first = assign(visits(100))
+    later = assign(visits(100, several=100))
     assert patients_of(later.test) == patients_of(first.test)
 
 
@@ -115,7 +113,7 @@ def test_later_visits_join_their_patients():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_sizes_are_near_the_ratios(seed):
-    split = deal(visits(200), ratios=(70.0, 15.0, 15.0), seed=seed)
+    split = assign(visits(200), ratios=(70.0, 15.0, 15.0), seed=seed)
     assert len(split.test) == pytest.approx(30, abs=3)
     assert len(split.folds[0].val) == pytest.approx(30, abs=3)
 
@@ -123,26 +121,26 @@ def test_sizes_are_near_the_ratios(seed):
 @pytest.mark.parametrize("patients", range(3, 15))
 def test_a_few_patients_leave_no_part_empty(patients):
     for seed in range(5):
-        split = deal(visits(patients), seed=seed)
+        split = assign(visits(patients), seed=seed)
         assert min(len(split.test), len(split.folds[0].val), len(split.folds[0].train)) >= 1
 
 
 def test_a_ratio_of_zero_leaves_the_test_part_out():
-    split = deal(visits(20), ratios=(80.0, 20.0, 0.0))
+    split = assign(visits(20), ratios=(80.0, 20.0, 0.0))
     assert split.test == ()
     assert len(split.folds[0].val) == 4
 
 
 def test_too_few_patients_are_an_error():
     with pytest.raises(SplitError, match="4 patients are too few for 5 parts and a test part"):
-        deal(visits(4, several=4), folds=5)
+        assign(visits(4, several=4), folds=5)
     with pytest.raises(SplitError, match="2 patients are too few"):
-        deal(visits(2))
+        assign(visits(2))
 
 
-def test_visits_may_be_dealt_apart_on_request():
+def test_visits_may_be_split_up_on_request():
     cases = visits(20, several=20)
-    split = deal(cases, grouped=False, folds=2)
+    split = assign(cases, grouped=False, folds=2)
     sides = [patients_of(ids) for ids in (split.folds[0].val, split.folds[1].val)]
     assert sides[0] & sides[1]
     assert not split.grouped
@@ -151,14 +149,14 @@ def test_visits_may_be_dealt_apart_on_request():
 def test_rare_kinds_are_spread_all_the_same():
     cases = visits(60)
     strata = {case.id: "rare" if number < 4 else "common" for number, case in enumerate(cases)}
-    split = deal(cases, strata, folds=4, ratios=(85.0, 15.0, 0.0))
+    split = assign(cases, strata, folds=4, ratios=(85.0, 15.0, 0.0))
     assert [sum(strata[i] == "rare" for i in fold.val) for fold in split.folds] == [1, 1, 1, 1]
 
 
-def test_strata_smaller_than_the_number_of_folds_are_dealt_too():
+def test_strata_smaller_than_the_number_of_folds_are_split_too():
     cases = visits(12)
     strata = {case.id: str(number % 4) for number, case in enumerate(cases)}  # four of three
-    split = deal(cases, strata, folds=6, ratios=(85.0, 15.0, 0.0))
+    split = assign(cases, strata, folds=6, ratios=(85.0, 15.0, 0.0))
     for fold in split.folds:
         assert 1 <= len(fold.val) <= 3
         assert len({strata[case_id] for case_id in fold.val}) == len(fold.val)
@@ -173,18 +171,22 @@ def test_ratios_are_three_numbers(text, ratios):
 
 @pytest.mark.parametrize("text", ["70/30", "a/b/c", "70/0/30", "0/50/50", "70/15/-15", "1/1/inf"])
 def test_other_ratios_are_refused(text):
-    with pytest.raises(SplitError, match=f"--ratios {text} is not train/validation/test"):
+    with pytest.raises(SplitError, match=f"--ratios {text} is not of the form training/val"):
         parse_ratios(text)
 
 
 # --- strata ------------------------------------------------------------------------------------
 
 
+def in_scheme(name, ids):
+    return [Case(case_id, case_id, {}, None, SCHEMES[name]) for case_id in ids]
+
+
 def test_tumours_are_told_apart_by_size_and_enhancement():
     voxels = {"a": 10, "b": 20, "c": 30, "d": 40, "e": 50, "f": 60}
     counts = {case: LabelCount({0: 9, 2: n}, 1.0) for case, n in voxels.items()}
     counts["f"] = LabelCount({2: 30, 3: 30}, 1.0)
-    strata = tumour_strata(counts, dict.fromkeys(counts, SCHEMES["brats2023"]))
+    strata = tumour_strata(in_scheme("brats2023", counts), counts)
     # Terciles of 10, 20, ... 60 lie at 26.7 and 43.3.
     assert strata == {
         "a": "small, no ET", "b": "small, no ET", "c": "medium, no ET",
@@ -197,7 +199,7 @@ def test_sizes_are_in_millimetres():
     coarse = LabelCount({2: 20}, 1.0)
     coarser = LabelCount({2: 20}, 8.0)
     counts = {"fine": fine, "coarse": coarse, "coarser": coarser}
-    strata = tumour_strata(counts, dict.fromkeys(counts, SCHEMES["brats2020"]))
+    strata = tumour_strata(in_scheme("brats2020", counts), counts)
     assert [each.split(",")[0] for each in strata.values()] == ["small", "medium", "large"]
 
 
@@ -240,8 +242,8 @@ def test_a_few_numbers_are_codes(tmp_path):
     ("option", "message"),
     [
         ("table.csv:Grad", r"table.csv has no column 'Grad'"),
-        ("table.csv:", r"--stratify .*table.csv: is not TABLE.csv:COLUMN"),
-        ("table.csv", r"is not TABLE.csv:COLUMN|cannot read"),
+        ("table.csv:", r"--stratify .*table.csv: is not of the form TABLE.csv:COLUMN"),
+        ("table.csv", r"is not of the form TABLE.csv:COLUMN|cannot read"),
     ],
 )
 def test_a_table_that_does_not_serve_is_named(tmp_path, option, message):
@@ -277,7 +279,7 @@ def test_patterns_choose_cases():
 def test_a_pattern_that_matches_nothing_is_named():
     with pytest.raises(SplitError, match="no case id matches 'BraTS2021_'") as caught:
         select(visits(2), [], ["BraTS2021_"])
-    assert caught.value.hint.startswith("ids look like BraTS-GLI-00000-000")
+    assert caught.value.hint.startswith("case ids look like BraTS-GLI-00000-000")
 
 
 # --- data sets on disk -------------------------------------------------------------------------
@@ -285,16 +287,9 @@ def test_a_pattern_that_matches_nothing_is_named():
 
 def write(folder, case_id, *, seed, labels=(0, 1, 2, 3), lacks=()):
     """A case of random voxels; the same seed gives the same image, the labels as many voxels."""
-    generator = np.random.default_rng(seed)
-    for suffix in ("t1", "t1ce", "t2", "flair", "seg"):
-        data = generator.integers(0, 999, (6, 6, 6), dtype=np.int16)
-        if suffix == "seg":
-            data = np.zeros((6, 6, 6), np.uint8)
-            data.ravel()[: len(labels) + seed] = np.resize(labels, len(labels) + seed)
-        if suffix not in lacks:
-            path = folder / case_id / f"{case_id}_{suffix}.nii.gz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            nib.save(nib.Nifti1Image(data, np.eye(4)), path)
+    data = np.zeros((6, 6, 6), np.uint8)
+    data.ravel()[: len(labels) + seed] = np.resize(labels, len(labels) + seed)
+    write_case(folder, case_id, None if "seg" in lacks else data, seed=seed, lacks=lacks)
 
 
 @pytest.fixture
@@ -304,23 +299,23 @@ def data(tmp_path):
     return tmp_path
 
 
-def test_a_data_set_is_dealt_with_its_schemes(data):
+def test_a_data_set_is_split_with_its_schemes(data):
     write(data, "BraTS2021_00000", seed=20, labels=(0, 1, 2, 4))
     write(data, "BraTS2021_00001", seed=21, lacks=["seg"])
     seen = []
-    dealing = deal_data_set(data, on_progress=lambda done, total: seen.append((done, total)))
-    assert dealing.unlabelled == ("BraTS2021_00001",)
-    assert len(dealing.split.ids()) == len(dealing.strata) == 7
-    assert dealing.split.scheme_of("BraTS2021_00000").name == "brats2020"
-    assert dealing.split.scheme_of("BraTS-GLI-00000-000").name == "brats2023"
+    made = split(data, on_progress=lambda done, total: seen.append((done, total)))
+    assert made.unlabelled == ("BraTS2021_00001",)
+    assert len(made.split.ids()) == len(made.strata) == 7
+    assert made.split.cases()["BraTS2021_00000"].scheme.name == "brats2020"
+    assert made.split.cases()["BraTS-GLI-00000-000"].scheme.name == "brats2023"
     assert seen == [(done, 7) for done in range(1, 8)]
 
 
 def test_a_case_under_two_ids_is_an_error_that_names_both(data):
     write(data, "BraTS-GLI-00099-000", seed=2)
     with pytest.raises(SplitError, match=r"00002-000 and .*00099-000 hold the same voxels: .*t1"):
-        deal_data_set(data)
-    deal_data_set(data, exclude=["*-00099-*"])
+        split(data)
+    split(data, exclude=["*-00099-*"])
 
 
 def test_a_case_under_two_ids_is_found_in_another_years_labels(data):
@@ -331,7 +326,7 @@ def test_a_case_under_two_ids_is_found_in_another_years_labels(data):
         image.header["descrip"] = b"another header"
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), path)
     with pytest.raises(SplitError, match=r"BraTS-GLI-00002-000 and BraTS2021_00099 hold the same"):
-        deal_data_set(data)
+        split(data)
 
 
 def test_a_case_under_two_ids_is_found_whatever_its_labels(data):
@@ -339,7 +334,7 @@ def test_a_case_under_two_ids_is_found_whatever_its_labels(data):
     labels = data / "BraTS-GLI-00099-000/BraTS-GLI-00099-000_seg.nii.gz"
     nib.save(nib.Nifti1Image(np.ones((6, 6, 6), np.uint8), np.eye(4)), labels)
     with pytest.raises(SplitError, match="hold the same voxels"):
-        deal_data_set(data)
+        split(data)
 
 
 def test_equally_large_tumours_are_no_duplicates(tmp_path):
@@ -347,34 +342,34 @@ def test_equally_large_tumours_are_no_duplicates(tmp_path):
         write(tmp_path, f"case_{number}", seed=number, labels=(0, 1, 2, 4))
         labels = tmp_path / f"case_{number}/case_{number}_seg.nii.gz"
         nib.save(nib.Nifti1Image(np.full((6, 6, 6), 4, np.uint8), np.eye(4)), labels)
-    assert len(deal_data_set(tmp_path, labels="brats2020").split.ids()) == 4
+    assert len(split(tmp_path, labels="brats2020").split.ids()) == 4
 
 
 def test_incomplete_cases_are_listed(data):
     write(data, "BraTS-GLI-00007-000", seed=7, lacks=["t1", "flair"])
     with pytest.raises(SplitError, match=r"BraTS-GLI-00007-000 has no t1, flair") as caught:
-        deal_data_set(data)
+        split(data)
     assert "--exclude" in caught.value.hint
 
 
 def test_data_without_labels_cannot_be_split(tmp_path):
     write(tmp_path, "a", seed=0, lacks=["seg"])
     with pytest.raises(SplitError, match=r"no case in .* has a label map"):
-        deal_data_set(tmp_path)
+        split(tmp_path)
 
 
 def test_a_broken_label_map_is_named(data):
     path = data / "BraTS-GLI-00003-000/BraTS-GLI-00003-000_seg.nii.gz"
     nib.save(nib.Nifti1Image(np.full((6, 6, 6), 2.9999), np.eye(4)), path)
     with pytest.raises(LabelError, match=r"00003-000_seg.nii.gz holds 2.9999"):
-        deal_data_set(data)
+        split(data)
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not REAL.exists(), reason="the real cases are not in ../shared/data")
-def test_the_real_cases_are_dealt_sensibly():
-    dealing = deal_data_set(REAL / "cases")
-    fold = dealing.split.folds[0]
-    assert [len(fold.train), len(fold.val), len(dealing.split.test)] == [8, 2, 2]
-    assert sum("no ET" in stratum for stratum in dealing.strata.values()) == 2
-    assert {case.id for case in find_cases(REAL / "cases")} == set(dealing.split.ids())
+@needs_real
+def test_the_real_cases_are_split_sensibly():
+    made = split(REAL / "cases")
+    fold = made.split.folds[0]
+    assert [len(fold.train), len(fold.val), len(made.split.test)] == [8, 2, 2]
+    assert sum("no ET" in stratum for stratum in made.strata.values()) == 2
+    assert {case.id for case in find_cases(REAL / "cases")} == set(made.split.ids())

@@ -127,7 +127,7 @@ def test_a_segmentation_lies_on_the_cases_own_grid(case, tmp_path):
     ],
 )
 def test_regions_become_labels_of_the_scheme(case, answer, scheme, label):
-    found = segment(case, checkpoint(answer=answer), labels=scheme)
+    found = segment(case, checkpoint(answer=answer), labels=SCHEMES.get(scheme))
     assert set(np.unique(found.labels)) <= {0, label}
     assert (found.labels == label).sum() > found.labels.size / 2
     assert found.scheme is SCHEMES[scheme or "brats2023"]
@@ -159,7 +159,8 @@ def test_a_case_that_no_memory_suffices_for_is_refused_before_it_is_read(case, m
         segment(case, checkpoint())
     # 32 * 36 * 34 voxels of 4 * 9 + 8 bytes are 1.6 MiB.
     assert str(caught.value) == (
-        "case BraTS-GLI-00000-000 has 32 x 36 x 34 voxels and takes 0.0 GiB of memory; 0.0 are free"
+        "case BraTS-GLI-00000-000 has 32 x 36 x 34 voxels and needs 0.0 GiB of memory; "
+        "0.0 GiB are free"
     )
     assert "crop its images" in caught.value.hint
 
@@ -309,10 +310,13 @@ def test_models_of_other_modalities_make_no_ensemble():
     with pytest.raises(ConfigError) as caught:
         Predictor([checkpoint(), checkpoint(modalities=("flair", "t1ce"))], CPU)
     assert str(caught.value) == (
-        "these models cannot be averaged: one was trained on modalities t1, t1ce, t2, flair, "
+        "these models cannot be averaged: one was trained on the modalities t1, t1ce, t2, flair, "
         "another on flair, t1ce"
     )
-    assert caught.value.hint == "predict with each of them, or train them on the same"
+    assert (
+        caught.value.hint
+        == "predict with each of them separately, or train them with the same settings"
+    )
 
 
 # --- from probabilities to labels --------------------------------------------------------------
@@ -436,8 +440,8 @@ def test_a_missing_sequence_is_named_and_so_is_the_way_out(without):
         segment(without("t1n", "t2w"), checkpoint())
     assert str(caught.value) == "case BraTS-GLI-00002-000 has no t1, t2 (found: t1ce, flair)"
     assert caught.value.hint == (
-        "the model was trained with all of them: --allow-missing predicts without, with worse "
-        "results, or train with --set augmentation.modality_dropout=0.3"
+        "use --allow-missing to segment it all the same, with worse results; or train a model for "
+        "missing sequences with --set augmentation.modality_dropout=0.3"
     )
 
 
@@ -472,4 +476,4 @@ def test_a_case_with_nothing_that_the_model_knows_is_refused(without):
     with pytest.raises(MissingModalityError) as caught:
         segment(case, model, allow_missing=True)
     assert str(caught.value) == "case BraTS-GLI-00002-000 has no t1, t2 (found: t1ce)"
-    assert caught.value.hint.startswith("it has none of the sequences that the model knows")
+    assert caught.value.hint.startswith("it has none of the sequences that the model uses")

@@ -4,7 +4,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import volume
+from helpers import REAL, needs_real, volume
 
 from brats_cli.core.errors import UnreadableFileError
 from brats_cli.core.prepared.preparation import (
@@ -16,8 +16,6 @@ from brats_cli.core.prepared.preparation import (
     resample,
     to_native,
 )
-
-REAL = Path(__file__).parents[3] / "shared/data"
 
 # BraTS's own axes: to left, posterior and superior.
 LPS = np.array([[-1.0, 0, 0, 3], [0, -1.0, 0, 239], [0, 0, 1.0, -7], [0, 0, 0, 1]])
@@ -315,7 +313,7 @@ def test_an_image_of_zeros_names_the_file():
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not REAL.exists(), reason="the real cases are not in ../shared/data")
+@needs_real
 def test_a_real_label_map_goes_there_and_back_voxel_for_voxel():
     from brats_cli.core.data.cases import case_at, read_images
     from brats_cli.core.images.nifti import read_labels

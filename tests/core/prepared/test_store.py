@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import REAL, needs_real
 
 from brats_cli.core.data.cases import case_at, find_cases
 from brats_cli.core.data.labels import SCHEMES
@@ -34,8 +35,6 @@ from brats_cli.core.prepared.store import (
     training_scheme,
 )
 from brats_cli.core.wording import size_text
-
-REAL = Path(__file__).parents[3] / "shared/data"
 
 BRATS2023, BRATS2020 = SCHEMES["brats2023"], SCHEMES["brats2020"]
 SUFFIX = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}
@@ -549,7 +548,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done_and_names_the_place(
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not REAL.exists(), reason="the real cases are not in ../shared/data")
+@needs_real
 def test_a_real_case_takes_the_size_that_was_estimated(store):
     case = known(case_at(REAL / "cases" / "BraTS2021_01659"), BRATS2020)
     stored(store, [case])

@@ -4,242 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import volume
+from helpers import centroid, volume
 
 from brats_cli.core.data.labels import SCHEMES, write_labels
-from brats_cli.core.errors import LabelError, MeshError
+from brats_cli.core.errors import ConfigError, LabelError, MeshError
 from brats_cli.core.images.grid import Volume
 from brats_cli.core.images.nifti import read_labels
-from brats_cli.core.surface.regions import region_surfaces, regions_of, surface, wanted_region
-from brats_cli.core.surface.triangles import TriangleMesh
+from brats_cli.core.surface.regions import Islands, region_masks, regions_of, wanted_region
+from brats_cli.core.surface.surfaces import SurfaceConfig, surface_of
 
-REAL = Path(__file__).parents[3] / "shared/data"
-
-# A right-angled corner of a cube: legs of 1 along x, 2 along y and 3 along z.
-CORNER = TriangleMesh(
-    np.array([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]]),
-    np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]),
-)
-
-
-def block(*shape: int, filled: list[tuple[int, ...]]) -> np.ndarray:
-    mask = np.zeros(shape, dtype=bool)
-    for voxel in filled:
-        mask[voxel] = True
-    return mask
-
-
-def ball(radius: float, *, centre: tuple[float, float, float], shape: tuple[int, int, int]):
-    x, y, z = np.ogrid[: shape[0], : shape[1], : shape[2]]
-    return (x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2 <= radius**2
-
-
-def oblique(scale: tuple[float, float, float]) -> np.ndarray:
-    """30 degrees about z, then 20 about x; voxels of `scale` mm; far from the origin."""
-    a, b = np.radians([30, 20])
-    about_z = [[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]
-    about_x = [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(about_x) @ about_z @ np.diag(scale)
-    affine[:3, 3] = [-90, 126, -72]
-    return affine
-
-
-AFFINES = {
-    "RAS": np.diag([1.0, 1, 1, 1]),
-    "LPS": np.diag([-1.0, -1, 1, 1]),
-    "LAS": np.diag([-1.0, 1, 1, 1]),  # as FSL's: mirrored
-    "anisotropic": np.diag([0.5, 0.5, 3, 1]),
-    "oblique": oblique((1, 1, 1)),
-    "oblique, anisotropic, mirrored": oblique((-0.9, 1.1, 4)),
-}
-
-
-def test_volume_area_and_normals_of_the_corner_of_a_cube():
-    # V = 1*2*3 / 6. The three right-angled faces have 1*2/2, 1*3/2 and 2*3/2 mm2, and the fourth,
-    # by de Gua's theorem, the root of the sum of their squares: sqrt(1 + 2.25 + 9) = 3.5.
-    assert CORNER.volume_mm3 == pytest.approx(1)
-    assert CORNER.area_mm2 == pytest.approx(1 + 1.5 + 3 + 3.5)
-    # The slanted face: x + y/2 + z/3 = 1.
-    slanted = np.array([1, 1 / 2, 1 / 3]) / np.sqrt(1 + 1 / 4 + 1 / 9)
-    np.testing.assert_allclose(
-        CORNER.normals, [[0, 0, -1], [0, -1, 0], [-1, 0, 0], slanted], atol=1e-12
-    )
-    assert CORNER.is_closed
-
-
-def test_inward_faces_make_the_volume_negative():
-    inward = TriangleMesh(CORNER.vertices, CORNER.faces[:, ::-1])
-    assert inward.is_closed
-    assert inward.volume_mm3 == pytest.approx(-1)
-
-
-def test_the_volume_is_as_exact_a_kilometre_away():
-    far = TriangleMesh(CORNER.vertices + 1e6, CORNER.faces)
-    assert far.volume_mm3 == pytest.approx(1, rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    "faces",
-    [
-        CORNER.faces[1:],  # a face is missing
-        np.vstack([CORNER.faces[:3], CORNER.faces[3:, ::-1]]),  # a face looks inward
-        np.vstack([CORNER.faces, CORNER.faces]),  # four faces at every edge
-        np.vstack([CORNER.faces, [[1, 1, 2]]]),  # a face without area
-    ],
-    ids=["hole", "flipped", "doubled", "degenerate"],
-)
-def test_a_surface_that_cannot_be_printed_is_not_closed(faces):
-    assert not TriangleMesh(CORNER.vertices, faces).is_closed
-
-
-def test_a_face_without_area_has_no_normal():
-    line = TriangleMesh(CORNER.vertices, np.array([[0, 1, 1]]))
-    np.testing.assert_array_equal(line.normals, [[0, 0, 0]])
-
-
-# Half the diagonal of the octahedron that holds as much as a cube of 1: 4/3 * h * h * h = 1.
-HALF_DIAGONAL = 0.75 ** (1 / 3)
-
-
-@pytest.mark.parametrize("mirror", [1, -1], ids=["RAS", "LAS"])
-def test_one_voxel_meshes_to_an_octahedron_of_its_volume(mirror):
-    mesh = surface(np.ones((1, 1, 1), dtype=bool), np.diag([mirror, 1.0, 2.0, 1.0]))
-    assert mesh.volume_mm3 == pytest.approx(2)
-    h = HALF_DIAGONAL
-    np.testing.assert_allclose(
-        sorted(mesh.vertices.tolist()),
-        [[-h, 0, 0], [0, -h, 0], [0, 0, -2 * h], [0, 0, 2 * h], [0, h, 0], [h, 0, 0]],
-        atol=1e-9,
-    )
-    # A face has an edge of h * sqrt(2) in the x-y plane, h / sqrt(2) from the middle, and its third
-    # corner 2 * h above: 8 faces of h * sqrt(2) * h * sqrt(4 + 1/2) / 2 = 1.5 * h * h.
-    assert mesh.area_mm2 == pytest.approx(12 * h * h)
-    assert mesh.faces.shape == (8, 3)
-    assert mesh.is_closed
-
-
-def test_a_block_is_a_cuboid_with_its_edges_bevelled():
-    # 4 x 5 x 6 voxels. Their centres span 3 * 4 * 5; around that the surface is s away on every
-    # side: slabs on the six faces, triangular prisms of s * s / 2 along the twelve edges and
-    # corners of s * s * s / 6 in the eight corners. With s = 0.5 that were 113.2 of 120 voxels.
-    mesh = surface(np.ones((4, 5, 6), dtype=bool), np.eye(4))
-    s = -mesh.vertices.min()
-    slabs, prisms = 2 * (3 * 4 + 3 * 5 + 4 * 5) * s, 4 * (3 + 4 + 5) * s**2 / 2
-    assert 60 + slabs + prisms + 8 * s**3 / 6 == pytest.approx(120)
-    assert mesh.volume_mm3 == pytest.approx(120)
-    np.testing.assert_allclose(mesh.vertices.min(axis=0), [-s, -s, -s])
-    np.testing.assert_allclose(mesh.vertices.max(axis=0), [3 + s, 4 + s, 5 + s])
-    assert 0.5 < s < 0.6
-
-
-@pytest.mark.parametrize("second", [(1, 1, 0), (1, 1, 1)], ids=["edge", "corner"])
-def test_voxels_that_touch_at_an_edge_or_a_corner_stay_apart(second):
-    mesh = surface(block(2, 2, 2, filled=[(0, 0, 0), second]), np.eye(4))
-    assert mesh.is_closed
-    assert len(mesh.faces) == 2 * 8  # two octahedra
-    assert mesh.volume_mm3 == pytest.approx(2)
-
-
-def test_a_hollow_mask_has_an_inner_surface_that_looks_into_the_hollow():
-    solid = np.ones((5, 5, 5), dtype=bool)
-    hollow = solid.copy()
-    hollow[2, 2, 2] = False
-    mesh = surface(hollow, np.eye(4))
-    assert mesh.is_closed
-    assert mesh.volume_mm3 == pytest.approx(5**3 - 1)
-    inner = np.abs(mesh.vertices - 2).max(axis=1) < 1
-    assert inner.sum() == 6  # an octahedron
-    # Moved outwards as the outer vertices are, the inner ones come nearer to the middle.
-    outer_step = -0.5 - mesh.vertices.min()
-    np.testing.assert_allclose(np.abs(mesh.vertices[inner] - 2).max(axis=1), 0.5 - outer_step)
-
-
-@pytest.mark.parametrize("name", ["RAS", "oblique, anisotropic, mirrored"])
-def test_every_neighbourhood_of_voxels_gives_a_closed_outward_surface(name):
-    # Whether a surface is closed is decided wherever two cells of eight voxels share a face, which
-    # are 2 x 2 x 3 voxels: all 4,096 of them, along each axis, prove it for every mask.
-    patterns = (np.arange(4096)[:, None] >> np.arange(12) & 1).astype(bool).reshape(-1, 2, 2, 3)
-    spaced = np.pad(patterns, [(0, 0), (0, 1), (0, 1), (0, 1)]).reshape(16, 16, 16, 3, 3, 4)
-    mask = spaced.transpose(0, 3, 1, 4, 2, 5).reshape(48, 48, 64)
-    for axes in [(0, 1, 2), (2, 0, 1), (1, 2, 0)]:
-        mesh = surface(mask.transpose(axes), AFFINES[name])
-        assert mesh.is_closed
-        assert_outward(mesh, mask.transpose(axes), AFFINES[name])
-
-
-@pytest.mark.parametrize("density", [0.01, 0.05, 0.3, 0.5, 0.7, 0.95, 0.99])
-def test_random_masks_give_closed_outward_surfaces_of_the_voxels_volume(density):
-    mask = np.random.default_rng(0).random((20, 21, 22)) < density
-    affine = AFFINES["oblique, anisotropic, mirrored"]
-    mesh = surface(mask, affine)
-    assert mesh.is_closed
-    assert_outward(mesh, mask, affine)
-    assert mesh.volume_mm3 == pytest.approx(mask.sum() * 0.9 * 1.1 * 4)
-    # None needs to be moved farther than single voxels: the vertices stay between the voxels.
-    index = (mesh.vertices - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
-    from_half_way = np.abs(np.abs(index - np.floor(index + 1e-9)) - 0.5)
-    assert from_half_way.min(axis=1).max() <= HALF_DIAGONAL - 0.5 + 1e-9
-
-
-def assert_outward(mesh: TriangleMesh, mask: np.ndarray, affine: np.ndarray) -> None:
-    """Every vertex lies between two voxels; its faces look towards the one outside."""
-    to_index = np.linalg.inv(affine)
-    index = mesh.vertices @ to_index[:3, :3].T + to_index[:3, 3] + 1  # into the padded mask
-    low, high = np.floor(index + 1e-6).astype(int), np.ceil(index - 1e-6).astype(int)
-    padded = np.pad(mask, 1)
-    below, above = padded[tuple(low.T)], padded[tuple(high.T)]
-    assert (below != above).all()
-    outside = (high - low) @ affine[:3, :3].T * np.where(below, 1, -1)[:, None]
-    # A face may lean past the axis of one of its corners, but not past all three.
-    towards = (outside[mesh.faces] * mesh.normals[:, None]).sum(axis=2)
-    assert (towards.max(axis=1) > 0).all()
-    assert mesh.volume_mm3 > 0
-
-
-def test_a_mask_at_every_edge_of_the_grid_is_closed():
-    assert surface(np.ones((3, 4, 5), dtype=bool), np.eye(4)).is_closed
-
-
-@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
-def test_the_surface_lies_where_the_voxels_lie_and_holds_their_volume(affine):
-    mask = np.zeros((30, 31, 32), dtype=bool)
-    mask[5:20, 6:24, 7:29] = True
-    mesh = surface(mask, affine)
-    centre = affine @ [12, 14.5, 17.5, 1]  # of 5..19, 6..23 and 7..28
-    np.testing.assert_allclose(mesh.vertices.mean(axis=0), centre[:3], atol=1e-9)
-    voxel_mm3 = np.prod(np.linalg.norm(affine[:3, :3], axis=0))  # the axes are orthogonal
-    assert mesh.volume_mm3 == pytest.approx(15 * 18 * 22 * voxel_mm3)
-
-
-def test_a_ball_has_the_volume_and_nearly_the_area_of_the_sphere():
-    mask = ball(20, centre=(24.3, 25.1, 23.8), shape=(50, 50, 50))
-    mesh = surface(mask, np.eye(4))
-    assert mesh.volume_mm3 == pytest.approx(4 / 3 * np.pi * 20**3, rel=0.005)
-    # A staircase, even one of bevelled steps, is larger than the slope that it follows: a line of
-    # slope m is 1 - m + m * sqrt(2) long instead of sqrt(1 + m * m), which is up to 8.2 % more, and
-    # a surface leans two ways. Found: 8.7 %.
-    assert 1.05 < mesh.area_mm2 / (4 * np.pi * 20**2) < 1.10
-
-
-def test_an_empty_mask_gives_an_empty_mesh():
-    mesh = surface(np.zeros((2, 3, 4), dtype=bool), np.eye(4))
-    assert mesh.is_empty
-    assert mesh.is_closed
-    assert (mesh.volume_mm3, mesh.area_mm2) == (0, 0)
-    assert mesh.normals.shape == (0, 3)
-
-
-@pytest.mark.parametrize("value", [0.0, np.nan], ids=["flat", "nan"])
-def test_voxels_without_a_place_in_space_have_no_surface(value):
-    affine = np.diag([1, 1, value, 1])
-    with pytest.raises(ValueError, match="the affine is singular or not finite"):
-        surface(np.ones((1, 1, 1), dtype=bool), affine)
-    with pytest.raises(
-        MeshError, match=r"seg\.nii\.gz does not tell where its voxels are"
-    ) as caught:
-        list(region_surfaces(label_map(1, affine=affine), "WT"))
-    assert "sform" in caught.value.hint
+REAL = Path(__file__).parents[4] / "shared/data"
 
 
 def label_map(*values: int, name: str = "seg.nii.gz", affine: np.ndarray | None = None) -> Volume:
@@ -259,7 +33,9 @@ def test_a_region_may_be_written_in_several_ways(text, wanted):
 def test_an_unknown_region_names_those_there_are():
     with pytest.raises(LabelError, match="there is no region 'tumor'") as caught:
         wanted_region("tumor")
-    assert caught.value.hint.startswith("the regions are ET, GTV, RC, TC, WT;")
+    assert caught.value.hint == (
+        "the regions are ET, GTV, RC, TC, WT; a label value, all and brain work as well"
+    )
 
 
 @pytest.mark.parametrize("text", ["0", "256"])
@@ -338,17 +114,77 @@ def test_an_empty_region_tells_what_the_map_holds():
     with pytest.raises(
         MeshError, match=r"seg\.nii\.gz has no TC: its voxels are 0, 2, none is 1 or 4$"
     ) as caught:
-        list(region_surfaces(label_map(2), "TC", labels="brats2020"))
+        list(region_masks(label_map(2), "TC", labels="brats2020"))
     assert caught.value.hint == "choose another --region, or all for those that are there"
 
 
-def test_a_surface_comes_with_the_volume_of_its_voxels():
-    # Two voxels of 1 x 2 x 3 mm, which do not touch.
-    volume = label_map(1, 2, 4, affine=np.diag([-1.0, 2, 3, 1]))
-    (core,) = region_surfaces(volume, "TC")
-    assert core.region.name == "TC"
-    assert core.voxels_mm3 == pytest.approx(2 * 6)
-    assert core.mesh.volume_mm3 == pytest.approx(2 * 6)
+def test_a_mask_comes_in_the_box_of_the_tumour_with_its_place():
+    data = np.zeros((9, 8, 7), dtype=np.uint8)
+    data[2, 3, 4], data[6, 3, 4] = 1, 2
+    affine = np.diag([-1.0, 2, 3, 1])
+    affine[:3, 3] = [10, 20, 30]
+    (core,) = region_masks(volume(data, affine, path=Path("seg.nii.gz")), "1")
+    assert core.mask.shape == (5, 1, 1)  # both labels
+    assert np.argwhere(core.mask).tolist() == [[0, 0, 0]]
+    # Voxel (2, 3, 4): 10 - 2, 20 + 2 * 3 and 30 + 3 * 4.
+    np.testing.assert_allclose(core.grid.affine[:3, 3], [8, 26, 42])
+
+
+def parts() -> np.ndarray:
+    """Three parts of 8, 2 and 1 voxels; the second and the third touch at an edge."""
+    mask = np.zeros((8, 8, 8), dtype=bool)
+    mask[:2, :2, :2] = mask[5:7, 5, 5] = mask[7, 6, 5] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("islands", "voxels"),
+    [
+        (Islands(), 11),
+        (Islands(min_volume=3), 11),  # a voxel has 3 mm3
+        (Islands(min_volume=3.1), 10),
+        (Islands(min_volume=6), 10),
+        (Islands(min_volume=7), 8),
+        (Islands(min_volume=25), 0),
+        (Islands(largest=True), 8),
+        (Islands(largest=True, min_volume=25), 0),
+    ],
+)
+def test_parts_that_are_too_small_are_left_out(islands, voxels):
+    assert islands.of(parts(), voxel_mm3=3).sum() == voxels
+
+
+def test_cavities_are_filled_and_what_opens_at_an_edge_is_none():
+    mask = np.ones((5, 5, 5), dtype=bool)
+    mask[2, 2, 2] = False
+    assert Islands(fill_holes=True).of(mask, 1).all()
+    assert not Islands().of(mask, 1).all()
+    open_at_edge = np.ones((4, 4, 3), dtype=bool)
+    open_at_edge[1, 1, 1] = open_at_edge[0, 0, 1] = False  # diagonal to the outside
+    assert (Islands(fill_holes=True).of(open_at_edge, 1) == open_at_edge).all()
+
+
+def test_a_region_of_small_parts_alone_says_so():
+    with pytest.raises(MeshError, match=r"no part of WT that is large enough") as caught:
+        list(region_masks(label_map(1, 2, 4), "WT", islands=Islands(min_volume=9)))
+    assert caught.value.hint == "choose a smaller --min-volume"
+
+
+@pytest.mark.parametrize("value", [-1, float("nan")])
+def test_a_minimum_volume_below_0(value):
+    with pytest.raises(ConfigError, match="a minimum volume of"):
+        Islands(min_volume=value)
+
+
+def test_the_brain_is_what_is_not_0_with_what_lies_inside():
+    data = np.zeros((9, 9, 9), dtype=np.float32)
+    data[2:7, 2:7, 2:7] = -0.5
+    data[4, 4, 4], data[0, 0, 0] = 0, np.nan
+    (brain,) = region_masks(volume(data, path=Path("t1.nii.gz")), wanted_region("Brain"))
+    assert brain.region.name == "brain"
+    assert brain.mask.sum() == 125
+    with pytest.raises(MeshError, match=r"t1\.nii\.gz is empty: all its voxels are 0"):
+        list(region_masks(volume(data * 0, path=Path("t1.nii.gz")), "brain"))
 
 
 @pytest.mark.real
@@ -357,18 +193,14 @@ def test_a_surface_comes_with_the_volume_of_its_voxels():
 def test_real_tumours_are_closed_where_they_lie_and_of_the_volume_of_their_voxels(case):
     (path,) = (REAL / "cases" / case).glob("*seg.nii.gz")
     labels = read_labels(path)
-    surfaces = list(region_surfaces(labels, "all"))
-    assert [each.region.name for each in surfaces] == ["WT", "TC", "ET"]
-    assert all(each.mesh.is_closed for each in surfaces)
-    whole, indices = surfaces[0], np.argwhere(labels.data > 0)
-    assert whole.voxels_mm3 == len(indices)  # of 1 mm3
-    assert whole.mesh.volume_mm3 == pytest.approx(whole.voxels_mm3)
-    centre = labels.affine @ [*indices.mean(axis=0), 1]
-    np.testing.assert_allclose(centroid(whole.mesh), centre[:3], atol=0.1)
-
-
-def centroid(mesh: TriangleMesh) -> np.ndarray:
-    """Centre of the enclosed volume: each face spans a tetrahedron with the origin."""
-    a, b, c = np.moveaxis(mesh.vertices[mesh.faces], 1, 0)
-    volumes = np.einsum("ij,ij->i", a, np.cross(b, c)) / 6
-    return (volumes[:, None] * (a + b + c) / 4).sum(axis=0) / volumes.sum()
+    masks = list(region_masks(labels, "all"))
+    assert [each.region.name for each in masks] == ["WT", "TC", "ET"]
+    for config in (SurfaceConfig(), SurfaceConfig(reduce=0.25)):
+        for each in masks:
+            surface = surface_of(each.mask, each.grid, config)
+            assert surface.mesh.is_closed
+            assert surface.mesh.is_apart
+            assert surface.mesh.volume_mm3 == pytest.approx(each.mask.sum(), rel=1e-5)
+            centre = each.grid.affine @ [*np.argwhere(each.mask).mean(axis=0), 1]
+            np.testing.assert_allclose(centroid(surface.mesh), centre[:3], atol=0.1)
+    assert masks[0].mask.sum() == (labels.data > 0).sum()

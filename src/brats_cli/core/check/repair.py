@@ -1,4 +1,4 @@
-"""Repaired copies of broken cases; the data set itself is never changed."""
+"""Repaired copies of cases with errors; the original files are left unchanged."""
 
 from __future__ import annotations
 
@@ -24,24 +24,34 @@ _MILLIMETRES_IN = {1: 1000.0, 3: 0.001}
 
 
 def repair_data_set(report: DataReport, out: Path, *, workers: int | None = None) -> list[str]:
-    """Write every case of `report` that can be mended in full into `out`, and give their ids.
+    """Write every case of `report` that can be repaired in full to `out`, and return their ids.
 
-    A case comes with all its files, those without a defect copied as they are, in folders as in
-    the original. Sound cases and those with an error left are not written.
+    A case is written with all its files, in the same folders as the original; files without a
+    defect are copied. Sound cases, and cases that would keep an error, are not written.
 
     Raises:
-        OutputError: If `out` lies in the data set, or cannot be written.
-        OutputExistsError: If there is something in `out`.
+        OutputError: If `out` lies inside the data set, or cannot be written.
+        OutputExistsError: If `out` is a folder that is not empty.
     """
-    if out.resolve().is_relative_to(report.root.resolve()):
-        raise OutputError(out, "it lies inside the data set, which stays as it is")
-    if out.is_dir() and any(out.iterdir()):
-        raise OutputExistsError(out)
+    require_place(out, report.root)
     by_id = {case.id: case for case in survey(report.root)[0]}
     broken = [(case, by_id[case.id]) for case in report.cases if case.repairable]
     task = partial(_repair_case, root=report.root, out=out)
     list(in_processes(task, broken, workers=workers))
     return sorted(case.id for case, _ in broken)
+
+
+def require_place(out: Path, root: Path) -> None:
+    """Check that repaired copies of the data set in `root` may go to the folder `out`.
+
+    Raises:
+        OutputError: If `out` lies inside the data set.
+        OutputExistsError: If `out` is a folder that is not empty.
+    """
+    if out.resolve().is_relative_to(root.resolve()):
+        raise OutputError(out, "it lies inside the data set, which is left unchanged")
+    if out.is_dir() and any(out.iterdir()):
+        raise OutputExistsError(out)
 
 
 def _repair_case(found: tuple[CaseReport, Case], *, root: Path, out: Path) -> None:
@@ -70,7 +80,7 @@ def _repair_case(found: tuple[CaseReport, Case], *, root: Path, out: Path) -> No
 
 
 def _place(path: Path, case: Case, root: Path) -> Path:
-    """Where a file goes below the output folder; a single case keeps its folder's name."""
+    """Path of a file below the output folder; a single case keeps the name of its folder."""
     inside = path.absolute().relative_to(root.absolute())
     return Path(case.id) / inside if inside.parent == Path() else inside
 
@@ -81,7 +91,7 @@ def _copy(path: Path, target: Path) -> None:
 
 
 def _copy_description(source: Path, target: Path, root: Path) -> None:
-    """Copy what tells the channels and labels of the files in `source`."""
+    """Copy the dataset.json that describes the channels and labels of the files in `source`."""
     for above, beside in ((source, target), (source.parent, target.parent)):
         description = above / "dataset.json"
         copied = beside / "dataset.json"
@@ -92,7 +102,7 @@ def _copy_description(source: Path, target: Path, root: Path) -> None:
 
 
 def _in_millimetres(volume: Volume) -> Grid:
-    """The grid of a volume, scaled if its unit explains why its voxels are not a head scan's."""
+    """The grid of a volume in mm, scaled if the unit explains its implausible voxel size."""
     factor = 1.0 if plausible(volume) else _MILLIMETRES_IN.get(length_unit(volume), 1.0)
     return replace(volume.grid, affine=np.diag([factor, factor, factor, 1.0]) @ volume.affine)
 
@@ -125,7 +135,7 @@ def _repaired(data: npt.NDArray[Any], wanted: set[str]) -> npt.NDArray[Any]:
 def _as_labels(
     data: npt.NDArray[Any], report: CaseReport, case: Case | None
 ) -> npt.NDArray[np.uint8]:
-    """Labels as uint8; in the scheme that the name of `case` tells, if that is given."""
+    """Labels as uint8; if `case` is given, converted to the scheme that its name indicates."""
     labels = data.astype(np.uint8)
     if case and case.scheme and report.scheme:
         return report.scheme.convert(labels, case.scheme)
@@ -133,7 +143,7 @@ def _as_labels(
 
 
 def _write(path: Path, data: npt.NDArray[Any], grid: Grid, *, gzipped: bool) -> None:
-    """Write with sform and qform alike, in mm, and under a name that says whether it is zipped."""
+    """Write with equal sform and qform, in mm, under a name that ends in .gz if it is gzipped."""
     if gzipped and not path.name.lower().endswith(".gz"):
         path = path.with_name(f"{stem(path)}.nii.gz")
     stored = data.astype(np.float32) if data.dtype.kind == "f" or data.dtype.itemsize > 4 else data

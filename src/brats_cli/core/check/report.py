@@ -1,4 +1,4 @@
-"""Is a data set complete and sound? Each case examined on its own, then judged among others."""
+"""Is a data set complete and sound? Each case is examined alone, then compared with the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..compute.processes import in_processes
 from ..data.cases import Case, alike_in_labels, nifti_files, scheme_of_all, survey
-from ..data.labels import LabelScheme, fitting_schemes, scheme_named
+from ..data.labels import LabelScheme, fitting_schemes
 from ..data.naming import MODALITIES, parse_name
 from ..errors import LabelError, UnreadableFileError
 from ..images.grid import Volume, times
@@ -35,12 +35,12 @@ from .rules import (
 FORMAT = "brats-check/1"
 
 _VOXELS_TO_RECOGNISE = 20
-"""Fewer may agree in two cases by chance."""
+"""Images with fewer voxels may be equal in two cases by chance."""
 
 
 @dataclass(frozen=True)
 class Intensities:
-    """Where a modality's intensities lie inside the brain, that is where they are not 0."""
+    """Range of a modality's intensities inside the brain, that is where they are not 0."""
 
     low: float
     median: float
@@ -49,7 +49,7 @@ class Intensities:
 
     @classmethod
     def of(cls, volume: Volume) -> Intensities:
-        """Those of an image: 1st, 50th and 99th percentile and maximum."""
+        """1st, 50th and 99th percentile and maximum of an image; all 0 if the image is empty."""
         if not volume.foreground.size:
             return cls(0.0, 0.0, 0.0, 0.0)
         low, median, high = np.percentile(volume.foreground, [1, 50, 99])
@@ -58,19 +58,19 @@ class Intensities:
 
 @dataclass(frozen=True)
 class CaseReport:
-    """What was found of one case.
+    """What the check found in one case.
 
     Attributes:
         id: Case id.
         patient: Patient id.
         findings: Worst first.
-        shape: Grid of its images, (X, Y, Z); empty if none could be read.
-        spacing_mm: Voxel sizes.
-        intensities: By modality.
-        count: Its label voxels, if its label map could be counted.
-        scheme: What its labels mean, if that is known.
+        shape: Grid of its images, (X, Y, Z); empty if no image could be read.
+        spacing_mm: Voxel size along each axis.
+        intensities: Range of intensities by modality.
+        count: Its label voxels, if its label map could be read and holds labels.
+        scheme: Its label scheme, if that is known.
         regions_mm3: Volume of each region of the scheme.
-        prints: Fingerprints of voxels, by modality or `label`.
+        prints: Fingerprints of the voxels, by modality or `label`.
     """
 
     id: str
@@ -86,19 +86,19 @@ class CaseReport:
 
     @property
     def level(self) -> str:
-        """Its worst finding's, or `ok` where there is none or notes only."""
+        """Level of its worst finding; `ok` if there is none, or only notes."""
         return next((level for level in LEVELS[:2] if level in self._levels()), "ok")
 
     @property
     def repairable(self) -> bool:
-        """Whether there is something to repair, and no error would be left."""
+        """Whether a repair would change something and leave no error."""
         errors = [finding for finding in self.findings if finding.level == ERROR]
         return all(finding.repair for finding in errors) and any(
             finding.repair for finding in self.findings
         )
 
     def with_findings(self, *more: Finding) -> CaseReport:
-        """The same with `more` findings."""
+        """The same report with `more` findings."""
         ordered = sorted((*self.findings, *more), key=lambda each: LEVELS.index(each.level))
         return replace(self, findings=tuple(ordered))
 
@@ -108,59 +108,71 @@ class CaseReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was found of a data set.
+    """What the check found in a data set.
 
     Attributes:
-        root: Its folder.
+        root: Folder of the data set.
         cases: Worst first, then by id.
-        findings: What concerns no single case.
+        findings: Findings that concern no single case.
+        repaired: Ids of the cases of which `fix` wrote a repaired copy.
     """
 
     root: Path
     cases: tuple[CaseReport, ...]
     findings: tuple[Finding, ...]
+    repaired: tuple[str, ...] = ()
 
     @property
     def errors(self) -> int:
-        """How many cases, and other places, have an error."""
+        """Number of cases with an error, and of errors that concern no single case."""
         return self.count(ERROR) + sum(finding.level == ERROR for finding in self.findings)
 
+    @property
+    def unrepaired_errors(self) -> int:
+        """Number of errors, as in `errors`, without the cases that were repaired."""
+        return self.errors - sum(
+            case.id in self.repaired for case in self.cases if case.level == ERROR
+        )
+
+    @property
+    def repairable_errors(self) -> int:
+        """Number of cases with an error that a repair would remove."""
+        return sum(case.repairable for case in self.cases if case.level == ERROR)
+
     def count(self, level: str) -> int:
-        """How many cases are of that level at worst."""
+        """Number of cases whose worst finding is of that level."""
         return sum(case.level == level for case in self.cases)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """The whole report in plain values, for JSON."""
         return {
             "format": FORMAT,
             "data": str(self.root),
             "summary": summarize(self),
             "findings": [_finding_dict(finding) for finding in self.findings],
             "cases": [_case_dict(case) for case in self.cases],
+            "repaired": list(self.repaired),
         }
 
 
 def check_data_set(
     root: Path,
     *,
-    labels: str | None = None,
+    labels: LabelScheme | None = None,
     workers: int | None = None,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> DataReport:
-    """Read every file of the data set in `root`, and say all that is wrong with it.
+    """Read every file of the data set in `root`, and report everything that is wrong with it.
 
     Args:
-        root: A data set's folder, or a case's.
-        labels: Name of the label scheme, where names and values leave it open.
-        workers: Processes; by default as many as there are processors.
-        on_progress: Told how many cases of how many are done.
+        root: Folder of a data set or of one case.
+        labels: Label scheme of the label maps, if names, headers and values leave it open.
+        workers: Number of processes; by default one per CPU.
+        on_progress: Called with the number of cases read and their total.
 
     Raises:
         NoCasesError: If there is no case at all.
-        LabelError: If there is no scheme called `labels`.
     """
-    if labels is not None:
-        scheme_named(labels)  # a misspelt one is no finding
     cases, clashes = survey(root)
     reports = {}
     for done, report in enumerate(in_processes(examine, cases, workers=workers), 1):
@@ -178,7 +190,7 @@ def check_data_set(
 
 
 def examine(case: Case) -> CaseReport:
-    """What is wrong with one case, and what is in it."""
+    """Examine one case on its own: its findings and its measures."""
     findings = []
     missing = [modality for modality in MODALITIES if modality not in case.images]
     if missing:
@@ -196,7 +208,7 @@ def examine(case: Case) -> CaseReport:
     if reference is not None:
         findings += compare(volumes, reference)
         if not header_is_sound(reference):
-            # No file is left that could tell the place of the others.
+            # No file is left that gives the position of the others.
             findings = [_unless_placing(finding) for finding in findings]
     label = volumes.get("label")
     return CaseReport(
@@ -216,7 +228,7 @@ def examine(case: Case) -> CaseReport:
 
 
 def reference_of(images: Mapping[str, Volume]) -> Volume | None:
-    """The image that most others share their grid with, of those whose header is sound."""
+    """The image, of those with a sound header, whose grid most of the others share."""
     volumes = [volume for volume in images.values() if header_is_sound(volume)]
     volumes = volumes or [volume for volume in images.values() if volume.grid.is_usable]
     if not volumes:
@@ -231,7 +243,7 @@ def _unless_placing(finding: Finding) -> Finding:
 
 
 def read_case(case: Case) -> Iterator[tuple[str, Volume | UnreadableFileError]]:
-    """Each file of a case by modality or `label`, as 3D; or why it cannot be read."""
+    """Each file of a case by modality or `label`: a 3D volume, or the error of reading it."""
     whole: dict[Path, Volume | UnreadableFileError] = {}
     files = {role: (image.path, image.channel) for role, image in case.images.items()}
     channels = 1 + max((channel or 0 for _, channel in files.values()), default=0)
@@ -247,17 +259,17 @@ def read_case(case: Case) -> Iterator[tuple[str, Volume | UnreadableFileError]]:
 
 
 def _whole(path: Path, channels: int) -> Volume | UnreadableFileError:
-    """A file of the dimensions and the type of number that are due, or why it is not."""
+    """A file with the expected dimensions and type of numbers, or the error in it."""
     try:
         volume = read_volume(path)
     except UnreadableFileError as error:
         return error
     shape = volume.data.shape
     if len(shape) != (3 if channels == 1 else 4):
-        due = "3 dimensions are" if channels == 1 else "4 dimensions (FLAIR, T1, T1ce, T2) are"
-        return UnreadableFileError(path, f"it has {times(shape)} voxels where {due} due")
+        expected = "3 dimensions" if channels == 1 else "4 dimensions (FLAIR, T1, T1ce, T2)"
+        return UnreadableFileError(path, f"it has {times(shape)} voxels; {expected} are expected")
     if channels > 1 and shape[3] < channels:
-        return UnreadableFileError(path, f"it has {shape[3]} channels where {channels} are due")
+        return UnreadableFileError(path, f"it has {shape[3]} channels; {channels} are expected")
     return volume
 
 
@@ -281,7 +293,7 @@ def _one_a_file(volumes: Mapping[str, Volume]) -> dict[str, Volume]:
 
 
 def _count(label: Volume, findings: Sequence[Finding]) -> LabelCount | None:
-    """The voxels of each label, or None if the values are no labels."""
+    """The number of voxels of each label, or None if the values are not labels."""
     if any(finding.rule in ("not-finite", "not-whole", "range") for finding in findings):
         return None
     if label.data.dtype.kind == "f":
@@ -289,13 +301,13 @@ def _count(label: Volume, findings: Sequence[Finding]) -> LabelCount | None:
     return LabelCount.of(label)
 
 
-# --- judging the cases together ----------------------------------------------------------------
+# --- comparing the cases -----------------------------------------------------------------------
 
 
 def _judge_labels(
-    cases: Sequence[Case], reports: dict[str, CaseReport], labels: str | None
+    cases: Sequence[Case], reports: dict[str, CaseReport], labels: LabelScheme | None
 ) -> None:
-    """Say what the labels of every case mean, and which fit no scheme or several."""
+    """Give every case its label scheme; add a finding if its labels fit no scheme, or several."""
     counts = {case.id: count for case in cases if (count := reports[case.id].count)}
     known = []
     for case in cases:
@@ -305,7 +317,7 @@ def _judge_labels(
         if labels or fitting_schemes(strange):
             known.append(case)
         else:
-            message = f"it holds {', '.join(map(str, strange))}, which no label scheme has"
+            message = f"it holds labels {', '.join(map(str, strange))}, which fit no label scheme"
             finding = Finding(ERROR, "labels", message, case.label)
             reports[case.id] = reports[case.id].with_findings(finding)
     for alike in alike_in_labels(known, counts):
@@ -330,7 +342,7 @@ def _with_scheme(report: CaseReport, case: Case, scheme: LabelScheme) -> CaseRep
     }
     report = replace(report, scheme=scheme, regions_mm3=regions)
     if case.scheme and not case.scheme.values >= set(voxels):
-        message = f"labels of {scheme.name} under a name of {case.scheme.name}"
+        message = f"it has labels of {scheme.name}, but its name is of {case.scheme.name}"
         report = report.with_findings(Finding(WARNING, "scheme", message, case.label, "labels"))
     et = regions.get("ET")
     if et is None or not regions.get("WT"):
@@ -338,13 +350,13 @@ def _with_scheme(report: CaseReport, case: Case, scheme: LabelScheme) -> CaseRep
     if et == 0:
         return report.with_findings(Finding(NOTE, "no-et", "no enhancing tumour", case.label))
     if et < LITTLE_ET_MM3:
-        message = f"hardly any enhancing tumour ({et:.0f} mm3)"
+        message = f"very little enhancing tumour ({et:.0f} mm3)"
         return report.with_findings(Finding(NOTE, "little-et", message, case.label))
     return report
 
 
 def _judge_twins(cases: Sequence[Case], reports: dict[str, CaseReport]) -> None:
-    """Name the cases that share an image, or a tumour, with another."""
+    """Add an error to every case that has an image, or a tumour, in common with another."""
     first: dict[tuple[bool, str], Case] = {}
     for case in cases:
         for role, voxels in reports[case.id].prints.items():
@@ -364,7 +376,7 @@ def _judge_missing_labels(cases: Sequence[Case], reports: dict[str, CaseReport])
         return
     for case in cases:
         if case.label is None:
-            message = f"no label map, which {labelled} of {len(cases)} cases have"
+            message = f"no label map; {labelled} of {len(cases)} cases have one"
             finding = Finding(WARNING, "unlabelled", message, case.folder)
             reports[case.id] = reports[case.id].with_findings(finding)
 
@@ -384,7 +396,7 @@ def _stray_labels(root: Path, cases: Sequence[Case]) -> list[Finding]:
 
 
 def summarize(report: DataReport) -> dict[str, Any]:
-    """Of the data set as a whole: sizes, grids, schemes, intensities, volumes of regions."""
+    """The data set as a whole: numbers of cases, grids, schemes, intensities, region volumes."""
     cases = report.cases
     patients = Counter(case.patient for case in cases)
     regions = [case.regions_mm3 for case in cases if case.regions_mm3]

@@ -1,4 +1,4 @@
-"""What can be wrong with a file or a case: one table of rules, each with its limit and message."""
+"""What can be wrong with a file or a case: tables of rules, each with its limit and message."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ from ..data.naming import MODALITIES
 from ..images.grid import SAME_GRID_MM, Grid, Volume, times
 
 ERROR, WARNING, NOTE = LEVELS = ("error", "warning", "note")
-"""What stops the work or spoils its result; what may; what is worth knowing."""
+"""Stops the work or spoils its result; may do so; is worth knowing."""
 
 NOT_ORTHONORMAL = 1e-4
-"""How far the products of direction cosines may be from 0 and 1, as float32 leaves them."""
+"""Tolerance for the products of direction cosines, which are 0 and 1 up to float32's rounding."""
 
 SPACING_LIMITS_MM = (0.1, 20.0)
-"""Voxel sizes outside are metres or micrometres taken for millimetres, not head scans."""
+"""Voxel sizes outside these limits are metres or micrometres read as mm, or not a head scan."""
 
 ROUNDS_TO_LABEL = 0.01
-"""How far from a whole number a label may be to be that number, spoilt by a float format."""
+"""A label this close to a whole number is that number, changed by a float format."""
 
 OUTSIDE_BRAIN = 0.05
-"""Share of a tumour that may lie where all images are 0; beyond it, label and images differ."""
+"""Largest share of a tumour outside the brain; above it, label map and images do not match."""
 
 BRAIN_OVERLAP = 0.8
-"""Dice of the brains of two modalities below which they are not registered, or not one patient."""
+"""Minimum Dice of the brain masks of two modalities; below it, they are not registered, or are of
+two patients."""
 
 LITTLE_ET_MM3 = 500.0
-"""Below this much enhancing tumour, single voxels decide its Dice."""
+"""With less enhancing tumour than this, single voxels decide its Dice."""
 
 _UNITS = {1: "metres", 3: "micrometres"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found in one place.
+    """One problem in one file or folder.
 
     Attributes:
         level: error, warning or note.
         rule: Name of the rule.
         message: What is wrong, and what was found.
-        file: The file it is about, or None for the case or data set as a whole.
-        repair: What `--fix` does about it; empty if it can do nothing.
+        file: The file or folder it is about, or None for the data set as a whole.
+        repair: The kind of repair that `--fix` makes; empty if it cannot be repaired.
     """
 
     level: str
@@ -59,7 +60,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule:
-    """A property of one file, and what to say of a file that has it."""
+    """A defect that one file may have, and its test, which returns a message if it does."""
 
     name: str
     level: str
@@ -104,7 +105,7 @@ def _voxel_size(volume: Volume) -> str | None:
 def _affine(volume: Volume) -> str | None:
     if volume.grid.is_usable:
         return None
-    return "its affine is flat or not finite, so that it has no place in space"
+    return "its affine is flat or not finite, so its position in space is unknown"
 
 
 def _cosines(volume: Volume) -> str | None:
@@ -135,7 +136,7 @@ def _header_size(volume: Volume) -> str | None:
 
 
 def _forms(volume: Volume) -> float:
-    """How far sform and qform are apart in millimetres, where both are in force."""
+    """Distance between the grids of sform and qform in mm; 0 if only one of them is used."""
     qform = volume.grid.qform if min(volume.grid.codes) > 0 else None
     if qform is None or _voxel_size(volume) or not volume.grid.is_usable:
         return 0.0
@@ -158,7 +159,7 @@ def _forms_differ(volume: Volume) -> str | None:
 
 def _rotation(volume: Volume) -> str | None:
     if volume.grid.codes[1] > 0 and volume.grid.qform is None:
-        return "the quaternion of its qform is no rotation"
+        return "the quaternion of its qform is not a rotation"
     return None
 
 
@@ -168,7 +169,7 @@ def _no_orientation(volume: Volume) -> str | None:
 
 def _sform_zero(volume: Volume) -> str | None:
     return (
-        "sform code 0, placed by its qform"
+        "sform code 0; its position is taken from its qform"
         if volume.grid.codes[0] <= 0 < volume.grid.codes[1]
         else None
     )
@@ -180,7 +181,7 @@ def _unit(volume: Volume) -> str | None:
 
 
 def plausible(volume: Volume) -> bool:
-    """Whether its voxels are of the size of a head scan's, read as millimetres."""
+    """Whether its voxel sizes, in mm, are plausible for a head scan."""
     low, high = SPACING_LIMITS_MM
     return low <= min(volume.spacing_mm) <= max(volume.spacing_mm) <= high
 
@@ -188,7 +189,7 @@ def plausible(volume: Volume) -> bool:
 def _implausible(volume: Volume) -> str | None:
     if plausible(volume) or not volume.grid.is_usable or _unit(volume):
         return None
-    return f"voxels of {_by(volume.spacing_mm)} mm are no head scan's"
+    return f"voxels of {_by(volume.spacing_mm)} mm are implausible for a head scan"
 
 
 HEADER_RULES = (
@@ -208,7 +209,7 @@ HEADER_RULES = (
 
 
 def header_is_sound(volume: Volume) -> bool:
-    """Whether no rule finds an error in the header; the name of the file is another matter."""
+    """Whether no rule finds an error in the header; the ending of the file name is not judged."""
     rules = [rule for rule in HEADER_RULES if rule.level == ERROR and rule.repair != "name"]
     return not any(rule.test(volume) for rule in rules)
 
@@ -220,7 +221,7 @@ def _not_finite(volume: Volume) -> str | None:
     if volume.data.dtype.kind != "f":
         return None
     wrong = volume.values.size - int(np.isfinite(volume.values).sum())
-    return f"{wrong:,} voxels are not numbers (NaN or infinite)" if wrong else None
+    return f"{wrong:,} voxels are not finite (NaN or infinite)" if wrong else None
 
 
 def _empty(volume: Volume) -> str | None:
@@ -241,21 +242,20 @@ def _wrapped(volume: Volume) -> str | None:
     low, high = int(volume.foreground.min()), int(volume.foreground.max())
     if low > -16_384 or high < 16_384:
         return None
-    return f"values from {low} to {high}: what was above 32767 has wrapped round int16"
+    return f"values from {low} to {high}: values above 32767 have overflowed int16"
 
 
 def _no_background(volume: Volume) -> str | None:
     zeros = 1 - np.count_nonzero(volume.values) / volume.values.size
-    return None if zeros > 0.01 else "hardly any voxel is 0: is the skull still on?"
+    return None if zeros > 0.01 else "almost no voxel is 0: was the skull not removed?"
 
 
 def _negative(volume: Volume) -> str | None:
     below = int((volume.foreground < 0).sum())
     if below <= 0.01 * volume.foreground.size or _wrapped(volume):
         return None
-    return (
-        f"{100 * below / volume.foreground.size:.0f} % of its brain is negative: normalised before?"
-    )
+    share = 100 * below / volume.foreground.size
+    return f"{share:.0f} % of its brain is negative: is it normalised already?"
 
 
 def _clipped(volume: Volume) -> str | None:
@@ -264,14 +264,14 @@ def _clipped(volume: Volume) -> str | None:
     most = np.iinfo(volume.data.dtype).max
     if volume.foreground.max() < most:
         return None
-    return f"clipped at {most}, the most that {volume.data.dtype} holds, or scaled to it"
+    return f"clipped at {most}, the maximum of {volume.data.dtype}, or scaled to it"
 
 
 def _few_levels(volume: Volume) -> str | None:
     if volume.data.dtype.kind not in "iu" or not volume.foreground.size or _few_values(volume):
         return None
     most = int(volume.foreground.max())
-    return f"coarse: its largest value is {most}" if most <= 400 else None
+    return f"few grey levels: its largest value is {most}" if most <= 400 else None
 
 
 IMAGE_RULES = (
@@ -290,7 +290,7 @@ IMAGE_RULES = (
 
 
 def _off_by(volume: Volume) -> npt.NDArray[np.float64]:
-    """How far each foreground voxel is from a whole number."""
+    """Distance of each foreground voxel to the nearest whole number."""
     values = volume.foreground
     off: npt.NDArray[np.float64] = np.abs(values - np.rint(values))
     return off
@@ -300,7 +300,7 @@ def _spoilt(volume: Volume) -> str | None:
     off = _off_by(volume)
     if not off.any() or off.max() > ROUNDS_TO_LABEL:
         return None
-    return f"it holds {volume.foreground[off > 0][0]:.6g}, which is nearly a label but is none"
+    return f"it holds {volume.foreground[off > 0][0]:.6g}, which is close to a label, but not one"
 
 
 def _no_labels(volume: Volume) -> str | None:
@@ -313,7 +313,7 @@ def _no_labels(volume: Volume) -> str | None:
 def _out_of_range(volume: Volume) -> str | None:
     values = volume.foreground
     wrong = values[(values < 0) | (values > 255)]
-    return f"it holds {wrong[0]:g}, which is no label (0-255)" if wrong.size else None
+    return f"it holds {wrong[0]:g}, which is not a label (0-255)" if wrong.size else None
 
 
 def _float_labels(volume: Volume) -> str | None:
@@ -338,7 +338,7 @@ LABEL_RULES = (
 
 
 def compare(volumes: Mapping[str, Volume], reference: Volume) -> Iterator[Finding]:
-    """What the files of a case, by modality or `label`, are to each other."""
+    """Compare the files of a case, given by modality or `label`, with each other."""
     yield from _grids(volumes, reference)
     images = {role: volumes[role] for role in MODALITIES if role in volumes}
     yield from _same_voxels(images)
@@ -364,7 +364,7 @@ def _place(volume: Volume, reference: Volume) -> Iterator[Finding]:
     distance = volume.grid.distance_mm(reference.grid)
     if distance <= SAME_GRID_MM:
         return
-    off = f"its corners are {distance:.3g} mm off those of {reference.path.name}"
+    off = f"its corners are {distance:.3g} mm from those of {reference.path.name}"
     if distance <= _half_a_voxel(reference):
         yield Finding(
             WARNING, "place-close", f"{off}, less than half a voxel", volume.path, "header"
@@ -374,7 +374,7 @@ def _place(volume: Volume, reference: Volume) -> Iterator[Finding]:
 
 
 def _place_in_doubt(volume: Volume) -> bool:
-    """Whether what is wrong with the header leaves open where the voxels are."""
+    """Whether the errors in the header leave the position of the voxels open."""
     names = {"cosines", "header-size", "sform-qform", "qform-rotation", "orientation"}
     if volume.grid.codes[0] <= 0:
         names |= {"voxel-size"}  # the qform is nothing without it
@@ -393,7 +393,7 @@ def _same_voxels(images: Mapping[str, Volume]) -> Iterator[Finding]:
 
 
 def print_of(volume: Volume) -> str:
-    """A fingerprint of shape and voxels, equal for equal numbers in whatever type."""
+    """A fingerprint of shape and voxels; equal numbers in another type have the same one."""
     where = np.packbits(volume.values != 0).tobytes()
     what = volume.foreground.astype(np.float32).tobytes()
     return hashlib.sha256(repr(volume.data.shape).encode() + where + what).hexdigest()
@@ -410,7 +410,7 @@ def _brains(images: Mapping[str, Volume]) -> Iterator[Finding]:
         both = np.count_nonzero(mask) + np.count_nonzero(brain)
         overlap = 2 * np.count_nonzero(mask & brain) / both
         if overlap < BRAIN_OVERLAP:
-            message = f"its brain overlaps with that of {first} by a Dice of {overlap:.2f} only"
+            message = f"its brain and that of {first} overlap with a Dice of only {overlap:.2f}"
             yield Finding(ERROR, "registration", message, images[role].path)
 
 

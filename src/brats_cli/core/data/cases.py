@@ -1,4 +1,4 @@
-"""One patient visit on disk: which files belong together, in the naming scheme of any year."""
+"""One patient visit on disk: which files belong together, in the naming of any BraTS year."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from .naming import (
 )
 
 _MSD_ORDER = ("flair", "t1", "t1ce", "t2")
-"""Channels of a 4D file of the Medical Decathlon, where no dataset.json says otherwise."""
+"""Channels of a 4D file of the Medical Decathlon, unless a dataset.json gives another order."""
 
 _OTHER_ENDINGS = (".mha", ".mhd", ".nrrd", ".dcm", ".zip", ".tar", ".tgz", ".7z", ".hdr")
-"""What brats does not read, but may stand where NIfTI was expected."""
+"""Files that brats does not read, but that may be found where NIfTI files are expected."""
 
 _CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})")
 _IMAGES = re.compile(r"images(tr|ts|val)?", re.IGNORECASE)
@@ -51,7 +51,7 @@ _LABELS = re.compile(r"labels(tr|ts|val)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Where one modality of a case is: a 3D file, or a channel of a 4D file."""
+    """The image of one modality: a 3D file, or one channel of a 4D file."""
 
     path: Path
     channel: int | None = None
@@ -66,8 +66,8 @@ class Case:
         patient: Shared by all visits of one patient.
         images: The file of each modality; some may be missing.
         label: The expert's label map, if there is one.
-        scheme: The label scheme as name and layout alone tell it, or None.
-        allowed: Where they leave several open, those; empty if they say nothing.
+        scheme: The label scheme, if name and layout alone determine it.
+        allowed: The schemes that name and layout leave open; empty if they leave all open.
     """
 
     id: str
@@ -86,7 +86,7 @@ class Case:
         """Check that the case has all of `modalities`.
 
         Raises:
-            MissingModalityError: Naming those that it lacks.
+            MissingModalityError: If it lacks one; the message lists those missing.
         """
         missing = [modality for modality in modalities if modality not in self.images]
         if missing:
@@ -98,7 +98,7 @@ def find_cases(root: Path) -> list[Case]:
 
     Raises:
         NoCasesError: If there is none.
-        CaseError: If an id or a modality of a case stands in two places.
+        CaseError: If a case, or a modality of a case, is found in two places.
     """
     cases, clashes = survey(root)
     if clashes:
@@ -107,13 +107,13 @@ def find_cases(root: Path) -> list[Case]:
 
 
 def survey(root: Path) -> tuple[list[Case], list[BratsError]]:
-    """Every case in the folder `root`, and what keeps others from being told apart.
+    """Every case in the folder `root`, and the conflicts between its files.
 
     Raises:
         NoCasesError: If there is neither.
     """
     if not root.is_dir():
-        raise UnreadableFileError(root, "it is not a folder", hint="give the data set's folder")
+        raise UnreadableFileError(root, "it is not a folder", hint="give the folder of a data set")
     cases, clashes = _gather(_folders(root))
     if not cases and not clashes:
         others = {path.suffix for path in root.rglob("*") if path.suffix.lower() in _OTHER_ENDINGS}
@@ -126,13 +126,13 @@ def case_at(path: Path) -> Case:
 
     Raises:
         NoCasesError: If the folder holds none.
-        CaseError: If it holds several, or the file's name does not tell what it is.
+        CaseError: If it holds several, or if the file's name does not give its modality.
     """
     if path.is_dir():
         cases = find_cases(path)
         if len(cases) > 1:
             raise CaseError(
-                f"{path} holds {len(cases)} cases, {cases[0].id} to {cases[-1].id}",
+                f"{path} holds {len(cases)} cases ({cases[0].id} to {cases[-1].id})",
                 hint="give the folder of one case",
             )
         return cases[0]
@@ -153,7 +153,11 @@ def case_at(path: Path) -> Case:
 
 
 def resolve_cases(paths: Sequence[Path]) -> list[Case]:
-    """The cases at `paths`, each a case (folder or file) or a data set folder; every case once."""
+    """The cases at `paths`, each a case (folder or file) or a data set; every case once.
+
+    Raises:
+        CaseError: If one case id is found in two places.
+    """
     cases: dict[str, Case] = {}
     for path in paths:
         for case in find_cases(path) if path.is_dir() else [case_at(path)]:
@@ -164,14 +168,14 @@ def resolve_cases(paths: Sequence[Path]) -> list[Case]:
 
 
 def find_label_maps(root: Path) -> dict[str, Path]:
-    """Label maps by case id: of a data set, of a folder of label maps, or one file's.
+    """Label maps by case id: of a data set, of a folder of label maps, or of one file.
 
     In a folder without images every NIfTI file is a label map, with or without a `_seg` suffix,
-    but for what `brats predict` writes beside them.
+    except for the probabilities and uncertainties that `brats predict` writes beside them.
 
     Raises:
         NoCasesError: If there is no label map.
-        CaseError: If two label maps have one id.
+        CaseError: If two label maps have the same case id.
     """
     if root.is_file():
         return {case_id_of(root): root}
@@ -195,7 +199,7 @@ def find_label_maps(root: Path) -> dict[str, Path]:
 
 
 def nifti_files(root: Path) -> list[Path]:
-    """Every NIfTI file in the folder `root`, at any depth, whatever it is."""
+    """Every NIfTI file in the folder `root`, at any depth."""
     return [folder.path / name for folder in _folders(root) for name in folder.files]
 
 
@@ -204,8 +208,8 @@ def read_images(case: Case, modalities: Sequence[str] = MODALITIES) -> list[Volu
 
     Raises:
         MissingModalityError: If the case lacks one.
-        UnreadableFileError: If a file is damaged or not of the dimensions due.
-        GridMismatchError: If two do not lie on the same grid.
+        UnreadableFileError: If a file is damaged or does not have the expected dimensions.
+        GridMismatchError: If two images do not lie on the same grid.
     """
     case.require(modalities)
     files = [case.images[modality] for modality in modalities]
@@ -216,32 +220,32 @@ def read_images(case: Case, modalities: Sequence[str] = MODALITIES) -> list[Volu
     return [replace(volume, grid=volumes[0].grid) for volume in volumes]
 
 
-def schemes_of(
-    cases: Iterable[Case], counts: Mapping[str, LabelCount], labels: str | None = None
-) -> dict[str, LabelScheme]:
-    """The label scheme of every case, judged by the values of all cases named alike.
+def with_schemes(
+    cases: Sequence[Case], counts: Mapping[str, LabelCount], labels: LabelScheme | None = None
+) -> list[Case]:
+    """The cases with their label schemes, judged by the values of all cases that are named alike.
 
     Args:
         cases: Cases whose label maps were counted.
         counts: Label voxels by case id.
-        labels: The scheme's name as the user gave it.
+        labels: The scheme that the user gave.
 
     Raises:
-        LabelError: If values fit no scheme, or several that differ in meaning.
+        LabelError: If values fit no scheme, or several that give them different meanings.
     """
     schemes = {}
     for alike in alike_in_labels(cases, counts):
         scheme = scheme_of_all(alike, counts, labels)
         schemes.update({case.id: scheme for case in alike})
-    return schemes
+    return [replace(case, scheme=schemes[case.id], allowed=()) for case in cases]
 
 
 def alike_in_labels(
     cases: Iterable[Case], counts: Mapping[str, LabelCount]
 ) -> Iterator[list[Case]]:
-    """Cases by what name, layout and header tell of their label scheme.
+    """Groups of cases whose name, layout and header declare the same label schemes.
 
-    A case whose values do not fit what they tell stands alone.
+    A case whose values do not fit what is declared is a group of its own.
     """
     kin: dict[object, list[Case]] = {}
     for case in cases:
@@ -256,12 +260,12 @@ def alike_in_labels(
 
 
 def scheme_of_all(
-    cases: Sequence[Case], counts: Mapping[str, LabelCount], labels: str | None = None
+    cases: Sequence[Case], counts: Mapping[str, LabelCount], labels: LabelScheme | None = None
 ) -> LabelScheme:
-    """The one label scheme of cases that are alike, by all the values they hold.
+    """The one label scheme of a group of cases, judged by all the values they hold.
 
     Raises:
-        LabelError: If values fit no scheme, or several that differ in meaning.
+        LabelError: If values fit no scheme, or several that give them different meanings.
     """
     first = cases[0]
     present = {value for case in cases for value in counts[case.id].voxels}
@@ -270,10 +274,10 @@ def scheme_of_all(
 
 
 def _labels_of(cases: Sequence[Case]) -> str:
-    """The label maps of `cases` as the subject of a sentence."""
+    """The label maps of `cases`, for the start of a message."""
     if len(cases) == 1:
         return str(cases[0].label)
-    return f"{cases[0].label} (and {len(cases) - 1} more like it)"
+    return f"{cases[0].label} (and {len(cases) - 1} more with such a name)"
 
 
 # --- reading folders ---------------------------------------------------------------------------
@@ -281,7 +285,7 @@ def _labels_of(cases: Sequence[Case]) -> str:
 
 @dataclass(frozen=True)
 class _Folder:
-    """The NIfTI files of one folder, and what a dataset.json in or above it says."""
+    """The NIfTI files of one folder, and the dataset.json in it or above it."""
 
     path: Path
     files: tuple[str, ...]
@@ -320,10 +324,10 @@ def _folders_near(path: Path) -> list[_Folder]:
 
 
 def _listing(path: Path, entered: list[Path]) -> tuple[tuple[str, ...], list[Path]]:
-    """Names of the NIfTI files in a folder, and the folders in it; what is hidden is left out.
+    """Names of the NIfTI files in a folder, and its subfolders; hidden ones are left out.
 
-    A linked folder is added to `entered`, and left out if it lies in or around one of those, so
-    that links cannot go round in circles.
+    A linked folder is added to `entered`; it is left out if it lies inside or around one of
+    those, so that links cannot form an endless loop.
     """
     files, below = [], []
     try:
@@ -343,7 +347,7 @@ def _listing(path: Path, entered: list[Path]) -> tuple[tuple[str, ...], list[Pat
 
 
 def _met(link: Path, entered: list[Path]) -> bool:
-    """Whether `link` leads to a folder in or around one of `entered`; if not, it is added."""
+    """Whether `link` points inside or around one of `entered`; if not, it is added to them."""
     real = link.resolve()
     if any(real.is_relative_to(other) or other.is_relative_to(real) for other in entered):
         return True
@@ -359,7 +363,7 @@ class _Found:
     """A case while its files are gathered.
 
     Attributes:
-        layout: The label scheme that the layout tells: msd, nnunet or nothing.
+        layout: The label scheme of the layout: msd, nnunet or empty.
     """
 
     id: str
@@ -370,9 +374,9 @@ class _Found:
 
 
 def _gather(folders: Iterable[_Folder]) -> tuple[list[Case], list[BratsError]]:
-    """The cases in `folders`, sorted by id, and what keeps others from being told apart.
+    """The cases in `folders`, sorted by id, and the conflicts between their files.
 
-    A label map without images beside it goes to the case of its id, wherever that lies.
+    A label map without images beside it belongs to the case with its id, in whatever folder.
     """
     found: dict[str, _Found] = {}
     lone: dict[str, list[Path]] = {}
@@ -422,9 +426,9 @@ def _entry(found: dict[str, _Found], case_id: str, folder: _Folder) -> _Found:
 
 
 def _adopt_lone_label(found: dict[str, _Found]) -> None:
-    """In a folder of one case, a label map with another name is that case's.
+    """In a folder with one case, a label map with another name belongs to that case.
 
-    BraTS20_Training_355's is called W39_1998.09.19_Segm.nii.
+    The label map of BraTS20_Training_355 is called W39_1998.09.19_Segm.nii.
     """
     with_images = [case for case in found.values() if case.images]
     lone = [case for case in found.values() if not case.images]
@@ -436,7 +440,7 @@ def _adopt_lone_label(found: dict[str, _Found]) -> None:
 def _add_plain(
     found: dict[str, _Found], folder: _Folder, plain: list[str], clashes: list[BratsError]
 ) -> None:
-    """Cases in files whose names end in no modality: label maps, 4D files, nnU-Net's channels."""
+    """Add files whose names do not end in a modality: label maps, 4D files, nnU-Net's channels."""
     if _LABELS.fullmatch(folder.path.absolute().name):
         for name in plain:
             _entry(found, stem(Path(name)), folder).label = folder.path / name
@@ -462,7 +466,7 @@ def _add_plain(
 
 
 def _derives(name: str, named: set[str]) -> bool:
-    """Whether `name` is a case's id and something more, as a brain mask's is."""
+    """Whether `name` is a case id with a further suffix, like that of a brain mask."""
     ends = (match.start() for match in re.finditer(r"[_. -]", name))
     return any(name[:end] in named for end in ends)
 
@@ -473,15 +477,15 @@ def _is_4d(path: Path) -> bool:
 
 
 def _add_channel(case: _Found, path: Path, channel: str, clashes: list[BratsError]) -> None:
-    """Add nnU-Net's file of one channel; dataset.json tells which modality it is."""
+    """Add nnU-Net's file of one channel, whose modality is given in dataset.json."""
     case.layout = "nnunet"
     order = channel_order(case.description)
     if int(channel) >= len(order):
         clashes.append(
             CaseError(
-                f"{path} is channel {int(channel)} of a case, but no dataset.json beside or above "
-                "it tells which modality that is",
-                hint="put nnU-Net's dataset.json (channel_names) there, or name the files "
+                f"{path} is channel {int(channel)} of a case, but no dataset.json beside it or "
+                "above it gives the modality of that channel",
+                hint="add nnU-Net's dataset.json (with channel_names), or rename the files to "
                 "CASE_t1.nii.gz, _t1ce, _t2 and _flair",
             )
         )
@@ -503,11 +507,11 @@ def _finish(found: _Found) -> Case:
 
 
 def _allowed(found: _Found) -> tuple[LabelScheme, ...]:
-    """The schemes that the name, the grid and the layout of a case leave open."""
+    """The label schemes that the name, the grid and the layout of a case leave open."""
     if found.layout and (declared := declared_scheme(found.description, found.layout)):
         return (declared,)
     if found.layout:
         return (*schemes_by_name(found.id, None), SCHEMES[found.layout])
-    tells = naming_of(found.id).by_grid and found.images
-    shape = shape_on_disk(next(iter(found.images.values())).path) if tells else None
+    grid_decides = naming_of(found.id).by_grid and found.images
+    shape = shape_on_disk(next(iter(found.images.values())).path) if grid_decides else None
     return schemes_by_name(found.id, shape)

@@ -1,4 +1,4 @@
-"""What the dataset.json of the Medical Decathlon and of nnU-Net says: channels and labels."""
+"""Channels and labels from the dataset.json of the Medical Decathlon and of nnU-Net."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from .naming import MODALITIES, ROLES
 
 
 def read_description(folder: Path) -> Mapping[str, Any]:
-    """What the dataset.json of the Decathlon or nnU-Net in `folder` says, if there is one."""
+    """Content of the dataset.json in `folder`; empty if there is none.
+
+    Raises:
+        UnreadableFileError: If it is not JSON.
+    """
     path = folder / "dataset.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -27,7 +31,7 @@ def read_description(folder: Path) -> Mapping[str, Any]:
 
 
 def channel_order(description: Mapping[str, Any]) -> list[str]:
-    """Modalities by channel, as dataset.json names them; empty where it names none of ours."""
+    """Modalities by channel from dataset.json; empty if it names none of the four."""
     names = description.get("channel_names") or description.get("modality")
     if not isinstance(names, dict) or not all(str(number).isdigit() for number in names):
         return []
@@ -37,7 +41,7 @@ def channel_order(description: Mapping[str, Any]) -> list[str]:
 
 
 def declared_scheme(description: Mapping[str, Any], layout: str) -> LabelScheme | None:
-    """The scheme whose tissues dataset.json names, or None."""
+    """The label scheme with the tissues named in dataset.json, or None."""
     labels = description.get("labels")
     if not isinstance(labels, dict):
         return None
@@ -51,7 +55,7 @@ def declared_scheme(description: Mapping[str, Any], layout: str) -> LabelScheme 
     return fitting.get(layout) or next(iter(fitting.values()), None)
 
 
-# In this order: "non-enhancing" is met before "enhancing".
+# The order matters: "non-enhancing" is tested before "enhancing".
 _TISSUE_WORDS = {
     r"edema|snfh|peritum|^ed$": "ED",
     r"resection|cavity|^rc$": "RC",
@@ -67,9 +71,9 @@ def _tissue(name: str) -> str:
 
 
 def _tissues_of_regions(labels: Mapping[str, Any]) -> dict[int, str]:
-    """Tissues by value, where dataset.json gives nested regions as lists of values.
+    """Tissues by value, if dataset.json gives nested regions as lists of values.
 
-    What lies in one region only is edema, in two necrosis, in all three enhancing tumour.
+    A value in only one region is edema, in two necrosis, in all three enhancing tumour.
     """
     lists = [value if isinstance(value, list) else [value] for value in labels.values()]
     depth = Counter(value for values in lists for value in values if value)

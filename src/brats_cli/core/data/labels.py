@@ -1,4 +1,4 @@
-"""What a label value means: the schemes of every BraTS year, as data."""
+"""What a label value means: a table of the label schemes of all BraTS years."""
 
 from __future__ import annotations
 
@@ -20,6 +20,20 @@ LabelMap = npt.NDArray[np.integer]
 REGIONS = ("WT", "TC", "ET")
 """Whole tumour, tumour core, enhancing tumour: nested, from the outside in."""
 
+REGION_COLOURS: Mapping[str, str] = {
+    "WT": "#3FA7F0",
+    "TC": "#FFC20A",
+    "ET": "#E1341E",
+    "RC": "#9C6ADE",
+    "GTV": "#FFC20A",
+}
+"""The colour of each region in every figure, page and mesh.
+
+Blue, amber and red differ by at least 20 in CIEDE2000 from each other and from every grey, also
+as people with protanopia, deuteranopia or tritanopia see them (simulated after Machado et al.
+2009); Okabe and Ito's green does not differ enough from a scan's greys.
+"""
+
 
 @dataclass(frozen=True)
 class Region:
@@ -29,9 +43,10 @@ class Region:
     labels: tuple[int, ...]
 
     def mask(self, label_map: Any) -> Any:
-        """Where `label_map` holds one of the region's labels, in the same shape.
+        """True where `label_map` holds one of the region's labels; same shape.
 
-        Of a numpy array or a torch tensor: both have the operators, and torch is not needed here.
+        `label_map` is a numpy array or a torch tensor: both have these operators, and torch is not
+        imported here.
         """
         first, *others = self.labels
         mask = label_map == first
@@ -42,7 +57,7 @@ class Region:
 
 @dataclass(frozen=True)
 class LabelScheme:
-    """Which value stands for which tissue, and which tissues make up which region.
+    """The tissue of each label value, and the labels of each region.
 
     Tissues: NCR necrosis (with non-enhancing core from 2017), ED edema (or SNFH), NET
     non-enhancing tumour, ET enhancing tumour, CC cystic component, RC resection cavity,
@@ -56,7 +71,7 @@ class LabelScheme:
 
     @property
     def values(self) -> frozenset[int]:
-        """Every value a label map of this scheme may hold, background included."""
+        """Every value a label map of this scheme may hold, including 0 for the background."""
         return frozenset({0, *self.tissues})
 
     def region(self, name: str) -> Region:
@@ -80,7 +95,7 @@ class LabelScheme:
     def paint(
         self, masks: npt.NDArray[np.bool_], *, smallest_et_voxels: float = 0
     ) -> npt.NDArray[np.uint8]:
-        """Label map of nested region masks, the inner regions painted over the outer ones.
+        """Label map of nested region masks; inner regions are painted over outer ones.
 
         Args:
             masks: WT, TC and ET, (3, X, Y, Z).
@@ -89,16 +104,16 @@ class LabelScheme:
                 arXiv 2011.00848).
 
         Returns:
-            (X, Y, Z): what only WT covers is edema, what TC covers and ET does not is necrosis.
+            (X, Y, Z): edema in WT outside TC, necrosis in TC outside ET, enhancing tumour in ET.
 
         Raises:
-            LabelError: If this scheme has no value for one of these.
+            LabelError: If this scheme has no label for one of these tissues.
         """
         value = {tissue: label for label, tissue in self.tissues.items()}
         if missing := {"ED", "NCR", "ET"} - value.keys():
             raise LabelError(
-                f"label scheme {self.name} has no value for {', '.join(sorted(missing))}",
-                hint=f"it knows {', '.join(value)}; write another with --labels",
+                f"label scheme {self.name} has no label for {', '.join(sorted(missing))}",
+                hint=f"its tissues are {', '.join(value)}; choose another scheme with --labels",
             )
         if masks[-1].sum() < smallest_et_voxels:
             masks = np.stack([masks[0], masks[1] | masks[2], np.zeros_like(masks[2])])
@@ -108,13 +123,13 @@ class LabelScheme:
         return painted
 
     def convert(self, label_map: LabelMap, other: LabelScheme) -> npt.NDArray[np.uint8]:
-        """`label_map` of this scheme in the values of `other`, tissue by tissue.
+        """Convert `label_map` from this scheme to `other`, tissue by tissue.
 
-        Non-enhancing tumour counts as necrosis, as from 2017 on, where `other` has no value for
-        it. What is in no region (a resection cavity) becomes background where `other` lacks it.
+        Non-enhancing tumour and cysts become necrosis (as BraTS has done since 2017) if `other`
+        has no label for them; a resection cavity then becomes background.
 
         Raises:
-            LabelError: If a tumour tissue that is present has no counterpart.
+            LabelError: If `other` has no label for a tumour tissue that is present.
         """
         value = {tissue: label for label, tissue in other.tissues.items()}
         table = np.zeros(256, dtype=np.uint8)
@@ -123,8 +138,8 @@ class LabelScheme:
             target = value.get(tissue, value.get(stand_in))
             if target is None and tissue != "RC" and (label_map == label).any():
                 raise LabelError(
-                    f"label scheme {other.name} has no value for {tissue}",
-                    hint=f"it knows {', '.join(value)}; choose another with --labels",
+                    f"label scheme {other.name} has no label for {tissue}",
+                    hint=f"its tissues are {', '.join(value)}; choose another scheme with --labels",
                 )
             table[label] = target or 0
         return table[label_map]
@@ -133,7 +148,7 @@ class LabelScheme:
         """Check that `source` holds only values of this scheme.
 
         Raises:
-            LabelError: Naming the values that are not in it.
+            LabelError: If it holds others; the message lists them.
         """
         strange = sorted(set(values) - self.values)
         if strange:
@@ -141,12 +156,12 @@ class LabelScheme:
             raise LabelError(
                 f"{source} holds label {', '.join(map(str, strange))}, "
                 f"which label scheme {self.name} ({self.years}) does not have",
-                hint=f"--labels may be {fitting}" if fitting else "is it a label map at all?",
+                hint=f"its labels fit --labels {fitting}" if fitting else "is it a label map?",
             )
 
 
 def _scheme(name: str, years: str, tissues: dict[int, str], **regions: str) -> LabelScheme:
-    """A row of the table: the regions are given as tissues, so that no value stands twice."""
+    """A row of the table; regions are given by their tissues, so that values are written once."""
     return LabelScheme(
         name,
         years,
@@ -191,13 +206,13 @@ def scheme_named(name: str) -> LabelScheme:
     """The scheme called `name`.
 
     Raises:
-        LabelError: If there is none; the hint lists them.
+        LabelError: If there is none; the hint lists all schemes.
     """
     try:
         return SCHEMES[name]
     except KeyError:
         raise LabelError(
-            f"there is no label scheme '{name}'", hint=f"the schemes are {', '.join(SCHEMES)}"
+            f"there is no label scheme '{name}'", hint=f"label schemes: {', '.join(SCHEMES)}"
         ) from None
 
 
@@ -227,6 +242,15 @@ def write_labels(
     write_image(path, labels.astype(np.uint8), grid, note=note, overwrite=overwrite)
 
 
+def as_scheme(labels: LabelScheme | str | None) -> LabelScheme | None:
+    """A label scheme given as itself or by its name, or None.
+
+    Raises:
+        LabelError: If there is no scheme of that name.
+    """
+    return scheme_named(labels) if isinstance(labels, str) else labels
+
+
 def fitting_schemes(values: Iterable[int]) -> list[LabelScheme]:
     """The schemes whose values include all of `values`."""
     present = set(values)
@@ -234,9 +258,10 @@ def fitting_schemes(values: Iterable[int]) -> list[LabelScheme]:
 
 
 def tightest_schemes(values: Iterable[int]) -> list[LabelScheme]:
-    """The fitting schemes of whole tumours with no other fitting scheme's values inside theirs.
+    """The fitting schemes with a whole tumour and as few other values as possible.
 
-    So {0, 1, 2, 4} is 2017-2022's and not, with label 3 missing everywhere, 2012-2015's.
+    A scheme is left out if the values of another fitting one are a proper subset of its own: so
+    {0, 1, 2, 4} is of 2017-2022, and not of 2012-2015 with label 3 absent from every case.
     """
     fitting = [
         scheme
@@ -252,31 +277,31 @@ def label_scheme(
     values: Iterable[int],
     declared: LabelScheme | None,
     source: str,
-    labels: str | None = None,
+    labels: LabelScheme | str | None = None,
     *,
     allowed: Sequence[LabelScheme] = (),
     flag: str = "--labels",
 ) -> LabelScheme:
-    """What the values of `source` mean.
+    """The label scheme of `source`, judged by the values it holds.
 
-    The user's `labels` win; then what name or header declare, if the values fit; then what is
-    left of `allowed`; then the schemes that hold these values and as few others as can be.
+    The first of these that fits: the user's `labels`; the scheme that name or header declare;
+    one of `allowed`; a scheme that has these values and as few others as possible.
 
     Args:
-        values: Values present, over the whole data set where there is one.
-        declared: The scheme that name, layout or header tell, if they do.
-        source: What the values come from, for messages.
-        labels: The name of the scheme as the user gave it.
-        allowed: The schemes that the name leaves open, if it tells no single one.
-        flag: The option that says so, for hints.
+        values: Values present, in the whole data set if there is one.
+        declared: The scheme that name, layout or header declare, if they do.
+        source: Where the values come from, for messages.
+        labels: The scheme that the user gave.
+        allowed: The schemes that the name leaves open, if it declares no single one.
+        flag: The option that sets the scheme, for hints.
 
     Raises:
-        LabelError: If no scheme fits, or two that give the values different meanings.
+        LabelError: If no scheme fits, or two fit that give the values different meanings.
     """
     present = set(values)
-    if labels is not None:
-        scheme_named(labels).require(present, source)
-        return scheme_named(labels)
+    if (chosen := as_scheme(labels)) is not None:
+        chosen.require(present, source)
+        return chosen
     if declared is not None and present <= declared.values:
         return declared
     fitting = [scheme for scheme in allowed if present <= scheme.values] or tightest_schemes(
@@ -287,10 +312,10 @@ def label_scheme(
     if any(_meanings(scheme, present) != _meanings(fitting[0], present) for scheme in fitting):
         names = ", ".join(scheme.name for scheme in fitting)
         held = ", ".join(map(str, sorted(present)))
-        expected = f" (by its name it would be {declared.name})" if declared else ""
+        expected = f" (its name indicates {declared.name})" if declared else ""
         raise LabelError(
             f"{source} holds labels {held}, which fit several schemes: {names}{expected}",
-            hint=f"say which it is with {flag}, one of {names}",
+            hint=f"choose one with {flag}: {names}",
         )
     return fitting[0]
 

@@ -1,4 +1,4 @@
-"""What a name tells: a file's modality, a case's patient, and the label schemes it may have."""
+"""What is read from names: modalities of files, patients of cases, possible label schemes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..images.nifti import stem
 from .labels import SCHEMES, LabelScheme
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
-"""The channel order of everything that follows."""
+"""The four MR sequences, in the order of the channels everywhere in brats."""
 
 ROLES: Mapping[str, str] = {
     **dict.fromkeys(("t1", "t1n", "t1w"), "t1"),
@@ -22,10 +22,10 @@ ROLES: Mapping[str, str] = {
         ("seg", "segm", "glistrboost_manuallycorrected", "glistrboost", "gtv"), "label"
     ),
 }
-"""What a file is, by the end of its name. Of two labels the one named first here is taken."""
+"""Role of a file by the end of its name. Of two label maps, the one listed first here is used."""
 
 BESIDE = ("probabilities", "uncertainty")
-"""Ends of the names of the maps that `brats predict` writes beside a label map."""
+"""Name endings of the maps that `brats predict` writes beside a label map."""
 
 _SUFFIX = re.compile(rf"(?:(?P<id>.*?)[_. -])?(?P<suffix>{'|'.join(ROLES)})", re.IGNORECASE)
 
@@ -36,9 +36,9 @@ class Naming:
 
     Attributes:
         name: The release.
-        id: A whole case id; its groups, joined by `_`, are the patient.
+        id: Pattern of a whole case id; its groups, joined by `_`, are the patient.
         labels: Label schemes that a case of this name may have.
-        by_grid: The one scheme of a grid, (X, Y, Z), where the grid tells the year.
+        by_grid: Label scheme by grid, (X, Y, Z), if the grid identifies the year.
     """
 
     name: str
@@ -95,12 +95,12 @@ def parse_name(name: str) -> tuple[str, str]:
 
 
 def lies_beside(name: str) -> bool:
-    """Whether a file name without its ending is that of a map beside a label map."""
+    """Whether a file name without its ending is one that `predict` gives to a further map."""
     return name.rpartition("_")[2] in BESIDE
 
 
 def label_rank(path: Path) -> int:
-    """How far down `ROLES` the suffix of a label map stands; the lowest is preferred."""
+    """Position of a label map's suffix in `ROLES`; the lowest is preferred."""
     match = _SUFFIX.fullmatch(stem(path))
     return list(ROLES).index(match["suffix"].lower()) if match else -1
 
@@ -120,16 +120,13 @@ def naming_of(case_id: str) -> Naming:
 
 
 def patient_of(case_id: str) -> str:
-    """The patient whose visit `case_id` is; the case id itself where names tell no visits."""
+    """The patient of a case; the case id itself if its name has no number for the visit."""
     match = naming_of(case_id).id.fullmatch(case_id)
     return "_".join(match.groups() if match else ()) or case_id
 
 
 def schemes_by_name(case_id: str, shape: tuple[int, ...] | None) -> tuple[LabelScheme, ...]:
-    """The label schemes that a case's id, and its grid where that tells the year, leave open.
-
-    Empty if they say nothing.
-    """
+    """The label schemes that a case's id and grid leave open; empty if they leave all open."""
     row = naming_of(case_id)
     by_grid = row.by_grid.get(shape) if shape else None
     return tuple(SCHEMES[name] for name in ((by_grid,) if by_grid else row.labels))

@@ -1,4 +1,4 @@
-"""Made-up cases with known tumours: what BraTS looks like, small, and with the truth by formula."""
+"""Synthetic cases: small, similar to BraTS, with tumours whose volumes are known by formula."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ..images.nifti import write_image
 from .labels import SCHEMES, write_labels
 
 Field = npt.NDArray[np.float32]
-"""A number a voxel, (X, Y, Z)."""
+"""One number per voxel, (X, Y, Z)."""
 
 Coordinate = npt.NDArray[np.floating[Any]]
 Vector = npt.NDArray[np.float64]
 
 Tissues = npt.NDArray[np.uint8]
-"""An index into `TISSUES` a voxel, (X, Y, Z)."""
+"""One index into `TISSUES` per voxel, (X, Y, Z)."""
 
 SCHEME = SCHEMES["brats2023"]
-"""What the labels mean; cases named BraTS-GLI on a grid like ours are taken for 2023's."""
+"""Label scheme of the cases; BraTS-GLI cases on a grid like ours are taken as those of 2023."""
 
 SHAPE = (80, 96, 72)
-"""Voxels of 1 mm: a head at about half size, so that a network learns it in a minute or two."""
+"""Voxels of 1 mm: a head at about half size, so that a network trains in a minute or two."""
 
 TISSUES = ("background", "CSF", "GM", "WM", "vessel", "NCR", "ED", "ET")
 _CSF, _GM, _WM, _VESSEL, _NCR, _ED, _ET = range(1, 8)
 
-# What the tissues look like, white matter in T1 being 1. The order of CSF, GM and WM in each
-# sequence is the textbook's; the tumour's tissues lie about where the real cases have them.
+# Intensities of the tissues, relative to white matter in T1. The order of CSF, GM and WM in each
+# sequence is that of textbooks; the tumour tissues are about where they are in real cases.
 _CONTRAST: Mapping[str, tuple[float, ...]] = {
     "t1": (0, 0.35, 0.74, 1.0, 0.60, 0.50, 0.76, 0.78),
     "t1ce": (0, 0.36, 0.78, 1.0, 1.45, 0.48, 0.76, 1.75),
@@ -43,22 +43,22 @@ _CONTRAST: Mapping[str, tuple[float, ...]] = {
     "flair": (0, 0.30, 1.10, 0.9, 0.55, 0.95, 1.65, 1.40),
 }
 _SOLID_CORE: Mapping[str, float] = {"t1": 0.60, "t1ce": 0.62, "t2": 1.95, "flair": 1.30}
-"""The core of a tumour that does not enhance: living tissue, not necrosis, though both are NCR."""
+"""Core of a tumour that does not enhance: solid tissue, not necrosis, though both are NCR."""
 
 _FILE_SUFFIX: Mapping[str, str] = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}
 
 _MM_AND_SECONDS = 2 + 8  # NIfTI's codes
 
 _SHRINK = 0.88
-"""Length of the tumour's axes relative to those at the visit before."""
+"""Length of the tumour's axes relative to those at the previous visit."""
 
 _MARGIN_MM = 1.5
-"""Brain that is left between the tumour and the brain's surface."""
+"""Minimum distance between the tumour and the surface of the brain."""
 
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
-    """One made-up visit.
+    """One synthetic visit.
 
     Attributes:
         images: int16 by modality (t1, t1ce, t2, flair), (X, Y, Z); 0 outside the brain and
@@ -92,15 +92,22 @@ def write_phantoms(
     shape: tuple[int, int, int] = SHAPE,
     overwrite: bool = False,
 ) -> list[PhantomCase]:
-    """Write a data set named as BraTS 2023's, one folder a visit.
+    """Write synthetic cases named as in BraTS 2023, one folder per visit.
 
-    Every third patient, from the first on, has two visits; the second patient's tumour does not
-    enhance. Another seed gives other patients.
+    Every third patient, beginning with the first, has two visits; the second patient's tumour
+    does not enhance.
+
+    Args:
+        folder: Where the cases are written.
+        cases: Number of cases (visits).
+        seed: Random seed; the same seed gives the same cases.
+        shape: Voxels of 1 mm along each axis, at least 32.
+        overwrite: Replace files that exist.
 
     Raises:
-        OutputExistsError: If a file is there already and `overwrite` is false.
+        OutputExistsError: If a file exists and `overwrite` is false.
         OutputError: If the folder cannot be written to.
-        ValueError: If `shape` has an axis below 32 voxels.
+        ValueError: If an axis has fewer than 32 voxels.
     """
     visits = [(patient, visit) for patient in range(cases) for visit in range(_visits(patient))]
     written = []
@@ -121,10 +128,10 @@ def make_phantom(
     shape: tuple[int, int, int] = SHAPE,
     enhancing: bool = True,
 ) -> Phantom:
-    """Make up a patient's brain and tumour, and scan them.
+    """Generate a patient's brain and tumour, and their four images.
 
-    Visits of one seed share brain and tumour; from one to the next every length of the tumour
-    shrinks to `_SHRINK` of itself, and noise, bias field and intensity scale are drawn anew.
+    Visits of one seed share brain and tumour. From one visit to the next, the tumour's axes
+    shrink by the factor `_SHRINK`; noise, bias field and intensity scale are drawn again.
 
     Raises:
         ValueError: If `shape` has an axis below 32 voxels, too short for the anatomy.

@@ -1,4 +1,4 @@
-"""Who trains, who validates, who tests: a patient is on one side only, and the file says it all."""
+"""The splits file: training, validation and test cases; a patient is in one part only."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ..errors import SplitError, UnreadableFileError
+from ..wording import did_you_mean, listing
 from ..writing import whole_file
 from .cases import Case, find_cases
 from .labels import LabelScheme, scheme_named
@@ -23,7 +24,7 @@ FORMAT = "brats-splits/1"
 
 @dataclass(frozen=True)
 class Fold:
-    """Case ids to train on and to validate with."""
+    """Case ids for training and for validation."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
@@ -31,16 +32,16 @@ class Fold:
 
 @dataclass(frozen=True)
 class Split:
-    """A data set dealt into folds and a held-out test part.
+    """A data set split into folds and a held-out test part.
 
     Attributes:
-        data: The data set's folder, absolute.
-        labels: The label scheme of all cases, or of each.
-        seed: What it was dealt with.
-        folds: One for `--ratios`, K for `--folds K`.
-        test: Case ids that no fold holds.
-        grouped: Whether all visits of a patient are on one side.
-        listing: The cases in the data set by id, where they are known already.
+        data: Folder of the data set, absolute.
+        labels: The label scheme of all cases, or of each case by id.
+        seed: Random seed that the split was made with.
+        folds: One with `--ratios`, K with `--folds K`.
+        test: Ids of the test cases, which are in no fold.
+        grouped: Whether all visits of a patient are in the same part.
+        listing: The cases of the data set by id, if they have been listed already.
     """
 
     data: Path
@@ -53,7 +54,7 @@ class Split:
 
     @classmethod
     def load(cls, path: Path, *, like: Split | None = None) -> Split:
-        """Read and check a `splits.yaml`, whoever wrote it.
+        """Read and check a splits file, also one written by hand.
 
         Args:
             path: The file.
@@ -62,7 +63,7 @@ class Split:
         Raises:
             UnreadableFileError: If there is no such file, or it is not YAML.
             SplitError: If it is malformed, holds a case twice or one that is not in the data
-                folder, or has a patient on two sides.
+                folder, or has the same patient in two parts.
         """
         split = _parse(_read(path), path)
         if like is not None and like.data == split.data:
@@ -72,7 +73,7 @@ class Split:
         return split
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write as YAML with the data folder relative to `path`.
+        """Write as YAML; the data folder is written relative to `path`.
 
         Raises:
             OutputExistsError: If `path` exists and `overwrite` is false.
@@ -99,17 +100,18 @@ class Split:
         """Fold `number`, from 0.
 
         Raises:
-            SplitError: If there is no such fold, or it has no case to train on.
+            SplitError: If there is no such fold, or it has no training case.
         """
         if not 0 <= number < len(self.folds):
             raise SplitError(
                 f"there is no fold {number}: the split has {len(self.folds)}",
-                hint=f"give --fold 0 to {len(self.folds) - 1}, or split again with --folds",
+                hint=f"use --fold 0 to {len(self.folds) - 1}, or split again with --folds",
             )
         fold = self.folds[number]
         if not fold.train:
             raise SplitError(
-                f"fold {number} has no train case", hint="split with other --ratios, or add cases"
+                f"fold {number} has no training case",
+                hint="split with other --ratios, or add cases",
             )
         return fold
 
@@ -145,20 +147,19 @@ class Split:
         if not self.data.is_dir():
             raise SplitError(
                 f"{path}: there is no data folder {self.data}",
-                hint="'data' is relative to the file: did one of the two move?",
+                hint="'data' is relative to the splits file: was one of the two moved?",
             )
         missing = [case_id for case_id in self.ids() if case_id not in self._on_disk]
         if missing:
             raise SplitError(
-                f"{path}: {_some(missing)} not in {self.data}",
+                f"{path}: {_cases(missing)} not in {self.data}",
                 hint="copy them there, or run brats split again",
             )
 
 
-def _some(ids: Sequence[str]) -> str:
-    """Up to three ids as the subject of a sentence: `case A is`, `cases A, B, C and 4 more are`."""
-    names = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
-    return f"case {names} is" if len(ids) == 1 else f"cases {names} are"
+def _cases(ids: Sequence[str]) -> str:
+    """Ids as the subject of a sentence: `case A is`, `cases A, B, C and 4 more are`."""
+    return f"case {ids[0]} is" if len(ids) == 1 else f"cases {listing(ids)} are"
 
 
 # --- reading the file --------------------------------------------------------------------------
@@ -169,40 +170,45 @@ def _read(path: Path) -> Mapping[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UnreadableFileError(
-            path, "there is no such file", hint="make it with brats split DATA"
+            path, "there is no such file", hint="create it with brats split DATA"
         ) from error
     except OSError as error:
         raise UnreadableFileError(path, error.strerror or str(error)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UnreadableFileError(
-            path, "it is not YAML", hint="make it with brats split"
+            path, "it is not YAML", hint="create it with brats split DATA"
         ) from error
     if not isinstance(content, dict) or "format" not in content:
-        raise SplitError(f"{path} is not a splits file", hint="make one with brats split DATA")
+        raise SplitError(f"{path} is not a splits file", hint="create one with brats split DATA")
     return content
 
 
 def _parse(content: Mapping[str, Any], path: Path) -> Split:
-    """The split in `content`, every entry of which is checked."""
+    """The split in `content`; every entry is checked."""
     if content["format"] != FORMAT:
         raise SplitError(
-            f"{path} is of format {content['format']}, not {FORMAT}",
-            hint="it is from another version of brats: make it again with brats split",
+            f"{path} has format {content['format']}, not {FORMAT}",
+            hint="another version of brats wrote it: create it again with brats split",
         )
     known = {"format", "data", "labels", "seed", "grouped", "folds", "test"}
     for key in content:
         if key not in known:
             raise SplitError(
-                f"{path}: unknown key '{key}'", hint=f"the keys are {', '.join(sorted(known))}"
+                f"{path}: unknown key '{key}'",
+                hint=did_you_mean(
+                    str(key), known, otherwise=f"the keys are {', '.join(sorted(known))}"
+                ),
             )
     data = _entry(content, "data", str, path)
     folds = []
     for number, fold in enumerate(_entry(content, "folds", list, path)):
         if not isinstance(fold, dict) or set(fold) != {"train", "val"}:
-            raise SplitError(f"{path}: fold {number} is malformed", hint="it needs train and val")
+            raise SplitError(
+                f"{path}: fold {number} is malformed", hint="it must have train and val"
+            )
         folds.append(Fold(_ids(fold["train"], path), _ids(fold["val"], path)))
     if not folds:
-        raise SplitError(f"{path} holds no fold", hint="make it again with brats split")
+        raise SplitError(f"{path} has no fold", hint="create it again with brats split")
     return Split(
         Path(os.path.normpath(path.absolute().parent / data)),
         _labels(content.get("labels"), path),
@@ -222,7 +228,7 @@ def _entry(content: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
         found = "nothing" if value is None else repr(value)
         raise SplitError(
             f"{path}: '{key}' must be {_KINDS[kind]}, found {found}",
-            hint="make the file again with brats split, or mend the entry",
+            hint="create the file again with brats split, or correct the entry",
         )
     return value
 
@@ -231,7 +237,7 @@ def _ids(value: Any, path: Path) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(case_id, str) for case_id in value):
         raise SplitError(
             f"{path}: {str(value)[:60]} is not a list of case ids",
-            hint="put an id that looks like a number into quotes",
+            hint="quote an id that looks like a number",
         )
     return tuple(value)
 
@@ -242,36 +248,36 @@ def _labels(value: Any, path: Path) -> LabelScheme | dict[str, LabelScheme]:
     if isinstance(value, dict):
         return {str(case_id): scheme_named(str(name)) for case_id, name in value.items()}
     raise SplitError(
-        f"{path}: 'labels' must be a label scheme, or one for each case",
+        f"{path}: 'labels' must be a label scheme, or one per case",
         hint="for example labels: brats2020",
     )
 
 
 def _require_apart(split: Split, path: Path) -> None:
-    """Check that no case stands twice, no patient on two sides, and every case has a scheme."""
+    """Check that no case is listed twice, no patient in two parts, and every case has a scheme."""
     for number, fold in enumerate(split.folds):
-        sides = {"train": fold.train, "val": fold.val, "test": split.test}
-        for case_id, times in Counter(i for ids in sides.values() for i in ids).items():
+        parts = {"train": fold.train, "val": fold.val, "test": split.test}
+        for case_id, times in Counter(i for ids in parts.values() for i in ids).items():
             if times > 1:
                 raise SplitError(
-                    f"{path}: case {case_id} is there {times} times in fold {number}",
+                    f"{path}: case {case_id} is listed {times} times in fold {number}",
                     hint="a case belongs to one of train, val and test",
                 )
         home: dict[str, tuple[str, str]] = {}
-        for side, ids in sides.items():
+        for part, ids in parts.items():
             for case_id in ids if split.grouped else ():
-                other_side, other = home.setdefault(patient_of(case_id), (side, case_id))
-                if other_side != side:
+                other_part, other = home.setdefault(patient_of(case_id), (part, case_id))
+                if other_part != part:
                     raise SplitError(
-                        f"{path}: patient {patient_of(case_id)} is on two sides: {other} in "
-                        f"{other_side}, {case_id} in {side} (fold {number})",
-                        hint="all visits of a patient belong on one side: move one of them",
+                        f"{path}: patient {patient_of(case_id)} is in two parts: {other} in "
+                        f"{other_part}, {case_id} in {part} (fold {number})",
+                        hint="all visits of a patient belong in the same part: move one of them",
                     )
     without = set(split.ids()) - set(
         split.labels if isinstance(split.labels, dict) else split.ids()
     )
     if without:
         raise SplitError(
-            f"{path}: {_some(sorted(without))} without a label scheme",
-            hint="add them under labels, or give one scheme for all",
+            f"{path}: {_cases(sorted(without))} without a label scheme",
+            hint="add them under 'labels', or give one scheme for all cases",
         )

@@ -1,4 +1,4 @@
-"""How a data set is dealt into parts: by patient, with every kind of case in every part."""
+"""How a data set is split: by patient, with every kind of case in every part."""
 
 from __future__ import annotations
 
@@ -16,42 +16,26 @@ import numpy as np
 from ..compute.processes import in_threads
 from ..errors import SplitError
 from ..images.nifti import LabelCount, count_labels, read_image
-from .cases import Case, find_cases, schemes_of
-from .labels import LabelScheme
+from ..wording import listing
+from ..writing import require_writable
+from .cases import Case, find_cases, with_schemes
+from .labels import LabelScheme, as_scheme
 from .naming import MODALITIES
 from .splits import Fold, Split
 from .strata import table_strata, tumour_strata
 
 DEFAULT_RATIOS = (70.0, 15.0, 15.0)
-"""Train, validation and test, in percent of the patients."""
-
-
-def parse_ratios(text: str) -> tuple[float, float, float]:
-    """`70/15/15` as numbers: train, validation, test.
-
-    Raises:
-        SplitError: If they are not three numbers, or train or validation would be empty.
-    """
-    try:
-        train, val, test = map(float, text.split("/"))
-    except ValueError:
-        train = val = test = -1.0
-    if not (train > 0 and val > 0 and 0 <= test < float("inf")):
-        raise SplitError(
-            f"--ratios {text} is not train/validation/test, such as 70/15/15",
-            hint="three numbers, of which only the last may be 0",
-        )
-    return train, val, test
+"""Training, validation and test, in percent of the patients."""
 
 
 @dataclass(frozen=True)
-class Dealing:
+class NewSplit:
     """A new split, and what it was made from.
 
     Attributes:
-        split: Who trains, validates, tests.
+        split: The cases for training, validation and testing.
         strata: Stratum of every case of the split.
-        unlabelled: Ids of the cases left out because they have no label map.
+        unlabelled: Ids of the cases that were left out because they have no label map.
     """
 
     split: Split
@@ -59,72 +43,104 @@ class Dealing:
     unlabelled: tuple[str, ...]
 
 
-def deal_data_set(
-    data: Path,
+def split(
+    data: str | Path,
     *,
-    ratios: tuple[float, float, float] = DEFAULT_RATIOS,
+    output: str | Path | None = None,
+    ratios: str = "70/15/15",
     folds: int | None = None,
     seed: int = 0,
-    grouped: bool = True,
+    group: bool = True,
     stratify: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    labels: str | None = None,
+    labels: LabelScheme | str | None = None,
+    overwrite: bool = False,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
-) -> Dealing:
-    """Find the cases in `data`, read every label map once, and deal them; see `make_split`.
+) -> NewSplit:
+    """Split a data set into training, validation and test cases.
+
+    Every label map is read once. Cases without a label map are left out.
 
     Args:
-        data: The data set's folder.
-        ratios: As `make_split`.
-        folds: As `make_split`.
-        seed: As `make_split`.
-        grouped: As `make_split`.
-        stratify: `TABLE.csv:COLUMN`; by default tumour size and enhancement.
-        include: Patterns of case ids, of which one must match; none for all.
-        exclude: Patterns of case ids to leave out.
-        labels: Name of the label scheme, where names and values leave it open.
-        on_progress: Told how many label maps of how many are read.
+        data: Folder of the data set.
+        output: The splits file to write. By default nothing is written (the command writes
+            splits.yaml); the result can be saved later with `.split.save(path)`.
+        ratios: Percentages of the patients for training/validation/test.
+        folds: Number of cross-validation folds; the test cases still follow `ratios`.
+        seed: Random seed; the same seed gives the same split.
+        group: Keep all visits of a patient in the same part.
+        stratify: `TABLE.csv:COLUMN`, the property to balance between the parts; by default
+            tumour size and whether there is enhancing tumour.
+        include: Patterns such as `BraTS2021_*`; only cases whose id matches one are split.
+        exclude: Patterns; cases whose id matches one are left out.
+        labels: Label scheme of the label maps, if names, headers and values leave it open.
+        overwrite: Replace `output` if it exists.
+        on_progress: Called with the number of label maps read and their total.
 
     Raises:
         NoCasesError: If `data` holds no case.
-        SplitError: If cases are incomplete, there twice, or too few, or an option fits nothing.
-        LabelError: If a label map fits no scheme, or several.
+        SplitError: If cases are incomplete, identical or too few, or if a pattern, `ratios` or
+            `stratify` fits nothing.
+        LabelError: If a label map fits no label scheme, or several.
+        OutputExistsError: If `output` exists and `overwrite` is false.
     """
+    data, scheme, shares = Path(data), as_scheme(labels), parse_ratios(ratios)
+    if output is not None:
+        require_writable(Path(output), overwrite=overwrite)
     found = select(find_cases(data), include, exclude)
     cases = [case for case in found if case.label]
     _require_complete(cases, data)
     by_table = table_strata(stratify, cases) if stratify else None
     counts = _count_all(cases, on_progress)
     _require_different(cases, counts)
-    schemes = schemes_of(cases, counts, labels)
-    strata = by_table or tumour_strata(counts, schemes)
-    split = make_split(
+    cases = with_schemes(cases, counts, scheme)
+    strata = by_table or tumour_strata(cases, counts)
+    made = make_split(
         cases,
         data=data,
-        labels=schemes,
         strata=strata,
-        ratios=ratios,
+        ratios=shares,
         folds=folds,
         seed=seed,
-        grouped=grouped,
+        grouped=group,
     )
-    return Dealing(split, strata, tuple(case.id for case in found if not case.label))
+    if output is not None:
+        made.save(Path(output), overwrite=overwrite)
+    return NewSplit(made, strata, tuple(case.id for case in found if not case.label))
+
+
+def parse_ratios(text: str) -> tuple[float, float, float]:
+    """`70/15/15` as numbers: training, validation, test.
+
+    Raises:
+        SplitError: If they are not three numbers, or if training or validation would be empty.
+    """
+    try:
+        train, val, test = map(float, text.split("/"))
+    except ValueError:
+        train = val = test = -1.0
+    if not (train > 0 and val > 0 and 0 <= test < float("inf")):
+        raise SplitError(
+            f"--ratios {text} is not of the form training/validation/test, such as 70/15/15",
+            hint="give three numbers; only the last one may be 0",
+        )
+    return train, val, test
 
 
 def select(cases: Sequence[Case], include: Sequence[str], exclude: Sequence[str]) -> list[Case]:
-    """The cases whose id matches one of `include`, if there is any, and none of `exclude`.
+    """The cases whose id matches one of `include` (all cases if it is empty) and none of `exclude`.
 
-    Patterns are as in a shell: `BraTS2021_*`.
+    Patterns are written as in a shell: `BraTS2021_*`.
 
     Raises:
-        SplitError: If a pattern matches no case, as a misspelt one would.
+        SplitError: If a pattern matches no case; it is probably misspelt.
     """
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(case.id, pattern) for case in cases):
             raise SplitError(
                 f"no case id matches '{pattern}'",
-                hint=f"ids look like {cases[0].id}; * stands for anything",
+                hint=f"case ids look like {cases[0].id}; * matches any text",
             )
     return [
         case
@@ -137,25 +153,25 @@ def select(cases: Sequence[Case], include: Sequence[str], exclude: Sequence[str]
 def _require_complete(cases: Sequence[Case], data: Path) -> None:
     if not cases:
         raise SplitError(
-            f"no case in {data} has a label map", hint="give the folder of the training data"
+            f"no case in {data} has a label map",
+            hint="a split needs label maps: give the folder of the training data",
         )
     incomplete = [case for case in cases if set(MODALITIES) - set(case.images)]
     if incomplete:
-        lacks = "; ".join(
+        lacks = [
             f"{case.id} has no {', '.join(m for m in MODALITIES if m not in case.images)}"
-            for case in incomplete[:3]
-        )
-        more = f" and {len(incomplete) - 3} more" if len(incomplete) > 3 else ""
+            for case in incomplete
+        ]
         raise SplitError(
-            f"incomplete cases in {data}: {lacks}{more}",
-            hint="complete them, or leave them out with --exclude ID; brats check lists them all",
+            f"incomplete cases in {data}: {listing(lacks)}",
+            hint="add the missing files, or use --exclude ID; `brats check` lists all such cases",
         )
 
 
 def _count_all(
     cases: Sequence[Case], on_progress: Callable[[int, int], object]
 ) -> dict[str, LabelCount]:
-    """The label voxels of every case, each file read once, several at a time."""
+    """The label voxels of every case; each file is read once, several at the same time."""
     labels = {case.id: case.label for case in cases if case.label}
     counts = {}
     counted = in_threads(count_labels, list(labels.values()))
@@ -169,12 +185,12 @@ def _count_all(
 
 
 def _require_different(cases: Sequence[Case], counts: Mapping[str, LabelCount]) -> None:
-    """Check that no two cases hold the same image under two ids.
+    """Check that no two case ids hold the same image.
 
-    Only those are read that have equally many voxels of each label, or equal bytes on disk.
+    Only cases with equal label counts, or with equal bytes on disk, are read and compared.
 
     Raises:
-        SplitError: Naming both cases.
+        SplitError: If two do; it gives both ids.
     """
     clues: dict[object, list[Case]] = {}
     for case in cases:
@@ -192,7 +208,8 @@ def _require_different(cases: Sequence[Case], counts: Mapping[str, LabelCount]) 
             raise SplitError(
                 f"cases {other.id} and {case.id} hold the same voxels: "
                 f"{other.images['t1'].path} and {case.images['t1'].path}",
-                hint=f"one case under two ids would leak: remove one, or --exclude {case.id}",
+                hint="one case under two ids would leak into the test: remove one, or use "
+                f"--exclude {case.id}",
             )
 
 
@@ -212,35 +229,33 @@ def _voxels_of(case: Case) -> tuple[object, ...]:
     return data.shape, hashlib.sha256(data[data != 0].tobytes()).digest()
 
 
-# --- dealing -----------------------------------------------------------------------------------
+# --- assigning cases to parts ------------------------------------------------------------------
 
 
 def make_split(
     cases: Sequence[Case],
     *,
     data: Path,
-    labels: Mapping[str, LabelScheme],
     strata: Mapping[str, str],
     ratios: tuple[float, float, float] = DEFAULT_RATIOS,
     folds: int | None = None,
     seed: int = 0,
     grouped: bool = True,
 ) -> Split:
-    """Deal cases into one fold by `ratios`, or into `folds` folds, and a test part.
+    """Assign cases to one fold by `ratios`, or to `folds` folds, and to the test part.
 
-    Whether a patient is in the test part follows from seed and patient id alone, so that cases
-    added later move nobody out of it; its size is therefore near the ratio, not exactly it.
-    The others are dealt so that every fold has its share of each stratum.
+    Whether a patient is in the test part depends on the seed and the patient's id alone, so that
+    cases added later move nobody out of it; its size is therefore near the ratio, not exactly it.
+    The other cases are assigned so that every fold has its share of each stratum.
 
     Args:
-        cases: Cases with labels, each id once.
-        data: The data set's folder.
-        labels: Label scheme by case id.
+        cases: Cases with label maps and their label schemes, each id once.
+        data: Folder of the data set.
         strata: Stratum by case id.
-        ratios: Train, validation and test; only the last counts where `folds` is given.
-        folds: Number of folds; every case outside the test part validates in one of them.
-        seed: Another seed, another split.
-        grouped: Keep all visits of a patient on one side.
+        ratios: Training, validation and test; with `folds`, only the share of the test counts.
+        folds: Number of folds; every case outside the test part is in the validation of one.
+        seed: Random seed; the same seed gives the same split.
+        grouped: Keep all visits of a patient in the same part.
 
     Raises:
         SplitError: If there are too few patients.
@@ -250,12 +265,12 @@ def make_split(
     held_out = _test_groups(set(groups.values()), test, seed, leave=folds or 2)
     rest = sorted(case_id for case_id, group in groups.items() if group not in held_out)
     if folds:
-        parts = _deal(rest, groups, strata, parts=folds, seed=seed)
+        parts = _equal_parts(rest, groups, strata, parts=folds, seed=seed)
     else:
-        parts = [_share(rest, groups, strata, share=val / (train + val), seed=seed)]
+        parts = [_part_of_share(rest, groups, strata, share=val / (train + val), seed=seed)]
     return Split(
         data.absolute(),
-        dict(labels),
+        {case.id: case.scheme for case in cases if case.scheme},
         seed,
         tuple(Fold(tuple(i for i in rest if i not in part), tuple(sorted(part))) for part in parts),
         tuple(sorted(case_id for case_id, group in groups.items() if group in held_out)),
@@ -264,12 +279,12 @@ def make_split(
 
 
 def _test_groups(groups: set[str], share: float, seed: int, *, leave: int) -> set[str]:
-    """The groups whose place lies below `share`: at least one if any, and `leave` are left over."""
+    """The groups whose place is below `share`: at least one if `share` > 0; `leave` remain."""
     if len(groups) < leave + bool(share):
         parts = f"{leave} parts" + " and a test part" * bool(share)
         raise SplitError(
             f"{len(groups)} patients are too few for {parts}",
-            hint="give more cases, fewer folds or --ratios with 0 for the test part",
+            hint="add cases, use fewer folds, or --ratios with 0 for the test part",
         )
     place = {group: _place(seed, group) for group in groups}
     ordered = sorted(groups, key=lambda group: place[group])
@@ -283,9 +298,9 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 def _place(seed: int, group: str) -> float:
     """A number in [0, 1) that depends on nothing but seed and group, on any machine.
 
-    Consecutive numbers of one release go round by the golden ratio, so that any run of them has
-    its share below any threshold to about one (a low-discrepancy sequence); hashes of their own
-    would leave 10 of 40 patients, or 1, where 6 are wanted.
+    Consecutive patient numbers of one release advance by the golden ratio (a low-discrepancy
+    sequence), so that the share of any run of them below any threshold is right to about one
+    patient. A hash per patient would select between 1 and 10 of 40 patients where 6 are wanted.
     """
     release = group.rstrip("0123456789")
     number = int(group[len(release) :] or 0)
@@ -293,7 +308,7 @@ def _place(seed: int, group: str) -> float:
     return (int.from_bytes(digest[:8], "big") / 2**64 + number * _GOLDEN) % 1
 
 
-def _deal(
+def _equal_parts(
     ids: Sequence[str],
     groups: Mapping[str, str],
     strata: Mapping[str, str],
@@ -301,23 +316,23 @@ def _deal(
     parts: int,
     seed: int,
 ) -> list[set[str]]:
-    """All of `ids` in `parts` parts of about one size, each with its share of every stratum."""
+    """All of `ids` in `parts` parts of about equal size, each with its share of every stratum."""
     from sklearn.model_selection import StratifiedGroupKFold  # slow to import
 
     kinds = [strata[case_id] for case_id in ids]
     of_whom = [groups[case_id] for case_id in ids]
     if max(Counter(kinds).values()) < parts:
-        # scikit-learn refuses when every stratum is that small, though it deals them well.
+        # scikit-learn refuses when every stratum is that small, though it splits them well.
         kinds += [""] * parts
         of_whom += [f"\0{number}" for number in range(parts)]
     splitter = StratifiedGroupKFold(n_splits=parts, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        dealt = list(splitter.split(kinds, kinds, of_whom))
-    return [{ids[index] for index in chosen if index < len(ids)} for _, chosen in dealt]
+        chosen = [part for _, part in splitter.split(kinds, kinds, of_whom)]
+    return [{ids[index] for index in part if index < len(ids)} for part in chosen]
 
 
-def _share(
+def _part_of_share(
     ids: Sequence[str],
     groups: Mapping[str, str],
     strata: Mapping[str, str],
@@ -325,10 +340,10 @@ def _share(
     share: float,
     seed: int,
 ) -> set[str]:
-    """About `share` of `ids`, with that share of every stratum."""
+    """About a share `share` of `ids`, with that share of every stratum."""
     pieces, parts = _pieces(share, len({groups[case_id] for case_id in ids}))
-    dealt = _deal(ids, groups, strata, parts=parts, seed=seed)
-    runs = [set().union(*dealt[start : start + pieces]) for start in range(parts - pieces + 1)]
+    equal = _equal_parts(ids, groups, strata, parts=parts, seed=seed)
+    runs = [set().union(*equal[start : start + pieces]) for start in range(parts - pieces + 1)]
     sizes = Counter(strata[case_id] for case_id in ids)
 
     def off(run: set[str]) -> float:
@@ -340,9 +355,9 @@ def _share(
 
 
 def _pieces(share: float, members: int) -> tuple[int, int]:
-    """The fraction m/k nearest enough to `share` of `members`: off by half a member at most.
+    """The fraction m/k that approximates `share` of `members` to half a member.
 
-    Of those the one with the smallest k, for which strata are dealt best.
+    Of several, the one with the smallest k, which balances the strata best.
     """
     most = min(20, members)
     fractions = [
@@ -351,6 +366,3 @@ def _pieces(share: float, members: int) -> tuple[int, int]:
     off = [abs(pieces / parts - share) * members for pieces, parts in fractions]
     near = [index for index, distance in enumerate(off) if distance <= 0.5]
     return fractions[near[0] if near else int(np.argmin(off))]
-
-
-# --- strata ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""By which property the parts of a split are balanced: tumour size, or a column of a table."""
+"""The property that is balanced between the parts of a split: tumour size, or a table's column."""
 
 from __future__ import annotations
 
@@ -11,36 +11,33 @@ import numpy as np
 
 from ..errors import SplitError, UnreadableFileError
 from ..images.nifti import LabelCount
+from ..wording import did_you_mean
 from .cases import Case
-from .labels import LabelScheme
 
 
-def tumour_strata(
-    counts: Mapping[str, LabelCount], schemes: Mapping[str, LabelScheme]
-) -> dict[str, str]:
-    """Stratum by case id: tercile of whole-tumour volume, and whether there is enhancing tumour."""
-    volume = {
-        case_id: _voxels(count, schemes[case_id], "WT") * count.voxel_mm3
-        for case_id, count in counts.items()
-    }
+def tumour_strata(cases: Sequence[Case], counts: Mapping[str, LabelCount]) -> dict[str, str]:
+    """Stratum by case id: tercile of the whole-tumour volume, with or without enhancing tumour."""
+    volume = {case.id: _voxels(case, counts, "WT") * counts[case.id].voxel_mm3 for case in cases}
     thirds = np.quantile(list(volume.values()), [1 / 3, 2 / 3])
     size = {case_id: int(np.searchsorted(thirds, mm3)) for case_id, mm3 in volume.items()}
     return {
-        case_id: f"{('small', 'medium', 'large')[size[case_id]]}, "
-        + ("ET" if _voxels(count, schemes[case_id], "ET") else "no ET")
-        for case_id, count in counts.items()
+        case.id: f"{('small', 'medium', 'large')[size[case.id]]}, "
+        + ("ET" if _voxels(case, counts, "ET") else "no ET")
+        for case in cases
     }
 
 
-def _voxels(count: LabelCount, scheme: LabelScheme, region: str) -> int:
-    return sum(count.voxels.get(value, 0) for value in scheme.region(region).labels)
+def _voxels(case: Case, counts: Mapping[str, LabelCount], region: str) -> int:
+    assert case.scheme is not None
+    voxels = counts[case.id].voxels
+    return sum(voxels.get(value, 0) for value in case.scheme.region(region).labels)
 
 
 def table_strata(option: str, cases: Sequence[Case]) -> dict[str, str]:
     """Stratum by case id from a column of a table, such as grade, site or survival.
 
-    The ids are in whichever column fits the most cases or patients. A column of numbers counts
-    by terciles; a case that the table does not have is `unknown`.
+    The column of ids is the one that fits the most cases or patients. Numbers are grouped into
+    terciles; a case that is not in the table is `unknown`.
 
     Args:
         option: `TABLE.csv:COLUMN`, as given on the command line.
@@ -48,23 +45,25 @@ def table_strata(option: str, cases: Sequence[Case]) -> dict[str, str]:
 
     Raises:
         UnreadableFileError: If there is no such table.
-        SplitError: If there is no such column, or no column holds the cases' ids.
+        SplitError: If there is no such column, or if no column holds the case ids.
     """
     name, _, column = option.rpartition(":")
     if not name or not column:
         raise SplitError(
-            f"--stratify {option} is not TABLE.csv:COLUMN",
-            hint="as survival_info.csv:Survival_days",
+            f"--stratify {option} is not of the form TABLE.csv:COLUMN",
+            hint="for example survival_info.csv:Survival_days",
         )
     rows = _read_table(Path(name))
     if column not in rows[0]:
+        columns = f"its columns are {', '.join(rows[0])}"
         raise SplitError(
-            f"{name} has no column '{column}'", hint=f"its columns are {', '.join(rows[0])}"
+            f"{name} has no column '{column}'",
+            hint=did_you_mean(column, rows[0], otherwise=columns),
         )
     values = _look_up(rows, column, cases)
     if not values:
         raise SplitError(
-            f"no column of {name} holds the case ids", hint=f"they look like {cases[0].id}"
+            f"no column of {name} holds the case ids", hint=f"case ids look like {cases[0].id}"
         )
     strata = _terciles(values) or values
     return {case.id: strata.get(case.id, "unknown") for case in cases}
@@ -74,19 +73,24 @@ def _read_table(path: Path) -> list[dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UnreadableFileError(path, "it is no readable table", hint="check the path") from error
+        raise UnreadableFileError(
+            path, "it is not a readable table", hint="check the path"
+        ) from error
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)
     rows = list(csv.DictReader(text.splitlines(), delimiter=separator, restval=""))
     if not rows:
-        raise SplitError(f"{path} is empty", hint="a table has a line of column names, then rows")
+        raise SplitError(
+            f"{path} is empty",
+            hint="a table has a first line with column names, then one row per case",
+        )
     return rows
 
 
 def _look_up(
     rows: Sequence[Mapping[str, str]], column: str, cases: Sequence[Case]
 ) -> dict[str, str]:
-    """The value of `column` by case id, the rows found by case or patient id."""
+    """The value of `column` by case id; rows are looked up by case id or patient id."""
     best: dict[str, str] = {}
     for key in rows[0]:
         by_id = {(row[key] or "").strip(): (row[column] or "").strip() for row in rows}
@@ -100,7 +104,7 @@ def _look_up(
 
 
 def _terciles(values: Mapping[str, str]) -> dict[str, str]:
-    """Terciles of values nearly all of which are numbers, and not a few codes; else nothing."""
+    """Terciles of the values; empty unless nearly all are numbers, and more than a few codes."""
     numbers = {}
     for case_id, value in values.items():
         try:

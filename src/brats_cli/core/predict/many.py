@@ -1,9 +1,10 @@
-"""Many cases, one after another on each device: reading, computing and writing at the same time."""
+"""Prediction of many cases: reading, computing and writing overlap; devices share the cases."""
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +18,16 @@ from typing import Any, TypeVar
 import torch
 
 from ... import __version__
-from ..compute.devices import describe
+from ..compute.devices import choose_devices, describe
 from ..compute.processes import Send, streamed
 from ..data.cases import Case, case_at, survey
-from ..errors import BratsError, CaseError, OutputError
+from ..data.labels import LabelScheme, as_scheme
+from ..errors import BratsError, CaseError, ConfigError, OutputError
+from ..images.nifti import is_nifti
 from ..model.checkpoint import Checkpoint
+from ..model.run_folder import checkpoint_paths
 from ..model.windows import CPU
-from ..wording import KILLED
+from ..wording import KILLED, listing
 from ..writing import require_writable
 from .predictor import Loaded, PredictConfig, Predictor, Samples, companion
 
@@ -35,8 +39,8 @@ Outcome = TypeVar("Outcome")
 FORMAT = "brats-predictions/1"
 
 MANIFEST = "predictions.jsonl"
-"""In a folder of predictions: a line for each, in the order of their making; of several lines for
-one case the last holds."""
+"""File in a folder of predictions with one line per prediction, in the order they were made; if a
+case has several lines, the last one is valid."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +53,25 @@ class Job:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was made of a case; a line of the manifest.
+    """A case that was segmented; one line of the manifest.
 
     Attributes:
         case: Case id.
         file: Its label map.
-        labels: The label scheme.
+        labels: Name of the label scheme.
         models: The checkpoints.
-        device: What computed.
-        precision: The networks' arithmetic.
+        device: Device that computed.
+        precision: Number type that the networks computed in.
         tta: Whether the flips were averaged.
-        modalities: Those that were used.
-        missing: Those that the networks were given empty.
-        volumes_mm3: By region.
-        doubt: By region, 1 less the Dice to be expected.
-        review: Mean doubt: the higher, the sooner a person should look.
-        seconds: Reading, computing and writing, which may overlap with other cases.
-        network_seconds: Of them, the networks'.
+        modalities: Modalities that were used.
+        missing: Modalities that the case lacks; the networks were given zeros.
+        volumes_mm3: Volume of each region.
+        doubt: By region, 1 minus the expected Dice.
+        review: Mean of `doubt`; cases with high values should be reviewed first.
+        seconds: Time for reading, computing and writing, which may overlap with other cases.
+        network_seconds: Part of `seconds` in the networks.
         finished: Date and time.
-        versions: Of brats and torch.
+        versions: Versions of brats and torch.
     """
 
     case: str
@@ -92,19 +96,178 @@ class Prediction:
         return {"format": FORMAT, **asdict(self)}
 
 
+@dataclass(frozen=True)
+class PredictionStarted:
+    """The models are loaded, and the first case comes next.
+
+    Attributes:
+        cases: Number of cases to segment, without those that are skipped.
+        models: The checkpoints.
+        devices: Description of each device.
+    """
+
+    cases: int
+    models: tuple[Path, ...]
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A case that was not segmented because its outputs exist."""
+
+    case: str
+    file: Path
+
+
+PredictEvent = PredictionStarted | Skipped | Prediction | BratsError
+"""What `predict` yields; a `BratsError` is a case or a path that failed."""
+
+
+def predict(
+    cases: str | Path | Sequence[str | Path],
+    *,
+    output: str | Path | None = None,
+    model: str | Path | Sequence[str | Path] | None = None,
+    gpu: str | int | None = None,
+    device: str = "auto",
+    labels: LabelScheme | str | None = None,
+    tta: bool = False,
+    overlap: float | None = None,
+    batch_windows: int = 1,
+    allow_missing: bool = False,
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    skip_existing: bool = False,
+    overwrite: bool = False,
+    on_progress: Callable[[float, int], object] = lambda done, total: None,
+) -> Iterator[PredictEvent]:
+    """Segment cases with one trained network, or with the average of several.
+
+    A generator: it works while it is iterated over, and stops when the loop is left. One case
+    that fails does not stop the others: its `BratsError` is yielded, not raised.
+
+    Args:
+        cases: Case folders, 4D files, modality files or data set folders; one or several.
+        output: File for one case, or folder for several; by default the current folder.
+        model: Run folder or checkpoint; several are averaged. By default best.pt of the newest
+            run in `runs/`.
+        gpu: Number of the CUDA GPU; several, as "0,1", share the cases.
+        device: auto, cpu, cuda or mps.
+        labels: Label scheme of the predictions; by default that of the training.
+        tta: Average over the eight flips of a case (test-time augmentation).
+        overlap: Overlap of neighbouring windows, as a fraction of a window; by default 0.25, or
+            0.5 for networks with instance normalisation.
+        batch_windows: Number of windows computed at the same time.
+        allow_missing: Segment cases that lack a sequence, even if the network was never trained
+            on such cases.
+        probabilities: Also write the probability of each region.
+        uncertainty: Also write the uncertainty of each region, 0 to 100.
+        skip_existing: Skip cases whose outputs exist.
+        overwrite: Replace outputs that exist.
+        on_progress: Called with the number of cases done (in fractions of a case) and their
+            total, also from other threads.
+
+    Yields:
+        Failures to find a case, a `Skipped` per case skipped, one `PredictionStarted`, then a
+        `Prediction` or a `BratsError` per case.
+
+    Raises:
+        BratsError: Before the first case, if there is no case, a model or device cannot be used,
+            or an output exists or cannot be written.
+    """
+    config = PredictConfig(
+        labels=as_scheme(labels),
+        tta=tta,
+        overlap=overlap,
+        batch_windows=batch_windows,
+        allow_missing=allow_missing,
+        probabilities=probabilities,
+        uncertainty=uncertainty,
+    )
+    found, failed = find_each(_paths(cases))
+    if not found:
+        raise _none_found(failed)
+    folder, jobs = assign_outputs(found, Path(output) if output is not None else None)
+    todo = [job for job in jobs if not (skip_existing and complete(job, config))]
+    # A case that lacks one of its outputs is segmented again, and its other outputs replaced.
+    replacing = overwrite or skip_existing
+    require_outputs_writable(todo, config, overwrite=replacing)
+    given: Sequence[Path | None] = _paths(model) if model else [None]
+    batch = Batch(
+        models=tuple(path for each in given for path in checkpoint_paths(each)),
+        config=config,
+        manifest=folder / MANIFEST if folder else None,
+        overwrite=replacing,
+    )
+    devices = choose_devices(device, None if gpu is None else str(gpu))
+    progress = _Progress(len(todo), on_progress)
+    outcomes = batch.run(todo, devices, progress.add) if todo else iter(())
+    yield from failed
+    yield from (Skipped(job.case.id, job.file) for job in jobs if job not in todo)
+    yield PredictionStarted(len(todo), batch.models, tuple(map(describe, devices)))
+    yield from outcomes
+
+
+class _Progress:
+    """Adds up the shares of work that several threads report."""
+
+    def __init__(self, total: int, on_progress: Callable[[float, int], object]) -> None:
+        self.total, self.done = total, 0.0
+        self.on_progress = on_progress
+        self.turn = threading.Lock()
+
+    def add(self, share: float) -> None:
+        with self.turn:
+            self.done += share
+            self.on_progress(self.done, self.total)
+
+
+def _paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One path or several, as a list."""
+    return [Path(each) for each in ([given] if isinstance(given, str | Path) else given)]
+
+
+def _none_found(failed: Sequence[BratsError]) -> BratsError:
+    """The error if none of the paths holds a case."""
+    if len(failed) == 1:
+        return failed[0]
+    if not failed:
+        return CaseError("no paths of cases were given", hint="give at least one case")
+    return CaseError(
+        f"none of {len(failed)} paths is a case: {listing(failed)}", hint=failed[0].hint
+    )
+
+
+def assign_outputs(cases: Sequence[Case], output: Path | None) -> tuple[Path | None, list[Job]]:
+    """The output file of each case; and the folder of all of them, unless `output` is a file.
+
+    Raises:
+        ConfigError: If `output` is one file for several cases.
+    """
+    if output is None or output.is_dir() or not is_nifti(output):
+        folder = output or Path()
+        return folder, [Job(case, folder / f"{case.id}.nii.gz") for case in cases]
+    if len(cases) > 1:
+        raise ConfigError(
+            f"{len(cases)} cases cannot be written to one file, {output}",
+            hint="give a folder with -o",
+        )
+    return None, [Job(case, output) for case in cases]
+
+
 Share = Callable[[float], None]
-"""Hears of progress: the part of a case's work that was done since it was last called."""
+"""Called with the part of a case's work that was done since the last call."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """How a batch of cases is predicted, on any number of devices.
+    """How a batch of cases is segmented, on any number of devices.
 
     Attributes:
-        models: Checkpoints; several are an ensemble.
+        models: Checkpoints; several are averaged.
         config: How cases are segmented.
-        manifest: The file to note predictions in, if any.
-        overwrite: Whether outputs may exist.
+        manifest: File that gets a line per prediction, if any.
+        overwrite: Whether to replace outputs that exist.
     """
 
     models: tuple[Path, ...]
@@ -118,12 +281,12 @@ class Batch:
         devices: Sequence[torch.device],
         on_share: Share = lambda share: None,
     ) -> Iterator[Prediction | BratsError]:
-        """Segment cases: what was made of each, or what was wrong, when it is done.
+        """Segment cases, and yield the prediction or the error of each when it is done.
 
-        The models are read at once. Several devices share the cases out, each in a process.
+        The models are read at once. Several devices share the cases, each in its own process.
 
         Raises:
-            BratsError: If a model cannot be read, or several make no ensemble.
+            BratsError: If a model cannot be read, or if several cannot be averaged.
         """
         predictor = self._predictor(devices[0] if len(devices) == 1 else CPU)
         if len(devices) == 1:
@@ -170,7 +333,7 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Stages:
-    """What is done to each case; the shares are about what each takes on two CPU cores."""
+    """The three stages of a case; their shares of progress are those of their times on two CPUs."""
 
     batch: Batch
     predictor: Predictor
@@ -222,7 +385,7 @@ class _Stages:
 
 
 def find_each(paths: Sequence[Path]) -> tuple[list[Case], list[BratsError]]:
-    """The cases at `paths`, each a case or a data set, and what is wrong with the others."""
+    """The cases at `paths`, each a case or a data set, and the errors of paths without a case."""
     cases: dict[str, Case] = {}
     wrong: list[BratsError] = []
     for path in paths:
@@ -239,12 +402,12 @@ def find_each(paths: Sequence[Path]) -> tuple[list[Case], list[BratsError]]:
 
 
 def complete(job: Job, config: PredictConfig) -> bool:
-    """Whether all that would be written for a case is there; files are whole or absent."""
+    """Whether all outputs of a case exist; since files are never half written, they are whole."""
     return all(file.exists() for file in outputs(job, config))
 
 
 def outputs(job: Job, config: PredictConfig) -> list[Path]:
-    """The files that are written for a case, the label map last."""
+    """The files that are written for a case; the label map is the last."""
     return [*(companion(job.file, name) for name in config.companions), job.file]
 
 
@@ -263,7 +426,7 @@ def require_outputs_writable(
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Add a line of JSON to a file, in one write, so that processes may share it.
+    """Append a line of JSON to a file in one write, so that several processes may do so.
 
     Raises:
         OutputError: If it cannot be written.
@@ -288,9 +451,9 @@ def overlapped(
     compute: Callable[[Input], Answer],
     finish: Callable[[Answer], Outcome],
 ) -> Iterator[Outcome | BratsError]:
-    """`finish(compute(load(item)))` of each item in order, or what was wrong with it.
+    """`finish(compute(load(item)))` of each item in order, or the error of an item that failed.
 
-    While one is computed, in this thread, the next is loaded and the last is finished.
+    While one item is computed, in this thread, the next is loaded and the previous one finished.
     """
     with ThreadPoolExecutor(1) as loading, ThreadPoolExecutor(1) as finishing:
         coming = deque(loading.submit(load, item) for item in items[:1])
@@ -311,14 +474,15 @@ def overlapped(
 
 
 def _outcome(future: Future[Any]) -> Any:
-    """What a future gives, or the user's mistake that it ended with."""
+    """The result of a future, or the `BratsError` that it ended with."""
     try:
         return future.result()
     except BratsError as error:
         return error
     except MemoryError as error:
         return BratsError(
-            f"no memory left: {error}", hint="end other programs, or use a larger machine"
+            f"not enough memory: {error}",
+            hint="end other programs, or use a machine with more memory",
         )
 
 

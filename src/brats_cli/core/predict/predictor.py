@@ -1,4 +1,4 @@
-"""From a case on disk to its label map, by one network or several, and how far to trust it."""
+"""From a case on disk to its label map and its uncertainty, with one network or several."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from ..compute.devices import arithmetic
 from ..compute.machine import free_memory, keep_freed_memory
 from ..data.cases import Case, read_images
-from ..data.labels import LabelScheme, scheme_named, write_labels
+from ..data.labels import LabelScheme, write_labels
 from ..data.naming import BESIDE
 from ..errors import BratsError, ConfigError, MissingModalityError
 from ..images.grid import Grid, times
@@ -33,11 +33,11 @@ PROBABILITY_STEP = 2.0**-14
 that float32 represents exactly gives the same masks at the same threshold."""
 
 DOUBT_MM3 = 1000.0
-"""Volume that a region's expected Dice is smoothed by: in a region of a few voxels, or none, a few
-voxels more or less are no reason to look at a case first."""
+"""Volume added to smooth a region's expected Dice: in a region of few voxels, or none, a few voxels
+more or less are no reason to review a case first."""
 
-# Bytes that reading and preparing take for each voxel of each modality, and for each voxel:
-# float32 images as read and as prepared, one of them in work, and masks. Measured at 9 and 8.
+# Memory for reading and preparing, in bytes per voxel and modality, and per voxel: float32 images
+# as read and as prepared, one of them being processed, and masks. Measured: 9 and 8.
 _BYTES_A_VALUE = 9
 _BYTES_A_VOXEL = 8
 
@@ -47,16 +47,18 @@ class PredictConfig:
     """How cases are segmented.
 
     Attributes:
-        labels: Name of the label scheme to write; by default the one trained in.
-        tta: Whether to average over the eight flips of a case.
-        overlap: Share of a window that its neighbour covers; by default what suits the network.
-        batch_windows: Windows computed at once.
-        allow_missing: Whether to blank missing modalities for a network that never saw that.
-        probabilities: Whether to give the probability of each region.
-        uncertainty: Whether to give the uncertainty of each region.
+        labels: Label scheme of the predictions; by default that of the training.
+        tta: Average over the eight flips of a case (test-time augmentation).
+        overlap: Overlap of neighbouring windows, as a fraction of a window; by default as suits
+            the network.
+        batch_windows: Number of windows computed at the same time.
+        allow_missing: Segment cases without all modalities, even if the network was never trained
+            on such cases.
+        probabilities: Return the probability of each region.
+        uncertainty: Return the uncertainty of each region.
     """
 
-    labels: str | None = None
+    labels: LabelScheme | None = None
     tta: bool = False
     overlap: float | None = None
     batch_windows: int = 1
@@ -66,7 +68,7 @@ class PredictConfig:
 
     @property
     def companions(self) -> tuple[str, ...]:
-        """What is written beside the label map."""
+        """Names of the maps that are written beside the label map."""
         return tuple(name for name in BESIDE if getattr(self, name))
 
 
@@ -78,8 +80,8 @@ class Loaded:
         case: The case.
         grid: Its own grid.
         images: (C, X, Y, Z) z-scores in the order of the networks' channels; 0 where missing.
-        affine: Of the prepared grid.
-        modalities: Those that the case has.
+        affine: Affine of the prepared grid.
+        modalities: The modalities that the case has.
     """
 
     case: Case
@@ -89,20 +91,20 @@ class Loaded:
     modalities: tuple[str, ...]
 
     def without_images(self) -> Loaded:
-        """What is needed of it once it was computed."""
+        """The part that is still needed after the networks have computed."""
         return replace(self, images=self.images[:0].copy())
 
 
 @dataclass
 class Samples:
-    """Mean and spread of the answers of several networks and flips, by Welford's method."""
+    """Mean and variance of the outputs of several networks and flips, by Welford's method."""
 
     count: int = 0
     mean: Any = None
     squares: Any = None
 
     def add(self, found: torch.Tensor, *, spread: bool) -> None:
-        """Add an answer (R, X, Y, Z), which becomes part of this."""
+        """Add an output (R, X, Y, Z), which may be changed in place."""
         self.count += 1
         if self.mean is None:
             self.mean = found
@@ -119,10 +121,10 @@ class Samples:
         return Samples(self.count, self.mean.cpu(), squares)
 
     def uncertainty(self) -> Array:
-        """0 (certain) to 100 by region, on the scale of QU-BraTS: (R, X, Y, Z) float32.
+        """Uncertainty by region, 0 (certain) to 100 as in QU-BraTS: (R, X, Y, Z) float32.
 
-        Of several answers, their standard deviation as a share of the largest there can be, 0.5.
-        Of a single one, its entropy in bits.
+        With several outputs, their standard deviation relative to its maximum, 0.5; with one,
+        its entropy in bits.
         """
         if self.count > 1:
             found: Array = 200 * np.sqrt(self.squares.numpy() / self.count)
@@ -133,15 +135,15 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What was found in one case.
+    """The segmentation of one case.
 
     Attributes:
         labels: (X, Y, Z) uint8 on the case's own grid.
         grid: That grid.
-        scheme: The labels' scheme.
-        modalities: Those that were used.
-        doubt: By region, 1 less the Dice that the probabilities themselves let one expect.
-        maps: `probabilities` and `uncertainty` if asked for, each (X, Y, Z, R) as written.
+        scheme: Label scheme of `labels`.
+        modalities: The modalities that were used.
+        doubt: By region, 1 minus the Dice expected from the probabilities.
+        maps: `probabilities` and `uncertainty` if requested, each (X, Y, Z, R) as written.
     """
 
     labels: npt.NDArray[np.uint8]
@@ -153,7 +155,7 @@ class Segmentation:
 
     @property
     def review(self) -> float:
-        """How much a case deserves a second look: the mean doubt, 0 (none) to 1."""
+        """Priority for review by a person: mean of the regions' doubt, 0 (low) to 1."""
         return float(np.mean(list(self.doubt.values())))
 
     def volumes_mm3(self) -> dict[str, float]:
@@ -165,7 +167,7 @@ class Segmentation:
         }
 
     def write(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write the label map on the case's own grid, and the other maps beside it before.
+        """Write the label map on the case's own grid, after the other maps beside it.
 
         Raises:
             OutputExistsError: If a file exists and `overwrite` is false.
@@ -180,18 +182,18 @@ class Segmentation:
 
 
 def companion(path: Path, name: str) -> Path:
-    """The file of another map beside a label map."""
+    """The file of a further map, beside a label map."""
     return path.with_name(f"{stem(path)}_{name}.nii.gz")
 
 
 class Predictor:
     """Checkpoints on a device, ready to segment one case after another.
 
-    A single network stays on the device. Of several, each is loaded there in its turn.
+    A single network stays on the device; several are loaded there one after another per case.
 
     Raises:
         ConfigError: If the checkpoints do not have the same modalities and regions.
-        LabelError: If the label scheme to write lacks one of the regions.
+        LabelError: If the label scheme of the predictions lacks one of the regions.
     """
 
     def __init__(
@@ -210,7 +212,7 @@ class Predictor:
         for other in self.checkpoints[1:]:
             _require_alike(first, other)
         self.modalities, self.regions = first.modalities, first.regions
-        self.scheme = scheme_named(self.config.labels) if self.config.labels else first.scheme
+        self.scheme = self.config.labels or first.scheme
         for region in self.regions:
             self.scheme.region(region)  # raises if it has no such region
         self.decision = Decision.average([each.decision or Decision() for each in checkpoints])
@@ -218,7 +220,7 @@ class Predictor:
 
     @property
     def precision(self) -> str:
-        """The arithmetic of the networks (of the first, if they differ)."""
+        """Number type that the networks compute in (that of the first, if they differ)."""
         dtype = arithmetic(self.device, self.checkpoints[0].precision)
         return str(dtype).removeprefix("torch.")
 
@@ -235,9 +237,9 @@ class Predictor:
         """Read and prepare a case.
 
         Raises:
-            MissingModalityError: If it lacks one that the networks cannot do without.
+            MissingModalityError: If it lacks a modality that the networks need.
             UnreadableFileError: If a file is damaged.
-            BratsError: If it is too large for this machine's memory.
+            BratsError: If it needs more memory than is free.
         """
         present = self._present(case)
         _require_memory(case, len(present))
@@ -254,7 +256,12 @@ class Predictor:
     def compute(
         self, loaded: Loaded, on_share: Callable[[float], None] = lambda share: None
     ) -> Samples:
-        """Let every network see a case, in every flip asked for; `on_share` hears of progress."""
+        """Apply every network to a case, in every flip requested.
+
+        Args:
+            loaded: The case.
+            on_share: Called with the fraction of the work done since the last call.
+        """
         images = torch.from_numpy(loaded.images)
         images = images.to(home_of(images, self.device))  # once, for all flips and networks
         mirrors = MIRRORS if self.config.tta else MIRRORS[:1]
@@ -271,7 +278,7 @@ class Predictor:
         return samples.on_cpu()
 
     def decode(self, loaded: Loaded, samples: Samples) -> Segmentation:
-        """Labels, and the maps asked for, on the case's own grid.
+        """Labels, and the maps requested, on the case's own grid.
 
         Raises:
             BratsError: If the networks' probabilities are not finite.
@@ -280,7 +287,7 @@ class Predictor:
         if not np.isfinite(mean).all():
             raise BratsError(
                 f"the model's probabilities for case {loaded.case.id} are not finite",
-                hint="its weights have diverged: take an earlier checkpoint, or train again with "
+                hint="its weights have diverged: use an earlier checkpoint, or train again with "
                 "a lower learning rate",
             )
         written = []
@@ -313,7 +320,7 @@ class Predictor:
         )
 
     def _present(self, case: Case) -> tuple[str, ...]:
-        """The modalities of `case` that the networks know."""
+        """The modalities of `case` that the networks use."""
         present = tuple(modality for modality in self.modalities if modality in case.images)
         missing = [modality for modality in self.modalities if modality not in case.images]
         able = all(checkpoint.saw_missing_modalities for checkpoint in self.checkpoints)
@@ -337,7 +344,7 @@ class Predictor:
 
 
 def entropy(probability: Array) -> Array:
-    """Entropy of yes or no, in bits: 0 where `probability` is 0 or 1, 1 where it is 0.5."""
+    """Binary entropy in bits: 0 where `probability` is 0 or 1, and 1 where it is 0.5."""
     found: Array = np.zeros_like(probability)
     for share in (probability, 1 - probability):
         inside = share > 0
@@ -346,14 +353,14 @@ def entropy(probability: Array) -> Array:
 
 
 def doubt(probability: Array, threshold: float) -> float:
-    """1 less the Dice of a region's mask that its probabilities let one expect.
+    """1 minus the Dice of a region's mask that is expected from its probabilities.
 
     If each voxel is tumour with its probability p, the expected overlap of the mask M with the
-    truth is the sum of p in M, and the truth's expected size is the sum of all p.
+    truth is the sum of p in M, and the expected size of the truth is the sum of all p.
 
     Args:
         probability: (X, Y, Z), voxels of 1 mm.
-        threshold: What makes the mask.
+        threshold: Voxels with at least this probability are in the mask.
     """
     inside = probability[probability >= threshold]
     sizes = inside.size + float(probability.sum(dtype=np.float64)) + DOUBT_MM3
@@ -361,7 +368,7 @@ def doubt(probability: Array, threshold: float) -> float:
 
 
 def _stacked(maps: Sequence[Array]) -> Array:
-    """Maps as (X, Y, Z, R), in the order of bytes in which NIfTI has them."""
+    """Maps as one array (X, Y, Z, R) in NIfTI's memory order."""
     return np.stack([each.T for each in maps]).T
 
 
@@ -370,29 +377,29 @@ def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
         here, there = getattr(first, name), getattr(other, name)
         if here != there:
             raise ConfigError(
-                f"these models cannot be averaged: one was trained on {name} {', '.join(here)}, "
-                f"another on {', '.join(there)}",
-                hint="predict with each of them, or train them on the same",
+                "these models cannot be averaged: one was trained on the "
+                f"{name} {', '.join(here)}, another on {', '.join(there)}",
+                hint="predict with each of them separately, or train them with the same settings",
             )
 
 
 def _ways_out(present: Sequence[str]) -> str:
     if not present:
-        return "it has none of the sequences that the model knows; see README, 'Which data'"
+        return "it has none of the sequences that the model uses; see README, 'Which data'"
     return (
-        "the model was trained with all of them: --allow-missing predicts without, with worse "
-        "results, or train with --set augmentation.modality_dropout=0.3"
+        "use --allow-missing to segment it all the same, with worse results; or train a model for "
+        "missing sequences with --set augmentation.modality_dropout=0.3"
     )
 
 
 def _require_memory(case: Case, modalities: int) -> None:
-    """Refuse a case, before it is read, that this machine has no memory for."""
+    """Refuse a case, before it is read, if it needs more memory than is free."""
     shape = shape_on_disk(next(iter(case.images.values())).path) or ()
     needed = int(np.prod(shape[:3])) * (_BYTES_A_VALUE * modalities + _BYTES_A_VOXEL)
     free = free_memory()
     if needed > free:
         raise BratsError(
-            f"case {case.id} has {times(shape[:3])} voxels and takes {needed / 2**30:.1f} GiB "
-            f"of memory; {free / 2**30:.1f} are free",
+            f"case {case.id} has {times(shape[:3])} voxels and needs {needed / 2**30:.1f} GiB "
+            f"of memory; {free / 2**30:.1f} GiB are free",
             hint="crop its images to the head, resample them to 1 mm, or use a larger machine",
         )

@@ -139,10 +139,9 @@ def train(
         yield from work.prepare_all()
         return
     devices, group = choose_devices(device, gpus), Group.from_environment()
-    if not profile and group.leads:
-        for job in jobs:
-            if not job.resume:
-                job.run.require_absent(overwrite=overwrite)
+    for job in [] if profile or not group.leads else jobs:
+        if not job.resume:
+            job.run.require_absent(overwrite=overwrite)
     for job in jobs:
         _network(job.config)  # what cannot be made is reported now, not after preparing the cases
     if len(devices) > 1 and group.size == 1 and not profile:

@@ -1,0 +1,482 @@
+"""From label maps on disk to mesh files: the plain function behind `brats mesh`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from ..compute.processes import in_processes
+from ..data.labels import REGION_COLOURS, LabelScheme, scheme_named
+from ..errors import BratsError, ConfigError, MeshError
+from ..images.grid import Volume
+from ..images.nifti import read_image, read_labels, stem
+from ..wording import did_you_mean
+from ..writing import require_writable
+from .distances import voxel_distances
+from .files import FORMATS, Model, Placing, Space, files_of, write_models
+from .paint import Paint
+from .regions import BRAIN, Islands, RegionMask, region_masks, wanted_region
+from .smoothing import Smoothing
+from .surfaces import Surface, SurfaceConfig, surface_of
+
+FORMAT = "brats-meshes/1"
+
+_GREY = "#C8C8C8"  # of the brain and of label values
+
+_OUTER_OPACITY = 0.3  # of a scene's regions with another one inside
+
+
+@dataclass(frozen=True)
+class MeshResult:
+    """A mesh that was written.
+
+    Attributes:
+        segmentation: The label map (or, of the brain, the scan).
+        region: The region, or the label value.
+        file: Where it is; a scene holds several regions.
+        space: RAS or LPS, the axes of the file.
+        scale: What the file's coordinates were multiplied by. All numbers below are without it.
+        vertices: How many.
+        faces: How many.
+        full_faces: How many there were before the reduction.
+        volume_mm3: What it encloses.
+        voxels_mm3: The volume of the region's voxels.
+        area_mm2: Its area.
+        euler_number: Vertices - edges + faces; 2 for each shell, less 2 for each handle.
+        shells: Connected pieces of the mesh, cavities included.
+        voxel_shells: Connected pieces of the voxels' boundary, cavities included.
+        unsmoothed: Shells that are too small to be smoothed.
+        smooth: The smoothing, less than was asked for if the surface would touch itself.
+        wanted_smooth: What was asked for.
+        wanted_faces: To how many triangles it was to be reduced; it may have more, so that it stays
+            closed and no part is lost.
+        interpolated: Into how many parts voxels were cut along each axis between thick slices, or
+            None.
+        mean_mm: Mean distance between the mesh and the faces of the voxels.
+        p95_mm: 95th percentile of that distance.
+        max_mm: The largest distance found.
+        closed: Whether it is a closed manifold; always true.
+    """
+
+    segmentation: Path
+    region: str
+    file: Path
+    space: str
+    scale: float
+    vertices: int
+    faces: int
+    full_faces: int
+    volume_mm3: float
+    voxels_mm3: float
+    area_mm2: float
+    euler_number: int
+    shells: int
+    voxel_shells: int
+    unsmoothed: int
+    smooth: str
+    wanted_smooth: str
+    wanted_faces: int
+    interpolated: tuple[int, int, int] | None
+    mean_mm: float
+    p95_mm: float
+    max_mm: float
+    closed: bool
+
+    @property
+    def volume_error(self) -> float:
+        """By how much the volume differs from the voxels', as a part of it."""
+        return (self.volume_mm3 - self.voxels_mm3) / self.voxels_mm3
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how it was made, a sentence each."""
+        notes = []
+        if self.interpolated:
+            parts = " x ".join(map(str, self.interpolated))
+            notes.append(f"thick slices were interpolated (each voxel cut into {parts})")
+        if self.unsmoothed:
+            notes.append(
+                f"too small to be smoothed: {self.unsmoothed} of its {self.voxel_shells} parts "
+                "(islands and cavities)"
+            )
+        if self.smooth != self.wanted_smooth:
+            notes.append(f"smoothed less than asked ({self.smooth}), as it would touch itself")
+        if self.faces > 1.05 * self.wanted_faces:
+            notes.append(
+                f"kept {self.faces} faces instead of {self.wanted_faces}, so that it stays closed "
+                "and no part is lost"
+            )
+        return notes
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        plain = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in asdict(self).items()
+        }
+        return plain | {"volume_error": self.volume_error}
+
+
+@dataclass(frozen=True)
+class MeshFailure:
+    """A label map of which some mesh could not be made."""
+
+    segmentation: Path
+    error: BratsError
+
+    def to_json_dict(self) -> dict[str, str]:
+        """As plain values."""
+        return {
+            "segmentation": str(self.segmentation),
+            "error": str(self.error),
+            "hint": self.error.hint,
+        }
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """What came of label maps, in their order.
+
+    Attributes:
+        made: The meshes that were written.
+        skipped: Files that existed and were kept.
+        failed: Label maps of which some mesh could not be made.
+    """
+
+    made: list[MeshResult] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
+    failed: list[MeshFailure] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, parts: Iterable[Meshes]) -> Meshes:
+        """All of several."""
+        every = list(parts)
+        return cls(
+            [each for part in every for each in part.made],
+            [each for part in every for each in part.skipped],
+            [each for part in every for each in part.failed],
+        )
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """As plain values, with the format's name."""
+        return {
+            "format": FORMAT,
+            "meshes": [each.to_json_dict() for each in self.made],
+            "skipped": [str(each) for each in self.skipped],
+            "failed": [each.to_json_dict() for each in self.failed],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """What is made of each label map, and how it is written.
+
+    Attributes:
+        region: As `wanted_region` gives it.
+        surface: How surfaces are made.
+        islands: Which parts of a region are kept.
+        format: Of `FORMATS`.
+        placing: Axes and scale of the files.
+        paint: A scan to paint surfaces with, or None.
+        texture: Whether it is painted into a picture rather than onto vertices.
+        labels: Label scheme of the label maps, if they leave it open.
+        skip_existing: Whether files that exist are kept without an error.
+        overwrite: Whether they are replaced.
+    """
+
+    region: str = "WT"
+    surface: SurfaceConfig = field(default_factory=SurfaceConfig)
+    islands: Islands = field(default_factory=Islands)
+    format: str = "stl"
+    placing: Placing = field(default_factory=Placing)
+    paint: Path | None = None
+    texture: bool = False
+    labels: LabelScheme | None = None
+    skip_existing: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.placing.space not in get_args(Space):
+            raise ConfigError(f"there is no space '{self.placing.space}'", hint="it is ras or lps")
+        if not 0 < self.placing.scale < float("inf"):
+            raise ConfigError(
+                f"cannot scale a mesh by {self.placing.scale:g}",
+                hint="give a number above 0, such as 0.5 for half the size",
+            )
+        if self.texture and self.paint is None:
+            raise ConfigError("a texture needs a scan", hint="give it with --paint SCAN")
+        if self.paint is not None and self.format == "stl":
+            raise ConfigError("STL holds no colours", hint="write --format ply, obj or glb")
+        if self.texture and self.format == "ply":
+            raise ConfigError(
+                "PLY holds colours of vertices, and no texture",
+                hint="leave out --texture, or write --format obj or glb",
+            )
+
+    @property
+    def is_scene(self) -> bool:
+        """Whether all regions go into one file."""
+        return self.region == "all" and self.format == "glb"
+
+    @property
+    def is_textured(self) -> bool:
+        """Whether pictures are written; OBJ has no colours of vertices."""
+        return self.texture or (self.paint is not None and self.format == "obj")
+
+
+def mesh(
+    segmentations: str | Path | Sequence[str | Path],
+    *,
+    region: str = "WT",
+    output: str | Path | None = None,
+    format: str | None = None,  # noqa: A002
+    space: Space = "ras",
+    scale: float = 1.0,
+    smooth: Smoothing = "light",
+    interpolate: bool | None = None,
+    faces: int | None = None,
+    reduce: float | None = None,
+    paint: str | Path | None = None,
+    texture: bool = False,
+    min_volume: float = 0.0,
+    largest: bool = False,
+    fill_holes: bool = False,
+    labels: LabelScheme | str | None = None,
+    workers: int | None = None,
+    skip_existing: bool = False,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Meshes:
+    """Write closed surfaces of tumour regions.
+
+    A label map of a list that fails is among the `failed` and stops no other; a single one raises.
+
+    Args:
+        segmentations: Label maps (NIfTI); scans for the region `brain`.
+        region: WT, TC, ET, another region, a label value, `all` or `brain`.
+        output: A file for one mesh, a folder for several; None: beside each label map.
+        format: stl, ply, obj or glb; None: by the suffix of `output`, or stl.
+        space: Axes of the file: NIfTI's (ras) or DICOM's (lps).
+        scale: What coordinates are multiplied by.
+        smooth: none, light, medium or strong.
+        interpolate: Whether to interpolate between slices; None: where they are thick.
+        faces: How many triangles to reduce each surface to.
+        reduce: Or which part of its triangles to keep, above 0 and up to 1.
+        paint: A scan on the same grid to paint surfaces with (not STL).
+        texture: Whether to paint into a picture (OBJ and GLB) rather than onto vertices.
+        min_volume: Leave out separate parts smaller than this, in mm3.
+        largest: Mesh only the largest part.
+        fill_holes: Fill cavities.
+        labels: Label scheme, if names, headers and values leave it open.
+        workers: Number of processes; None: one per CPU, where that pays.
+        skip_existing: Whether to keep meshes that exist.
+        overwrite: Whether to replace them.
+        on_progress: Called with the numbers of label maps done and of all.
+
+    Raises:
+        BratsError: If a setting is wrong, two meshes would have one name, or the one label map
+            that is not in a list fails.
+    """
+    is_one = isinstance(segmentations, str | Path)
+    given = [segmentations] if isinstance(segmentations, str | Path) else segmentations
+    paths = [Path(each) for each in given]
+    target = None if output is None else Path(output)
+    config = MeshConfig(
+        region=wanted_region(region),
+        surface=SurfaceConfig(smooth=smooth, faces=faces, reduce=reduce, interpolate=interpolate),
+        islands=Islands(min_volume=min_volume, largest=largest, fill_holes=fill_holes),
+        format=format_of(format, target),
+        placing=Placing(space, scale),
+        paint=None if paint is None else Path(paint),
+        texture=texture,
+        labels=scheme_named(labels) if isinstance(labels, str) else labels,
+        skip_existing=skip_existing,
+        overwrite=overwrite,
+    )
+    jobs = list(zip(paths, _bases(paths, target, config), strict=True))
+    parts = []
+    for part in in_processes(
+        partial(_meshes_of, config=config), jobs, workers=workers, name=lambda job: str(job[0])
+    ):
+        parts.append(part)
+        on_progress(len(parts), len(jobs))
+    meshes = Meshes.of(parts)
+    if meshes.failed and is_one:
+        raise meshes.failed[0].error
+    return meshes
+
+
+def format_of(name: str | None, output: Path | None) -> str:
+    """The format that is written, by its name or else by the suffix of the output.
+
+    Raises:
+        ConfigError: If there is no such format, or the two disagree.
+    """
+    suffix = "" if output is None or output.is_dir() else output.suffix.lower().removeprefix(".")
+    chosen = (name or suffix or "stl").lower()
+    if chosen not in FORMATS:
+        raise ConfigError(
+            f"there is no mesh format '{chosen}'",
+            hint=did_you_mean(chosen, FORMATS, otherwise=f"choose {', '.join(FORMATS)}"),
+        )
+    if suffix in FORMATS and suffix != chosen:
+        raise ConfigError(
+            f"{output} ends in .{suffix}, and the format is {chosen}",
+            hint="leave out one of the two, or let them agree",
+        )
+    return chosen
+
+
+def _bases(paths: Sequence[Path], output: Path | None, config: MeshConfig) -> list[_Base]:
+    """Where the meshes of each label map go.
+
+    Raises:
+        MeshError: If two meshes would have one name.
+    """
+    several = len(paths) > 1 or (config.region == "all" and not config.is_scene)
+    suffix = f".{config.format}"
+    if output is not None and not output.is_dir() and (output.exists() or output.suffix):
+        if several and (output.exists() or output.suffix.lower() == suffix):
+            raise MeshError(
+                f"{output} is one file, and several meshes are to be written",
+                hint="give a folder with -o, or leave it out to write beside each label map",
+            )
+        if not several:
+            return [_Base(output.with_suffix(""), suffix=output.suffix or suffix, is_whole=True)]
+    first: dict[Path, Path] = {}
+    for path in paths:
+        base = (output or path.parent) / stem(path)
+        if first.setdefault(base, path) != path:
+            raise MeshError(
+                f"{first[base]} and {path} would be written to the same mesh, "
+                f"{base.name}_*{suffix}",
+                hint="mesh them one by one with -o, or leave out -o to write beside each",
+            )
+    return [_Base((output or path.parent) / stem(path), suffix) for path in paths]
+
+
+@dataclass(frozen=True)
+class _Base:
+    """Where the meshes of a label map go: a path to which region and suffix are added."""
+
+    path: Path
+    suffix: str
+    is_whole: bool = False
+
+    def of(self, region: str) -> Path:
+        region = "" if self.is_whole else f"_{region}"
+        return self.path.with_name(f"{self.path.name}{region}{self.suffix}")
+
+
+def _meshes_of(job: tuple[Path, _Base], config: MeshConfig) -> Meshes:
+    """What came of one label map; a failure is part of the answer, as others go on."""
+    path, base = job
+    meshes = Meshes()
+    try:
+        is_known = config.region != "all" or config.is_scene
+        if is_known and not _is_due(base.of(config.region), config, meshes):
+            return meshes
+        image = read_image(path) if config.region == BRAIN else read_labels(path)
+        for result in _written(image, base, config, meshes):
+            meshes.made.append(result)
+    except BratsError as error:
+        meshes.failed.append(MeshFailure(path, error))
+    return meshes
+
+
+def _is_due(file: Path, config: MeshConfig, meshes: Meshes) -> bool:
+    """Whether a mesh is to be made; if it exists and may be kept, that is noted.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    if config.skip_existing and file.exists():
+        meshes.skipped.append(file)
+        return False
+    for each in files_of(file, textured=config.is_textured):
+        require_writable(each, overwrite=config.overwrite)
+    return True
+
+
+def _written(
+    image: Volume, base: _Base, config: MeshConfig, meshes: Meshes
+) -> Iterator[MeshResult]:
+    """The meshes of a label map, each as soon as it is on disk."""
+    scene: list[tuple[RegionMask, Surface, Model]] = []
+    masks = region_masks(image, config.region, labels=config.labels, islands=config.islands)
+    for found in masks:
+        file = base.of(found.region.name)
+        if config.region == "all" and not config.is_scene and not _is_due(file, config, meshes):
+            continue
+        surface = surface_of(found.mask, found.grid, config.surface)
+        model = _model(found, surface, image, config)
+        if config.is_scene:
+            scene.append((found, surface, model))
+            continue
+        result = _result(found, surface, image.path, file, config)
+        write_models(file, [model], config.placing, overwrite=config.overwrite)
+        yield result
+    if scene:
+        file = base.of("all")
+        results = [_result(*each[:2], image.path, file, config) for each in scene]
+        models = [each[2] for each in scene]
+        outer = [replace(model, opacity=_OUTER_OPACITY) for model in models[:-1]]
+        write_models(file, [*outer, models[-1]], config.placing, overwrite=config.overwrite)
+        yield from results
+
+
+def _model(found: RegionMask, surface: Surface, image: Volume, config: MeshConfig) -> Model:
+    """A surface as it is written, painted if that is wanted."""
+    name = found.region.name
+    model = Model(name, surface.mesh, REGION_COLOURS.get(name, _GREY))
+    if config.paint is None:
+        return model
+    paint = Paint.of(config.paint, image, name)
+    if config.is_textured:
+        return replace(model, texture=paint.texture(surface.mesh))
+    return replace(model, greys=paint.greys(surface.mesh.vertices))
+
+
+def _result(
+    found: RegionMask, surface: Surface, path: Path, file: Path, config: MeshConfig
+) -> MeshResult:
+    """All that is measured of a mesh.
+
+    Raises:
+        MeshError: If it is not closed, so that none such is ever written.
+    """
+    mesh = surface.mesh
+    if not (mesh.is_closed and mesh.is_apart):
+        raise MeshError(
+            f"the surface of {found.region.name} in {path} does not close",
+            hint="this is an error of brats: please report it with the label map",
+        )
+    distances = voxel_distances(mesh, surface.voxels, found.grid.affine)
+    return MeshResult(
+        segmentation=path,
+        region=found.region.name,
+        file=file,
+        space=config.placing.space.upper(),
+        scale=config.placing.scale,
+        vertices=len(mesh.vertices),
+        faces=len(mesh.faces),
+        full_faces=surface.full_faces,
+        volume_mm3=mesh.volume_mm3,
+        voxels_mm3=surface.voxels_mm3,
+        area_mm2=mesh.area_mm2,
+        euler_number=mesh.euler_number,
+        shells=mesh.shells,
+        voxel_shells=len(surface.voxels.shell_voxels),
+        unsmoothed=surface.unsmoothed,
+        smooth=surface.smooth,
+        wanted_smooth=config.surface.smooth,
+        wanted_faces=config.surface.wanted(surface.full_faces),
+        interpolated=surface.parts,
+        mean_mm=distances.mean_mm,
+        p95_mm=distances.p95_mm,
+        max_mm=distances.max_mm,
+        closed=True,
+    )

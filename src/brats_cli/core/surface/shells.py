@@ -1,0 +1,187 @@
+"""What each shell of a mesh encloses, volume and centre, and how vertices move until it does.
+
+A shell is a connected piece of a surface; a cavity is a shell that encloses less than nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .triangles import (
+    Indices,
+    Points,
+    Triangles,
+    corners_of,
+    crosses_of,
+    dot,
+    unit,
+    vertex_sums,
+)
+
+Steps = tuple[npt.NDArray[np.bool_], npt.NDArray[np.int8]]
+"""For which vertices, (V,), there are steps to move along instead of normals, and these, (V, 3)."""
+
+_MOST_ROUNDS = 20
+
+_CENTRE_ROUNDS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Shells:
+    """What the shells of a mesh are to enclose.
+
+    Attributes:
+        of: The shell of each vertex, (V,).
+        volumes: (S,); negative for a cavity.
+        centres: The centres of these volumes, (S, 3); NaN where they do not matter.
+    """
+
+    of: Indices
+    volumes: Points
+    centres: Points
+
+    def mapped(self, affine: npt.NDArray[np.floating[Any]]) -> Shells:
+        """The same after an affine, (4, 4); mirrored shells count as turned outward again."""
+        linear, offset = affine[:3, :3], affine[:3, 3]
+        return Shells(
+            self.of,
+            self.volumes * abs(float(np.linalg.det(linear))),
+            self.centres @ linear.T + offset,
+        )
+
+
+def enclosing(
+    vertices: npt.NDArray[np.floating[Any]],
+    faces: Triangles,
+    shells: Shells,
+    *,
+    steps: Steps | None = None,
+    longest: float = 0.5,
+    off_centre: float = 0.03,
+) -> Points:
+    """Vertices moved until each shell encloses its volume, and with its centre about where it is.
+
+    Vertices move along their normals: scaling would throw thin parts far out. For the volume all of
+    a shell move by one distance; for a centre that is off, by one that grows across the shell.
+
+    Args:
+        vertices: (V, 3).
+        faces: (F, 3); closed.
+        shells: What each shell is to enclose.
+        steps: What some vertices move along instead of their normals.
+        longest: How far vertices may move at once.
+        off_centre: How far a centre may be off.
+
+    Returns:
+        (V, 3), float64. The volume is nearly always exact; where `longest` is in the way it is as
+        near as possible.
+    """
+    middle = vertices.mean(axis=0, dtype=np.float64)
+    points = np.ascontiguousarray((vertices - middle).T)
+    shells = replace(shells, centres=shells.centres - middle)
+    points = _centred(points, faces, shells, steps, longest, off_centre)
+    of_face, volumes = shells.of[faces[:, 0]], shells.volumes
+    for _ in range(_MOST_ROUNDS):
+        corners = corners_of(points, faces)
+        crosses = crosses_of(corners)
+        held = np.bincount(of_face, dot(corners[0], crosses), len(volumes)) / 6
+        if (np.abs(volumes - held) <= 1e-6 * np.abs(volumes)).all():
+            break
+        _, directions = _directions(crosses, faces, points, steps)
+        growth = _growth(corners, crosses, corners_of(directions, faces))
+        a, b, c = (np.bincount(of_face, each, len(volumes)) / 6 for each in growth)
+        distance = _root(held - volumes, a, b, c, longest)
+        points = points + directions * distance[shells.of]
+        if (np.abs(distance) < longest).all():
+            break  # the cubic is exact
+    moved: Points = points.T + middle
+    return moved
+
+
+def _centred(
+    points: Points,
+    faces: Triangles,
+    shells: Shells,
+    steps: Steps | None,
+    longest: float,
+    off_centre: float,
+) -> Points:
+    """Points (3, V) moved until no shell's centre is farther off than `off_centre`."""
+    of_face, number = shells.of[faces[:, 0]], len(shells.volumes)
+    for _ in range(_CENTRE_ROUNDS):
+        corners = corners_of(points, faces)
+        crosses = crosses_of(corners)
+        volumes = dot(corners[0], crosses) / 6
+        held = np.bincount(of_face, volumes, number)
+        # Each face spans a tetrahedron with the origin, whose centre is the mean of its corners.
+        sums = (corners[0] + corners[1] + corners[2]) * (volumes / 4)
+        moments = np.stack([np.bincount(of_face, each, number) for each in sums])
+        missing = held * shells.centres.T - moments
+        is_off = np.sqrt(dot(missing, missing)) > off_centre * np.abs(held)  # false of NaN
+        if not is_off.any():
+            break
+        areas, directions = _directions(crosses, faces, points, steps)
+        chosen = np.flatnonzero(is_off[shells.of])
+        of, centres = shells.of[chosen], np.where(is_off[:, None], shells.centres, 0)
+        away = points[:, chosen] - centres[of].T
+        # Moved by d, a vertex adds d times a third of its faces' area to the volume, and that
+        # times its place to the moment. d = (1, place) . x, so that there are four equations.
+        terms = np.concatenate((np.ones((1, len(chosen))), away))
+        growth = dot(areas[:, chosen], directions[:, chosen]) / 6
+        products = (terms[:, None] * terms[None]).reshape(16, -1) * growth
+        matrix = np.stack([np.bincount(of, each, number) for each in products]).T.reshape(-1, 4, 4)
+        due = np.concatenate(((shells.volumes - held)[None], missing)).T
+        matrix[~is_off], due[~is_off] = np.eye(4), 0
+        solved = np.linalg.solve(matrix + 1e-9 * np.eye(4), due[..., None])[..., 0]
+        distance = (terms * solved[of].T).sum(axis=0)
+        farthest = np.zeros(number)
+        np.maximum.at(farthest, of, np.abs(distance))
+        distance *= np.minimum(1, longest / 2 / np.maximum(farthest, 1e-12))[of]
+        points = points.copy()
+        points[:, chosen] += directions[:, chosen] * distance
+    return points
+
+
+def _directions(
+    crosses: Points, faces: Triangles, points: Points, steps: Steps | None
+) -> tuple[Points, Points]:
+    """The sum of the crosses of each vertex's faces, and the unit vector it moves along, (3, V)."""
+    sums = vertex_sums(crosses, faces, points.shape[1])
+    directions = unit(sums)
+    if steps is not None:
+        chosen, along = steps
+        directions[:, chosen] = along[chosen].T
+    return sums, directions
+
+
+def _growth(
+    corners: list[Points], crosses: Points, directions: list[Points]
+) -> tuple[Points, Points, Points]:
+    """How much 6 volumes grow when corners p become p + d u: each face's factors of d, d^2, d^3.
+
+    A face adds the determinant of its corners. Its factor of d holds one u, that of d^2 two; over
+    a closed shell they sum up to products with the cross products of sides.
+    """
+    turned = crosses_of(directions)
+    return (
+        dot(directions[0] + directions[1] + directions[2], crosses),
+        dot(corners[0] + corners[1] + corners[2], turned),
+        dot(directions[0], turned),
+    )
+
+
+def _root(missing: Points, a: Points, b: Points, c: Points, longest: float) -> Points:
+    """Where missing + a d + b d^2 + c d^3 is 0, by Newton's method from 0; `longest` at most."""
+    distance = np.zeros_like(missing)
+    for _ in range(30):
+        value = missing + distance * (a + distance * (b + distance * c))
+        slope = a + distance * (2 * b + distance * 3 * c)
+        step = -value / np.where(slope > 0, slope, np.maximum(a, 1e-12))
+        distance = np.clip(distance + step, -longest, longest)
+        if (np.abs(step) < 1e-12).all():
+            break
+    return distance
