@@ -17,12 +17,12 @@ from brats_cli.core.train import training
 from brats_cli.core.train.config import AugmentConfig, TrainConfig
 from brats_cli.core.train.training import (
     MOST_WORKERS,
-    evenly,
     CaseValidated,
     Epoch,
     Progress,
     StepDone,
     TrainingError,
+    evenly,
     train,
     validate,
     worker_count,

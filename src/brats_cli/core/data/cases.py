@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..compute.processes import in_threads
 from ..errors import (
     BratsError,
     CaseError,
@@ -215,7 +216,7 @@ def read_images(case: Case, modalities: Sequence[str] = MODALITIES) -> list[Volu
     files = [case.images[modality] for modality in modalities]
     if len({file.path for file in files}) == 1:
         return read_channels(files[0].path, [file.channel for file in files])
-    volumes = [read_image(file.path, file.channel) for file in files]
+    volumes = list(in_threads(lambda file: read_image(file.path, file.channel), files))
     require_same_grid(volumes)
     return [replace(volume, grid=volumes[0].grid) for volume in volumes]
 
