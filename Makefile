@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict clean
+.PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict gpu-check clean
 
 demo: $(READY)
 	$(BIN)/brats demo --overwrite
@@ -46,6 +46,11 @@ bench-quality: .venv/peers
 # With the newest run's best network, or with BENCH="--model RUN".
 bench-predict: .venv/peers
 	$(BIN)/python benchmarks/bench_predict.py $(BENCH)
+
+# What a machine with a GPU, PyTorch and no network needs to be checked, in .gpu; see there: run.sh.
+CASES ?= ../shared/data/cases
+gpu-check: $(READY)
+	$(BIN)/python benchmarks/pack_gpu_check.py --cases $(CASES)
 
 .venv/peers: $(READY) benchmarks/requirements.txt
 	$(BIN)/python -m pip install --no-deps -r benchmarks/requirements.txt

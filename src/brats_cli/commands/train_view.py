@@ -289,7 +289,11 @@ def _show_profile(found: Profile) -> None:
         )
     else:
         slower = "the network is"
-        advice = "a GPU, bfloat16, fewer network.channels or a smaller patch_size"
+        advice = "fewer network.channels or a smaller patch_size"
+        if found.precision == "float32":
+            advice = f"precision=bfloat16, {advice}"
+        if found.device == "cpu":
+            advice = f"a GPU, {advice}"
     console.result(
         f"{slower} the bottleneck: {found.data_wait_percent:.0f} % of the time is spent waiting "
         f"for patches, at {found.patches_per_second:.1f} patches/s; faster with {advice}"

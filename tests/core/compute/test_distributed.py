@@ -1,30 +1,17 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from helpers import launched
 
 from brats_cli.core.compute.distributed import ALONE, Group, summed
 from brats_cli.core.errors import ConfigError
 
 CPU = torch.device("cpu")
-
-
-def launched(code, folder, processes=2):
-    """The process that runs `code`, which has `folder`, in several that train together."""
-    script = folder / "each.py"
-    script.write_text(f"from pathlib import Path\nfolder = Path({str(folder)!r})\n{code}")
-    start = (
-        "import sys; from brats_cli.core.compute.distributed import launch\n"
-        f"sys.exit(launch([sys.executable, {str(script)!r}], {processes}))"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
 
 
 # --- one process -------------------------------------------------------------------------------

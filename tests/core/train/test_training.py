@@ -1,10 +1,12 @@
 import json
+import pickle
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers import launched
 
 from brats_cli.core.compute.distributed import ALONE, Group
 from brats_cli.core.compute.machine import available_cpus
@@ -564,3 +566,38 @@ def test_a_gpu_learns_a_simple_tumour_in_half_precision(cases):
     )
     *_, epoch = train(config, cases, cases[:1], BRATS2023, torch.device("cuda"))
     assert epoch.dice["WT"] > 0.9
+
+
+# --- two processes -----------------------------------------------------------------------------
+
+TOGETHER = """
+import pickle
+import torch
+from brats_cli.core.compute.distributed import Group
+from brats_cli.core.data.labels import SCHEMES
+from brats_cli.core.train import training
+
+config, cases = pickle.loads((folder / "work").read_bytes())
+group, cpu = Group.from_environment(), torch.device("cpu")
+segmenter, seen = training.Segmenter, []
+def spy(**settings):
+    seen.append({name: value.clone() for name, value in settings["network"].state_dict().items()})
+    return segmenter(**settings)
+training.Segmenter = spy
+with group.joined(cpu):
+    for _ in training.train(config, cases, cases, SCHEMES["brats2023"], cpu, group=group):
+        pass
+torch.save(seen, folder / f"{group.rank}.pt")
+"""
+
+
+def test_two_processes_validate_one_network(cases, tmp_path):
+    # Each has seen other patches, so that its own statistics differ by tenths; accumulating, it
+    # shares its gradients with the second batch alone.
+    config = tiny(epochs=1, steps_per_epoch=3, ema_decay=0.9, accumulate=2)
+    (tmp_path / "work").write_bytes(pickle.dumps((config, cases)))
+    with launched(TOGETHER, tmp_path) as running:
+        _, stderr = running.communicate(timeout=240)
+    assert (running.returncode, stderr) == (0, "")
+    (first,), (second,) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert_same_weights(first, second)

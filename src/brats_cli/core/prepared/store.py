@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -327,9 +328,10 @@ def _damaged(path: Path) -> UnreadableFileError:
 
 def _write(case_id: str, place: Path, files: Mapping[str, bytes]) -> None:
     """Make the folder of a case, whole or not at all."""
-    partial = place.with_name(f".{os.getpid()}.partial.{place.name}")
+    # Not by the process's number: another machine that shares the store may have the same.
+    partial = place.with_name(f".{uuid.uuid4().hex}.partial.{place.name}")
     try:
-        partial.mkdir(parents=True, exist_ok=True)  # one that was killed may have left it
+        partial.mkdir(parents=True)
         for name, content in files.items():
             (partial / name).write_bytes(content)
         shutil.rmtree(place, ignore_errors=True)  # if it is there, it is damaged

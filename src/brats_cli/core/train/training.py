@@ -163,7 +163,7 @@ class Epoch:
         learning_rate: Of the epoch's last step.
         seconds: Of training, validation excluded.
         validation_seconds: Of validation.
-        data_wait_percent: Share of `seconds` spent waiting for patches.
+        data_wait_percent: Share of `seconds` that the device waited for patches: that a GPU idled.
         patches_per_second: Patches trained on in a second.
         peak_memory_mb: The most memory this process has held so far, in 10^6 bytes.
         stops: Why this is the last epoch, where it is not by number.
@@ -243,16 +243,20 @@ class Profile:
     """Where the time of training goes.
 
     Attributes:
-        data_wait_percent: Share of it spent waiting for patches.
+        data_wait_percent: Share of it that the device waited for patches: that a GPU idled.
         patches_per_second: Patches trained on in a second.
         workers: Processes that read patches.
         cpus: CPUs that there are.
+        device: What computes, such as `cuda`.
+        precision: The network's arithmetic, such as `bfloat16`.
     """
 
     data_wait_percent: float
     patches_per_second: float
     workers: int
     cpus: int
+    device: str = "cpu"
+    precision: str = "float32"
 
     @property
     def data_is_bottleneck(self) -> bool:
@@ -281,6 +285,8 @@ def profile(
         patches_per_second=steps * config.batch_size / seconds,
         workers=worker_count(config, ALONE),
         cpus=available_cpus(),
+        device=device.type,
+        precision=str(learner.dtype).removeprefix("torch."),
     )
 
 
