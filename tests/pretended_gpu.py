@@ -192,6 +192,8 @@ class Stream:
         self.work = 0
         self.seen = {}  # of other streams, how much of their work this one has waited for
         self.copies = []  # (work, source, what it held), of page-locked memory that is used again
+        if Rehearsal.active is not None:
+            Rehearsal.active.created.append(self)
 
     def wait_stream(self, other):
         self.seen[other] = other.work
@@ -251,7 +253,8 @@ class Rehearsal(TorchDispatchMode):
         self.device = torch.device(device)
         self.events = []
         self.free = 70 * 10**9
-        self.streams = [Stream()]
+        self.streams = [Stream()]  # the last is the current one
+        self.created = []
         self._depth = 0
         self._generators = {}  # by the place of what they wrap: Python's object may be made anew
         self._pinned = {}
@@ -285,7 +288,8 @@ class Rehearsal(TorchDispatchMode):
         if not self._depth:
             self._undo.close()
             if kind is None:
-                self.streams[0].check(self.streams[0].work)
+                for stream in self.created:
+                    stream.check(stream.work)
         return found
 
     def _pretend(self):
