@@ -6,7 +6,8 @@ BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict gpu-check clean
+.PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict \
+	bench-evaluate gpu-check clean
 
 demo: $(READY)
 	$(BIN)/brats demo --overwrite
@@ -51,6 +52,9 @@ bench-predict: .venv/peers
 CASES ?= ../shared/data/cases
 gpu-check: $(READY)
 	$(BIN)/python benchmarks/pack_gpu_check.py --cases $(CASES)
+
+bench-evaluate: .venv/peers
+	$(BIN)/python benchmarks/bench_evaluate.py $(BENCH)
 
 .venv/peers: $(READY) benchmarks/requirements.txt
 	$(BIN)/python -m pip install --no-deps -r benchmarks/requirements.txt

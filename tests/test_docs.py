@@ -97,7 +97,7 @@ def test_the_helps_commands_exist(words):
 
 
 def test_a_command_that_does_not_exist_would_be_found():
-    for wrong in (["view", "case"], ["split", "data", "--tta"], ["mesh", "a", "--space", "up"]):
+    for wrong in (["show", "case"], ["split", "data", "--tta"], ["mesh", "a", "--space", "up"]):
         with pytest.raises(Exception, match=r"no command|[Nn]o such option|'up' is not one of"):
             check_call(wrong)
 

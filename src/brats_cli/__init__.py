@@ -24,20 +24,26 @@ if TYPE_CHECKING:
     from .core.errors import BratsError as BratsError
     from .core.predict.many import Prediction as Prediction
     from .core.predict.many import predict as predict
+    from .core.score.comparison import compare as compare
+    from .core.score.evaluation import evaluate as evaluate
     from .core.surface.meshing import mesh as mesh
     from .core.train.run import train as train
     from .core.train.training import Epoch as Epoch
+    from .core.view.views import view as view
 
 _HOMES = {
     "BratsError": "errors",
     "Epoch": "train.training",
     "Prediction": "predict.many",
     "check": "check.run",
+    "compare": "score.comparison",
     "demo": "demo",
+    "evaluate": "score.evaluation",
     "mesh": "surface.meshing",
     "predict": "predict.many",
     "split": "data.splitting",
     "train": "train.run",
+    "view": "view.views",
 }
 """The module of the core that each name comes from; it is imported when the name is first used."""
 
@@ -47,11 +53,14 @@ __all__ = [
     "Prediction",
     "__version__",
     "check",
+    "compare",
     "demo",
+    "evaluate",
     "mesh",
     "predict",
     "split",
     "train",
+    "view",
 ]
 
 

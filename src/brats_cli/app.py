@@ -11,12 +11,14 @@ from typer.core import TyperGroup
 
 from . import __version__, console
 from .commands.check import check
+from .commands.compare import compare
 from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.mesh import mesh
 from .commands.predict import predict
 from .commands.split import split
 from .commands.train import train
+from .commands.view import view
 from .core.compute.signals import exit_on_sigterm
 from .core.errors import BratsError, BratsWarning
 
@@ -86,7 +88,9 @@ app.command()(split)
 app.command()(train)
 app.command()(predict)
 app.command()(evaluate)
+app.command()(compare)
 app.command()(mesh)
+app.command()(view)
 app.command()(demo)
 
 

@@ -17,6 +17,7 @@ from brats_cli.app import app
 # Ten voxels in a row: Dice WT 10/11 = 0.909, TC 6/8, ET 4/5; see tests/core/test_evaluation.py.
 TRUTH = (0, 1, 1, 4, 4, 2, 2, 0, 0, 0)
 GUESS = (0, 0, 1, 4, 4, 4, 2, 0, 0, 0)
+INTERVALS = ("-0.371", "to", "2.171", "0.800", "to", "1.000")
 NO_ET = (0, 1, 1, 1, 1, 2, 2, 0, 0, 0)
 
 
@@ -49,7 +50,8 @@ def test_the_tables_show_cases_means_and_defined_means_within_80_columns(folders
     assert result.exit_code == 0, result.output
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     assert max(map(len, lines)) <= 80
-    assert cells(lines[1]) == [
+    assert lines[0] == "brats2020: both empty Dice 1, HD95 0 mm; one empty Dice 0, HD95 373.13 mm"
+    assert cells(lines[3]) == [
         "BraTS20_Training_001",
         "WT",
         "0.909",
@@ -60,7 +62,7 @@ def test_the_tables_show_cases_means_and_defined_means_within_80_columns(folders
         "0.50",
     ]
     # The prediction of case 2 is right, and it has no enhancing tumour to be sensitive to.
-    assert cells(lines[6]) == [
+    assert cells(lines[8]) == [
         "BraTS20_Training_002",
         "ET",
         "1.000",
@@ -70,11 +72,15 @@ def test_the_tables_show_cases_means_and_defined_means_within_80_columns(folders
         "0.00",
         "0.00",
     ]
-    assert lines[8] == "mean of 2 cases, empty masks as in BraTS 2022 and before"
+    assert lines[10] == "mean of 2 cases"
     # Dice (0.8 + 1) / 2; without the rule, 0.8 of the one case that has an ET. Both cases have a
     # specificity, one a sensitivity. Jaccard 2/3.
-    assert cells(lines[-2])[:4] == ["ET", "1-2", "0.900", "0.833"]
-    assert cells(lines[-1])[:5] == ["ET", "defined", "1-2", "0.800", "0.667"]
+    assert cells(lines[14])[:4] == ["ET", "1-2", "0.900", "0.833"]
+    assert cells(lines[15])[:5] == ["ET", "defined", "1-2", "0.800", "0.667"]
+    assert lines[17:19] == ["empty masks:", "  ET both empty: BraTS20_Training_002"]
+    # Two values d apart: their standard error is d/2, Student's t for one degree of freedom 12.706.
+    assert lines[20] == "95 % intervals of the mean"
+    assert cells(lines[26]) == ["ET", "Dice", "0.900", *INTERVALS]
 
 
 def test_many_cases_are_summarized_only(tmp_path):
@@ -82,7 +88,7 @@ def test_many_cases_are_summarized_only(tmp_path):
         put(tmp_path / f"ref/BraTS20_Training_{number:03}_seg.nii.gz", TRUTH)
         put(tmp_path / f"pred/BraTS20_Training_{number:03}.nii.gz", GUESS)
     result = brats(tmp_path / "pred", tmp_path / "ref", "--workers", 1)
-    assert result.stdout.startswith("mean of 21 cases")
+    assert result.stdout.splitlines()[2].rstrip() == "mean of 21 cases"
     assert "BraTS20_Training" not in result.stdout
 
 
@@ -123,7 +129,7 @@ def test_left_overs_are_told_on_stderr_and_are_no_error(folders):
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
         "not scored, for want of a reference: BraTS20_Training_009",
-        "1 reference has no prediction",
+        "1 reference has no prediction: BraTS20_Training_003",
     ]
 
 
@@ -155,7 +161,7 @@ def test_a_bad_case_is_listed_at_the_end_and_the_others_are_scored(folders, tmp_
     path = tmp_path / "scores.csv"
     result = brats(predictions, references, "-o", path)
     assert result.exit_code == 3
-    assert "mean of 1 case," in result.stdout
+    assert "mean of 1 case " in result.stdout
     assert len(path.read_text().splitlines()) == 1 + 3
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert errors[0].startswith(f"error: {predictions / 'BraTS20_Training_001.nii.gz'} holds label")

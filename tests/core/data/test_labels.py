@@ -1,8 +1,12 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from brats_cli.core.data.labels import (
+    REGION_COLOURS,
     REGIONS,
     SCHEMES,
     fitting_schemes,
@@ -194,3 +198,44 @@ def test_little_enhancing_tumour_becomes_necrosis(smallest, label):
     masks[0, :3] = masks[1, :3] = masks[2, :4] = masks[1, 4] = True
     labels = SCHEMES["brats2023"].paint(masks, smallest_et_voxels=smallest)
     assert labels.ravel().tolist() == [label] * 4 + [1, 0]
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
+SIGHT = {
+    "normal": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+         [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+         [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritanopia": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+         [0.004733, 0.691367, 0.303900]]
+    ),
+}  # fmt: skip
+
+
+def seen(colour, sight):
+    """A colour in CIELAB as somebody with that sight sees it."""
+    rgb = np.array(list(bytes.fromhex(colour.lstrip("#")))) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    changed = np.clip(sight @ linear, 0, 1)
+    again = np.where(changed <= 0.0031308, 12.92 * changed, 1.055 * changed ** (1 / 2.4) - 0.055)
+    return rgb2lab(again[None, None])[0, 0]
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_the_regions_colours_differ_for_every_eye_and_from_every_grey(sight):
+    colours = [seen(REGION_COLOURS[region], SIGHT[sight]) for region in REGIONS]
+    greys = [seen(f"#{level:02x}{level:02x}{level:02x}", SIGHT["normal"]) for level in range(256)]
+    for first, second in itertools.combinations(colours, 2):
+        assert deltaE_ciede2000(first, second) >= 20
+    assert min(deltaE_ciede2000(colour, grey) for colour in colours for grey in greys) >= 20
+
+
+def test_every_region_has_a_colour():
+    named = {region.name for scheme in SCHEMES.values() for region in scheme.regions}
+    assert named == set(REGION_COLOURS)

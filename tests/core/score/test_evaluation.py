@@ -3,11 +3,11 @@ import json
 import math
 import os
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import REAL, needs_real
 from medpy.metric import binary
 
 from brats_cli.core.data.labels import SCHEMES
@@ -21,20 +21,11 @@ from brats_cli.core.errors import (
     UnreadableFileError,
 )
 from brats_cli.core.images.nifti import read_labels
-from brats_cli.core.score.evaluation import (
-    METRICS,
-    CaseScore,
-    Failure,
-    Report,
-    Statistics,
-    Threshold,
-    evaluate,
-    match,
-    score_pairs,
-)
+from brats_cli.core.score.evaluation import evaluate, score_pairs
 from brats_cli.core.score.metrics import MaskScore, score
-
-REAL = Path(__file__).parents[3] / "shared/data"
+from brats_cli.core.score.pairing import match
+from brats_cli.core.score.scores import METRICS, CaseScore, Failure, Report, Threshold
+from brats_cli.core.score.statistics import Statistics
 
 # Ten voxels in a row. Reference: WT 1-6, TC 1-4, ET 3-4. Prediction: WT 2-6, TC 2-5, ET 3-5.
 TRUTH = (0, 1, 1, 4, 4, 2, 2, 0, 0, 0)
@@ -147,7 +138,7 @@ def test_an_empty_folder_and_a_missing_one_are_errors(folders, tmp_path):
 def test_regions_are_scored_in_millimetres(tmp_path):
     put(tmp_path / "pred/BraTS20_Training_001.nii.gz", GUESS, spacing=2)
     put(tmp_path / "ref/BraTS20_Training_001_seg.nii.gz", TRUTH, spacing=2)
-    report = evaluate(tmp_path / "pred", tmp_path / "ref", tolerance_mm=1.9)
+    report = evaluate(tmp_path / "pred", tmp_path / "ref", tolerance=1.9)
     assert dice(report) == DICE
     whole = report.scores[0].metrics
     # WT: reference voxel 1 is one voxel, 2 mm, from the prediction; the 10 others lie on both.
@@ -250,7 +241,7 @@ def test_each_side_has_its_flag(tmp_path):
     predicted = put(tmp_path / "ref/Anna_seg.nii.gz", values(TRUTH, IN_MSD))
     (failure,) = evaluate(tmp_path / "pred", tmp_path / "ref").failures
     assert failure.message.startswith(f"{predicted} holds labels 0, 1, 2, 3, which fit several")
-    assert failure.hint.startswith("say which it is with --reference-labels, one of")
+    assert failure.hint.startswith("choose one with --reference-labels: ")
     told = evaluate(tmp_path / "pred", tmp_path / "ref", reference_labels="msd")
     assert dice(told) == DICE
 
@@ -370,18 +361,21 @@ def test_a_csv_is_not_replaced_unless_asked(report, tmp_path):
 def test_json_has_no_nan_and_says_by_which_rule(report):
     content = json.loads(json.dumps(report.to_json_dict(), allow_nan=False))
     assert content["format"] == "brats-scores/1"
-    assert content["convention"] == "BraTS 2022 and before"
+    assert content["convention"] == "brats2020"
     assert content["missed_mm"] == 373.12866
     assert content["tolerance_mm"] == 1.0
     assert list(content["cases"][0]) == ["case", "region", *METRICS]
     assert content["cases"][1]["precision"] is None
-    assert list(content["summary"]["ET"]["dice"]) == ["mean", "std", "median", "ci95", "n"]
+    assert list(content["summary"]["ET"]["dice"]) == [
+        *("mean", "std", "median", "ci95", "n", "ci95_bootstrap")
+    ]
     assert content["summary_defined"]["ET"]["hausdorff_mm"] == {
         "mean": 1.0,
         "std": None,
         "median": 1.0,
         "ci95": None,
         "n": 1,
+        "ci95_bootstrap": None,
     }
 
 
@@ -433,7 +427,7 @@ def test_what_is_no_threshold_is_told_how_to_write_one(text, message, hint):
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not REAL.exists(), reason="no real cases in ../shared/data")
+@needs_real
 def test_a_real_pair_overlaps_as_medpy_says():
     report = evaluate(REAL / "pairs/model_a/BraTS20_Training_002.nii.gz", REAL / "pairs/truth")
     assert [each.region for each in report.scores] == ["WT", "TC", "ET"]
@@ -448,7 +442,7 @@ def test_a_real_pair_overlaps_as_medpy_says():
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not REAL.exists(), reason="no real cases in ../shared/data")
+@needs_real
 def test_a_data_set_of_several_years_is_perfect_against_itself(tmp_path):
     for case in ("Brats18_2013_2_1", "BraTS-GLI-00000-000", "BraTS2021_01484"):
         (source,) = (REAL / "cases" / case).glob("*seg.nii.gz")
@@ -465,3 +459,188 @@ def test_a_data_set_of_several_years_is_perfect_against_itself(tmp_path):
     wt = {each.case: each.metrics for each in report.scores if each.region == "WT"}
     assert wt["BraTS-GLI-00000-000"].reference_mm3 == pytest.approx(57305)
     assert isinstance(wt["BraTS-GLI-00000-000"], MaskScore)
+
+
+# --- the twin of the command -------------------------------------------------------------------
+
+
+def test_the_twin_takes_text_for_paths_and_writes_the_csv(folders, tmp_path):
+    path = tmp_path / "new/scores.csv"
+    report = evaluate(str(folders[0]), str(folders[1]), output=str(path), labels="brats2020")
+    assert len(path.read_text().splitlines()) == 1 + len(report.scores)
+    with pytest.raises(OutputExistsError):
+        evaluate(*folders, output=path)
+    evaluate(*folders, output=path, labels=SCHEMES["brats2020"], overwrite=True)
+
+
+def test_the_twin_names_the_means_that_are_missed(folders):
+    report = evaluate(*folders, fail_under=["WT.dice=0.95", Threshold("ET", "dice", 0.1)])
+    assert report.missed == ("WT.dice is 0.9091, under 0.95",)
+
+
+def test_the_twin_reports_progress_and_what_was_left_over(folders):
+    heard = []
+    report = evaluate(*folders, on_progress=lambda matching, scored: heard.append(scored))
+    assert heard == [0, 1, 2]
+    assert report.without_prediction == ("BraTS20_Training_003",)
+
+
+# --- conventions, lesions, the brain and uncertainty, from files ------------------------------
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    """A case with scans: its brain is voxels 0 to 7, its tumour as TRUTH; predicted as GUESS."""
+    case = "BraTS2021_00001"
+    put_image(tmp_path / f"data/{case}/{case}_t2.nii.gz")
+    brain = np.array([5] * 8 + [0] * 2, dtype=np.int16).reshape(10, 1, 1)
+    nib.save(nib.Nifti1Image(brain, np.eye(4)), tmp_path / f"data/{case}/{case}_t1.nii.gz")
+    put(tmp_path / f"data/{case}/{case}_seg.nii.gz", TRUTH)
+    put(tmp_path / f"pred/{case}.nii.gz", GUESS)
+    return tmp_path / "pred", tmp_path / "data"
+
+
+def test_specificity_within_the_brain_leaves_out_the_air_around_it(data_set):
+    # TC is 1-4 in truth and 2-5 as predicted: of ten voxels six are negative and five of them
+    # right; of the brain's eight, four and three.
+    tc = evaluate(*data_set).scores[1].metrics
+    assert tc.specificity == 5 / 6
+    assert evaluate(*data_set, within_brain=True).scores[1].metrics.specificity == 3 / 4
+
+
+def test_brain_masks_may_lie_in_a_folder_of_their_own(folders, tmp_path):
+    for number, ending in ((1, "_brain"), (2, "")):
+        mask = np.array([1] * 7 + [0] * 3, dtype=np.uint8).reshape(10, 1, 1)
+        path = tmp_path / f"masks/BraTS20_Training_00{number}{ending}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(mask, np.eye(4)), path)
+    report = evaluate(*folders, within_brain=True, brain=tmp_path / "masks")
+    assert report.failures == ()
+    # Of the brain's seven voxels, three are not TC, of which two are left out.
+    assert {each.metrics.specificity for each in report.scores if each.region == "TC"} == {2 / 3}
+
+
+def test_without_a_brain_there_is_an_error_for_the_case(folders):
+    (first, _) = evaluate(*folders, within_brain=True).failures
+    assert first.message.startswith("case BraTS20_Training_001 has no T1 scan beside ")
+    assert "--brain" in first.hint
+
+
+def test_uncertainty_adds_its_columns(data_set, tmp_path):
+    # Certain everywhere but in the one voxel that TC has too many, 5.
+    doubt = np.zeros((10, 1, 1, 3), dtype=np.uint8)
+    doubt[5, 0, 0] = 100
+    nib.save(
+        nib.Nifti1Image(doubt, np.eye(4)), tmp_path / "pred/BraTS2021_00001_uncertainty.nii.gz"
+    )
+    report = evaluate(*data_set, uncertainty=data_set[0], output=tmp_path / "scores.csv")
+    tc = report.scores[1].uncertainty
+    # Dice of what is kept: reference 1-4, prediction 2-4, 6/7; at 100 it is 6/8.
+    assert tc.uncertainty_dice_auc == pytest.approx((39.5 * 6 / 7 + 0.5 * 6 / 8) * 0.025)
+    header = (tmp_path / "scores.csv").read_text().splitlines()[0]
+    assert header.endswith(
+        "predicted_mm3,uncertainty_dice_auc,uncertainty_ftp_auc,uncertainty_ftn_auc,"
+        "uncertainty_score"
+    )
+
+
+def test_lesions_add_their_columns_and_a_table(folders, tmp_path):
+    report = evaluate(
+        *folders,
+        lesion_wise=2023,
+        challenge="MET",
+        output=tmp_path / "scores.csv",
+        lesions=tmp_path / "lesions.csv",
+    )
+    header = (tmp_path / "scores.csv").read_text().splitlines()[0]
+    assert header.endswith(
+        "predicted_mm3,lesion_dice,lesion_hausdorff95_mm,lesions,lesions_found,lesions_missed,"
+        "lesions_invented"
+    )
+    rows = list(csv.DictReader((tmp_path / "lesions.csv").read_text().splitlines()))
+    assert len(rows) == 2 * 3  # one lesion per case and region
+    assert rows[0]["case"] == "BraTS20_Training_001"
+    assert (rows[0]["region"], rows[0]["lesion"], rows[0]["kind"]) == ("WT", "1", "found")
+    # Voxels 1 to 6 of 1 mm; their middle is 3.5.
+    assert (rows[0]["reference_mm3"], rows[0]["x_mm"]) == ("6.0", "3.5")
+    assert report.summary()["WT"]["lesion_dice"].mean == pytest.approx(DICE["WT"])
+    # GLI drops lesions of 50 mm3 or less: nothing is left to find, and nothing was invented.
+    gli = evaluate(*folders, lesion_wise="2023").summary()["WT"]
+    assert (gli["lesions"].mean, gli["lesion_dice"].mean) == (0, 1)
+
+
+def test_the_2024_columns_have_the_surface_dice(folders, tmp_path):
+    evaluate(*folders, lesion_wise=2024, output=tmp_path / "scores.csv")
+    header = (tmp_path / "scores.csv").read_text().splitlines()[0]
+    assert {"lesion_surface_dice_05", "lesion_surface_dice_1"} <= set(header.split(","))
+
+
+def test_the_convention_decides_what_empties_give(tmp_path):
+    put(tmp_path / "pred/BraTS-GLI-00001-000.nii.gz", (0, 2, 2, 0), note="brats2023")
+    put(tmp_path / "ref/BraTS-GLI-00001-000_seg.nii.gz", (0, 2, 3, 0), note="brats2023")
+    hd95 = {}
+    for name in ("brats2020", "brats2023", "brats2024", "brats2025", "plain"):
+        report = evaluate(tmp_path / "pred", tmp_path / "ref", convention=name)
+        hd95[name] = report.summary()["ET"]["hausdorff95_mm"].mean
+        assert report.decided_by_rule()["ET"] == [("BraTS-GLI-00001-000", "missed")]
+        assert report.to_json_dict()["convention"] == name
+    assert math.isnan(hd95.pop("plain"))
+    assert hd95 == {"brats2020": 373.12866, "brats2023": 374, "brats2024": 337, "brats2025": 373}
+
+
+def test_a_missing_prediction_counts_as_missed_if_asked(folders):
+    assert len(evaluate(*folders).cases) == 2
+    report = evaluate(*folders, missing_as_empty=True)
+    assert [case[-1] for case in report.cases] == ["1", "2", "3"]
+    last = report.official[-1].metrics
+    assert (last.dice, last.hausdorff95_mm) == (0, 373.12866)
+
+
+def test_markdown_has_means_deviations_and_intervals(folders, tmp_path):
+    evaluate(*folders, markdown=tmp_path / "table.md")
+    lines = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("| region | n | Dice | HD95 (mm) |")
+    # Both cases are the same: no deviation, and no doubt.
+    assert lines[2].startswith("| WT | 2 | 0.909 ± 0.000 [0.909, 0.909] |")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"convention": "brats1999"}, "there is no convention 'brats1999'"),
+        ({"lesion_wise": 2022}, "there are no lesion-wise rules of 2022"),
+        ({"lesions": "l.csv"}, "a table of lesions needs the rules of a year"),
+        ({"lesion_wise": 2023, "challenge": "MEN-RT"}, "BraTS 2023 had no lesion-wise scores"),
+        ({"challenge": "LUNG"}, "there is no challenge 'LUNG'"),
+    ],
+)
+def test_wrong_settings_are_errors_before_anything_is_read(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(tmp_path / "nowhere", tmp_path / "nowhere", **settings)
+
+
+def test_bad_files_are_named_and_the_rest_is_scored(folders):
+    predictions, references = folders
+    for number in (4, 5, 6):
+        put(references / f"BraTS20_Training_00{number}_seg.nii.gz", TRUTH)
+    image = np.array(GUESS, dtype=np.float32).reshape(-1, 1, 1)
+    image[0] = np.nan
+    nib.save(nib.Nifti1Image(image, np.eye(4)), predictions / "BraTS20_Training_004.nii.gz")
+    four = np.zeros((10, 1, 1, 4), dtype=np.uint8)
+    nib.save(nib.Nifti1Image(four, np.eye(4)), predictions / "BraTS20_Training_005.nii.gz")
+    put(predictions / "BraTS20_Training_006.nii.gz", GUESS, spacing=3)
+    report = evaluate(predictions, references)
+    assert [case[-1] for case in report.cases] == ["1", "2"]
+    nan, channels, grid = report.failures
+    assert "holds nan, which is not a label" in nan.message
+    assert "it has 4 dimensions" in channels.message
+    assert "does not lie on the grid of" in grid.message
+
+
+def test_bootstrap_intervals_stay_within_what_was_seen():
+    values = [0.2, 0.95, 0.97, 1.0]
+    found = Statistics.of(values)
+    assert found.ci95[1] > 1
+    low, high = found.ci95_bootstrap
+    assert min(values) <= low < found.mean < high <= max(values)
+    assert Statistics.of(values).ci95_bootstrap == found.ci95_bootstrap

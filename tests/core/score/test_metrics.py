@@ -1,9 +1,9 @@
 import math
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import REAL, needs_real
 from medpy.metric import binary
 from scipy.ndimage import gaussian_filter
 
@@ -12,7 +12,6 @@ from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.score.conventions import BRATS_2022
 from brats_cli.core.score.metrics import score
 
-REAL = Path(__file__).parents[3] / "shared/data"
 UNIT = (1.0, 1.0, 1.0)
 
 
@@ -198,7 +197,7 @@ def test_the_convention_leaves_two_drawn_masks_alone():
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not REAL.exists(), reason="no real cases in ../shared/data")
+@needs_real
 @pytest.mark.parametrize("region", ["TC", "ET"])
 def test_a_real_pair_scores_as_medpy_scores_its_whole_grid(region):
     reference = read_labels(REAL / "pairs/truth/BraTS20_Training_001_seg.nii.gz")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from brats_cli.core.data.labels import REGION_COLOURS, REGIONS
 from brats_cli.core.errors import OutputError
 from brats_cli.core.train.figures import Preview, draw_curves
 
@@ -44,7 +45,7 @@ def test_curves_are_three_panels_with_a_line_for_each_region(tmp_path):
     rows = [row(n, 1 / n, (0.3 + n / 10, 0.2 + n / 10, n / 10)) for n in range(1, 6)]
     pixels = picture(rows, tmp_path)
     assert pixels.shape == (380, 1200, 3)
-    for colour in ("#0072B2", "#E69F00", "#009E73"):
+    for colour in (REGION_COLOURS[region] for region in REGIONS):
         first, last = columns_of(pixels, colour)
         assert 400 < first < last < 800
     # Loss and learning rate, in the first and the last third.
@@ -56,7 +57,7 @@ def test_the_best_epoch_is_marked_where_it_is(tmp_path):
     # Of 1 to 5 the middle one has the best mean: the line is in the middle of the curves.
     dice = [0.2, 0.4, 0.9, 0.5, 0.5]
     pixels = picture([row(n, dice=[d] * 3) for n, d in enumerate(dice, 1)], tmp_path)[INSIDE]
-    left, right = columns_of(pixels, "#009E73")  # on top of the others, which are equal
+    left, right = columns_of(pixels, REGION_COLOURS["ET"])  # on top of the others, which are equal
     first, last = columns_of(pixels, "#999999")
     assert last - first <= 2
     assert first == pytest.approx((left + right) / 2, abs=2)
@@ -70,11 +71,11 @@ def test_any_number_of_epochs_can_be_drawn(tmp_path, count):
 
 def test_epochs_without_validation_have_no_dice_and_no_best(tmp_path):
     pixels = picture([row(1), row(2)], tmp_path)
-    assert columns_of(pixels[:300], "#0072B2") is None
+    assert columns_of(pixels[:300], REGION_COLOURS["WT"]) is None
     assert columns_of(pixels[INSIDE], "#999999") is None
     # With some that have, the line goes through: epochs 1 and 3 of 3.
     pixels = picture([row(1, dice=[0.5] * 3), row(2), row(3, dice=[0.5] * 3)], tmp_path)
-    first, last = columns_of(pixels[:300], "#009E73")
+    first, last = columns_of(pixels[:300], REGION_COLOURS["ET"])
     assert last - first > 200
 
 

@@ -27,6 +27,8 @@ ROLES: Mapping[str, str] = {
 BESIDE = ("probabilities", "uncertainty")
 """Name endings of the maps that `brats predict` writes beside a label map."""
 
+_UNCERTAINTY = re.compile(r"_unc_(whole|core|enhance)$")  # as BraTS 2020's task 3 names them
+
 _SUFFIX = re.compile(rf"(?:(?P<id>.*?)[_. -])?(?P<suffix>{'|'.join(ROLES)})", re.IGNORECASE)
 
 
@@ -96,7 +98,7 @@ def parse_name(name: str) -> tuple[str, str]:
 
 def lies_beside(name: str) -> bool:
     """Whether a file name without its ending is one that `predict` gives to a further map."""
-    return name.rpartition("_")[2] in BESIDE
+    return name.rpartition("_")[2] in BESIDE or _UNCERTAINTY.search(name) is not None
 
 
 def label_rank(path: Path) -> int:

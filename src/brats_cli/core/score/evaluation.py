@@ -1,435 +1,326 @@
-"""Predictions against references: which files belong together, scored in parallel -> Report."""
+"""The plain twin of `brats evaluate`: predictions against references, scored in parallel."""
 
 from __future__ import annotations
 
-import csv
-import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
+import numpy.typing as npt
 
 from ..compute.processes import in_processes
-from ..data.cases import find_label_maps, survey
-from ..data.labels import SCHEMES, LabelScheme, label_scheme, noted_scheme, scheme_named
-from ..data.naming import schemes_by_name
-from ..errors import BratsError, CaseError, ConfigError, LabelError, NoCasesError
-from ..images.grid import Volume, require_same_grid
-from ..images.nifti import read_labels
-from ..writing import whole_file
-from .conventions import BRATS_2022, Convention
-from .metrics import MaskScore, score
+from ..data.cases import nifti_files
+from ..data.labels import LabelScheme, as_scheme
+from ..data.naming import case_id_of
+from ..errors import BratsError, CaseError, ConfigError, UnreadableFileError
+from ..images.grid import Box, Mask, Volume, bounding_box, require_same_grid
+from ..images.nifti import read_image, stem
+from ..writing import require_writable
+from .conventions import Convention, challenge_named, challenge_of, convention_named
+from .lesions import YEARS, LesionRules, LesionScore, lesion_rules, require_challenge, score_lesions
+from .metrics import score
+from .pairing import Matching, Pair, Scoring, Side, match, read_pair, shared_regions
+from .scores import CaseScore, Failure, Outcome, Report, Threshold
+from .surfaces import weighted_hausdorff95_mm
+from .uncertainty import UncertaintyScore, read_uncertainty, score_uncertainty
 
-FORMAT = "brats-scores/1"
-
-METRICS = tuple(field.name for field in fields(MaskScore))
-"""The columns of `scores.csv` after case and region."""
-
-# Starting a process takes as long as scoring about four cases.
-_CASES_A_PROCESS = 8
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two label maps of one case.
-
-    Attributes:
-        case: Case id.
-        predicted: The label map to score.
-        reference: The expert's.
-        allowed: The label schemes that the references' data set leaves open; empty if it says
-            nothing.
-    """
-
-    case: str
-    predicted: Path
-    reference: Path
-    allowed: tuple[LabelScheme, ...] = ()
-
-
-@dataclass(frozen=True)
-class Matching:
-    """What belongs together, and the ids of what was left over on either side."""
-
-    pairs: tuple[Pair, ...]
-    without_reference: tuple[str, ...] = ()
-    without_prediction: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class CaseScore:
-    """The metrics of one region of one case, NaN where an empty mask leaves none."""
-
-    case: str
-    region: str
-    metrics: MaskScore
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A case that could not be scored, and why."""
-
-    case: str
-    message: str
-    hint: str
-
-
-Outcome = tuple[CaseScore, ...] | Failure
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """One metric over the cases that have a value of it.
-
-    Attributes:
-        mean: NaN if no case has a value.
-        std: Of the sample (n - 1); NaN for fewer than two cases.
-        median: NaN if no case has a value.
-        ci95: Where the mean of all such cases lies with 95 % confidence, by Student's t. It takes
-            the mean as normally distributed, so that it may reach beyond 1 for few cases.
-        n: Cases with a value.
-    """
-
-    mean: float
-    std: float
-    median: float
-    ci95: tuple[float, float]
-    n: int
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Statistics:
-        """The statistics of those `values` that are not NaN."""
-        known = np.array([value for value in values if not math.isnan(value)])
-        n = len(known)
-        mean = float(known.mean()) if n else math.nan
-        std = float(known.std(ddof=1)) if n > 1 else math.nan
-        margin = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n) if n > 1 else math.nan
-        median = float(np.median(known)) if n else math.nan
-        return cls(mean, std, median, (mean - margin, mean + margin), n)
-
-
-Summary = Mapping[str, Mapping[str, Statistics]]
-"""Statistics by region and metric."""
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """A mean that has to be reached; for distances, one that may not be exceeded."""
-
-    region: str
-    metric: str
-    value: float
-
-    @classmethod
-    def parse(cls, text: str) -> Threshold:
-        """A threshold as given on the command line, such as `WT.dice=0.8`.
-
-        Raises:
-            ConfigError: If it has another form, or no such region or metric can be scored.
-        """
-        key, _, number = text.partition("=")
-        region, _, metric = key.partition(".")
-        try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
-        if math.isnan(value):
-            raise ConfigError(
-                f"'{text}' is not a threshold", hint="write REGION.METRIC=NUMBER, as WT.dice=0.8"
-            )
-        regions = sorted({region.name for scheme in SCHEMES.values() for region in scheme.regions})
-        _require_known(region, regions, what="region", text=text)
-        thresholds = [name for name in METRICS if not name.endswith("_mm3")]
-        _require_known(metric, thresholds, what="metric", text=text)
-        return cls(region, metric, value)
-
-    def missed_by(self, summary: Summary) -> str | None:
-        """How the official mean misses this threshold, in words; None if it does not."""
-        name = f"{self.region}.{self.metric}"
-        mean = summary[self.region][self.metric].mean if self.region in summary else math.nan
-        if math.isnan(mean):
-            return f"{name} has no value in any case"
-        is_distance = self.metric.endswith("_mm")
-        if mean > self.value if is_distance else mean < self.value:
-            return f"{name} is {mean:.4g}, {'over' if is_distance else 'under'} {self.value:g}"
-        return None
-
-
-def _require_known(name: str, known: Sequence[str], *, what: str, text: str) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        raise ConfigError(
-            f"there is no {what} '{name}' to set a threshold on ('{text}')",
-            hint=f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(known)}",
-        )
-
-
-@dataclass(frozen=True)
-class Report:
-    """What came out of an evaluation.
-
-    Attributes:
-        scores: One per case and region, in order of the cases.
-        failures: The cases that could not be scored.
-        without_reference: Ids of predictions that had no reference to be scored by.
-        tolerance_mm: How far off a surface may be for the surface Dice.
-        convention: What an empty mask scores in the official values.
-    """
-
-    scores: tuple[CaseScore, ...]
-    failures: tuple[Failure, ...] = ()
-    without_reference: tuple[str, ...] = ()
-    tolerance_mm: float = 1.0
-    convention: Convention = BRATS_2022
-
-    @classmethod
-    def of(cls, matching: Matching, outcomes: Iterable[Outcome], tolerance_mm: float) -> Report:
-        """The report on what `score_pairs` made of `matching`."""
-        scores: list[CaseScore] = []
-        failures = []
-        for outcome in outcomes:
-            if isinstance(outcome, Failure):
-                failures.append(outcome)
-            else:
-                scores.extend(outcome)
-        return cls(tuple(scores), tuple(failures), matching.without_reference, tolerance_mm)
-
-    @property
-    def official(self) -> tuple[CaseScore, ...]:
-        """The scores with what the convention says for empty masks."""
-        return tuple(
-            CaseScore(each.case, each.region, self.convention.official(each.metrics))
-            for each in self.scores
-        )
-
-    def summary(self) -> Summary:
-        """Statistics of the official values."""
-        return _summarize(self.official)
-
-    def summary_of_defined(self) -> Summary:
-        """Statistics of the cases in which a metric has a value without any convention."""
-        return _summarize(self.scores)
-
-    def to_csv(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write the official values, a row a case and region; no value is an empty cell.
-
-        Raises:
-            OutputExistsError: If `path` exists and `overwrite` is false.
-            OutputError: If it cannot be written.
-        """
-        with (
-            whole_file(path, overwrite=overwrite) as partial_path,
-            partial_path.open("w", newline="", encoding="utf-8") as file,
-        ):
-            rows = csv.DictWriter(file, ["case", "region", *METRICS], lineterminator="\n")
-            rows.writeheader()
-            rows.writerows(_plain(self.official))
-
-    def to_json_dict(self) -> dict[str, Any]:
-        """All of it, for `json.dump`; what has no value is None."""
-        return {
-            "format": FORMAT,
-            "convention": self.convention.name,
-            "missed_mm": self.convention.missed_mm,
-            "tolerance_mm": self.tolerance_mm,
-            "cases": _plain(self.official),
-            "summary": _plain_summary(self.summary()),
-            "summary_defined": _plain_summary(self.summary_of_defined()),
-            "failed": [asdict(failure) for failure in self.failures],
-            "without_reference": list(self.without_reference),
-        }
+_MARGIN = 6
+"""Voxels kept around the tumours: no challenge dilates lesions more often than five times."""
 
 
 def evaluate(
-    predictions: Path,
-    references: Path,
+    predictions: str | Path,
+    references: str | Path,
     *,
-    labels: str | None = None,
-    reference_labels: str | None = None,
-    tolerance_mm: float = 1.0,
+    output: str | Path | None = None,
+    labels: LabelScheme | str | None = None,
+    reference_labels: LabelScheme | str | None = None,
+    convention: Convention | str = "brats2020",
+    tolerance: float = 1.0,
+    within_brain: bool = False,
+    lesion_wise: str | int | None = None,
+    challenge: str | None = None,
+    lesions: str | Path | None = None,
+    uncertainty: str | Path | None = None,
+    brain: str | Path | None = None,
+    missing_as_empty: bool = False,
+    report: str | Path | None = None,
+    plots: str | Path | None = None,
+    markdown: str | Path | None = None,
     workers: int | None = None,
+    fail_under: Sequence[Threshold | str] = (),
+    overwrite: bool = False,
+    on_progress: Callable[[Matching, int], None] = lambda matching, scored: None,
+    on_report: Callable[[Report], None] = lambda report: None,
 ) -> Report:
-    """Score all predictions that have a reference: `match`, then `score_pairs`."""
-    matching = match(predictions, references)
-    outcomes = score_pairs(
-        matching.pairs,
-        labels=labels,
-        reference_labels=reference_labels,
-        tolerance_mm=tolerance_mm,
-        workers=workers,
-    )
-    return Report.of(matching, outcomes, tolerance_mm)
+    """Score all predictions that have a reference.
 
-
-def match(predictions: Path, references: Path) -> Matching:
-    """Pair label maps by case id, whatever their files are called.
+    A case that cannot be scored is among the report's `failures` and stops no other.
 
     Args:
         predictions: A folder of label maps, or one file.
-        references: A data set with labels, a folder of label maps, or one file. Two files belong
-            together by being given together.
+        references: A data set with labels, a folder of label maps, or one file.
+        output: A CSV file to write every score to, at the end.
+        labels: Label scheme of the predictions; by default each file's header, name or values
+            decide.
+        reference_labels: Label scheme of the references, likewise.
+        convention: Whose rules to follow for empty masks and HD95, one of `CONVENTIONS`.
+        tolerance: Of the surface Dice, in mm.
+        within_brain: Whether the specificity counts only voxels inside the brain.
+        lesion_wise: 2023 or 2024, to score lesion by lesion by that year's rules as well.
+        challenge: Whose lesion-wise rules, one of `CHALLENGES`; by default each case's id or
+            labels decide.
+        lesions: A CSV file to write a row per lesion to.
+        uncertainty: Folder of uncertainty maps, to score as BraTS 2020's task 3 did.
+        brain: Folder of brain masks; by default the brain is where the case's T1 is not 0.
+        missing_as_empty: Whether references without a prediction are scored as missed.
+        report: An HTML file to write a page with tables, plots and the worst cases to.
+        plots: A folder to write the page's plots to, as PNG.
+        markdown: A file to write the table of means to, for papers.
+        workers: Processes to use, as `in_processes` has them.
+        fail_under: Means that have to be reached, as `WT.dice=0.8`; the report has those `missed`.
+        overwrite: Whether outputs may exist.
+        on_progress: Called with what belongs together and the number of cases scored so far,
+            first with 0.
+        on_report: Called with the report before files are written, so that a full disk does not
+            take the scores along.
 
     Raises:
-        NoCasesError: If there is no label map on either side.
-        CaseError: If no two belong together.
+        BratsError: If nothing belongs together, a setting is wrong or a file cannot be written.
     """
-    expert, predicted = find_label_maps(references), find_label_maps(predictions)
-    if references.is_file() and predictions.is_file():
-        predicted = dict.fromkeys(expert, predictions)
-    allowed = _allowed_by_data_set(references)
-    pairs = tuple(
-        Pair(case, path, expert[case], allowed.get(case, ()))
-        for case, path in predicted.items()
-        if case in expert
-    )
-    if not pairs:
-        raise CaseError(
-            f"no prediction in {predictions} ({_few(predicted)}) has the case id of a reference "
-            f"in {references} ({_few(expert)})",
-            hint="the file name without modality or _seg is the case id: rename the predictions, "
-            "or give two files",
+    thresholds = [Threshold.parse(each) if isinstance(each, str) else each for each in fail_under]
+    if lesions is not None and lesion_wise is None:
+        raise ConfigError(
+            "a table of lesions needs the rules of a year", hint="add --lesion-wise 2023 or 2024"
         )
-    without_reference = tuple(case for case in predicted if case not in expert)
-    without_prediction = tuple(case for case in expert if case not in predicted)
-    return Matching(pairs, without_reference, without_prediction)
+    scoring = Scoring(
+        labels=as_scheme(labels),
+        reference_labels=as_scheme(reference_labels),
+        tolerance_mm=tolerance,
+        convention=convention_named(convention) if isinstance(convention, str) else convention,
+        within_brain=within_brain,
+        lesion_wise=_year(lesion_wise),
+        challenge=challenge_named(challenge) if challenge else None,
+        uncertainty=_folder(uncertainty),
+        brain=_brain_masks(brain),
+    )
+    if scoring.lesion_wise and scoring.challenge:
+        require_challenge(scoring.lesion_wise, scoring.challenge)
+    for path in (output, lesions, report, markdown):
+        if path is not None:
+            require_writable(Path(path), overwrite=overwrite)
+    matching = match(Path(predictions), Path(references), missing_as_empty=missing_as_empty)
+    on_progress(matching, 0)
+    outcomes = []
+    for outcome in score_pairs(matching.pairs, scoring, workers=workers):
+        outcomes.append(outcome)
+        on_progress(matching, len(outcomes))
+    found = Report.of(matching, outcomes, scoring).with_missed(thresholds)
+    on_report(found)
+    if found.scores:
+        _write(found, output, lesions, report, plots, markdown, overwrite=overwrite)
+    return found
+
+
+def _write(
+    found: Report,
+    output: str | Path | None,
+    lesions: str | Path | None,
+    report: str | Path | None,
+    plots: str | Path | None,
+    markdown: str | Path | None,
+    *,
+    overwrite: bool,
+) -> None:
+    if output is not None:
+        found.to_csv(Path(output), overwrite=overwrite)
+    if lesions is not None:
+        found.lesions_to_csv(Path(lesions), overwrite=overwrite)
+    if markdown is not None:
+        found.to_markdown(Path(markdown), overwrite=overwrite)
+    if plots is not None or report is not None:
+        from .report import write_page, write_plots  # matplotlib takes half a second to load
+
+        if plots is not None:
+            write_plots(found, Path(plots), overwrite=overwrite)
+        if report is not None:
+            write_page(found, Path(report), overwrite=overwrite)
 
 
 def score_pairs(
-    pairs: Sequence[Pair],
-    *,
-    labels: str | None = None,
-    reference_labels: str | None = None,
-    tolerance_mm: float = 1.0,
-    workers: int | None = None,
+    pairs: Sequence[Pair], scoring: Scoring | None = None, *, workers: int | None = None
 ) -> Iterator[Outcome]:
     """Score each pair, in order; one that cannot be scored is a Failure and stops no other.
 
     Args:
         pairs: What to score.
-        labels: Label scheme of the predictions; else each file's header, name or values tell.
-        reference_labels: That of the references, likewise.
-        tolerance_mm: How far off a surface may be for the surface Dice.
+        scoring: How.
         workers: Processes to use, as `in_processes` has them.
 
     Raises:
-        LabelError: If there is no label scheme of a name given.
         BratsError: If a process was killed.
     """
-    for name in filter(None, (labels, reference_labels)):
-        scheme_named(name)
-    task = partial(
-        _outcome,
-        labels=labels,
-        reference_labels=reference_labels,
-        tolerance_mm=tolerance_mm,
-    )
+    task = partial(_outcome, scoring=scoring or Scoring())
     yield from in_processes(task, pairs, workers=workers, name=lambda pair: pair.case)
 
 
-def _outcome(
-    pair: Pair, *, labels: str | None, reference_labels: str | None, tolerance_mm: float
-) -> Outcome:
+def _year(lesion_wise: str | int | None) -> str | None:
+    if lesion_wise is not None and str(lesion_wise) not in YEARS:
+        raise ConfigError(
+            f"there are no lesion-wise rules of {lesion_wise}", hint=f"choose {' or '.join(YEARS)}"
+        )
+    return None if lesion_wise is None else str(lesion_wise)
+
+
+def _folder(path: str | Path | None) -> Path | None:
+    if path is not None and not Path(path).is_dir():
+        raise UnreadableFileError(Path(path), "it is not a folder", hint="check the path")
+    return None if path is None else Path(path)
+
+
+def _brain_masks(folder: str | Path | None) -> dict[str, Path] | None:
+    """Brain masks by case id: files `CASE.nii.gz`, `CASE_brain.nii.gz` or `CASE_mask.nii.gz`."""
+    root = _folder(folder)
+    if root is None:
+        return None
+    masks = {}
+    for path in nifti_files(root):
+        name = stem(path)
+        for ending in ("_mask", "_brainmask", "_brain"):
+            name = name.removesuffix(ending)
+        masks[case_id_of(path.with_name(f"{name}.nii.gz"))] = path
+    return masks
+
+
+# --- one case ----------------------------------------------------------------------------------
+
+
+def _outcome(pair: Pair, *, scoring: Scoring) -> Outcome:
     try:
-        return _score_pair(pair, labels, reference_labels, tolerance_mm)
+        return _score_pair(pair, scoring)
     except BratsError as error:
         return Failure(pair.case, str(error), error.hint)
 
 
-def _score_pair(
-    pair: Pair, labels: str | None, reference_labels: str | None, tolerance_mm: float
-) -> tuple[CaseScore, ...]:
-    reference, predicted = read_labels(pair.reference), read_labels(pair.predicted)
-    require_same_grid([reference, predicted])
-    named = schemes_by_name(pair.case, reference.shape)
-    theirs = _scheme(reference, reference_labels, pair.allowed or named, "--reference-labels")
-    ours = _scheme(predicted, labels, named, "--labels")
-    known = {region.name for region in ours.regions}
-    shared = [region.name for region in theirs.regions if region.name in known]
-    if not shared:
-        raise LabelError(
-            f"{pair.predicted} ({ours.name}) and {pair.reference} ({theirs.name}) "
-            "have no region in common",
-            hint="say what their labels are with --labels and --reference-labels",
-        )
+def _score_pair(pair: Pair, scoring: Scoring) -> tuple[CaseScore, ...]:
+    expert, guess = read_pair(pair, scoring)
+    whole = expert.volume
+    shared = shared_regions(pair, expert.scheme, guess.scheme)
+    brain, maps = _brain_and_uncertainty(pair, scoring, whole)
+    challenge = scoring.challenge or challenge_of(pair.case, expert.scheme)
+    tumours = (whole.data | guess.volume.data) != 0
+    box = bounding_box(tumours, margin=_MARGIN)
+    expert, guess = expert.cut(box), guess.cut(box)
     scores = []
     for name in shared:
-        masks = theirs.region(name).mask(reference.data), ours.region(name).mask(predicted.data)
-        metrics = score(*masks, reference.spacing_mm, tolerance_mm=tolerance_mm)
-        scores.append(CaseScore(pair.case, name, metrics))
+        masks = expert.region(name), guess.region(name)
+        metrics = score(
+            *masks,
+            whole.spacing_mm,
+            tolerance_mm=scoring.tolerance_mm,
+            outside=whole.data.size - masks[0].size,
+        )
+        if scoring.convention.weighted:
+            weighted = weighted_hausdorff95_mm(*masks, whole.spacing_mm)
+            metrics = replace(metrics, hausdorff95_mm=weighted)
+        if brain is not None and scoring.within_brain:
+            within = _specificity_within(brain, box, *masks)
+            metrics = replace(metrics, specificity=within)
+        lesions = None
+        if scoring.lesion_wise is not None:
+            rules = lesion_rules(scoring.lesion_wise, challenge, name, whole.grid)
+            lesions = _lesions(rules, name, expert, guess)
+        scores.append(
+            CaseScore(
+                pair.case,
+                name,
+                metrics,
+                scoring.convention.penalty_mm(challenge, whole.shape),
+                lesions,
+                _uncertainty(name, maps, brain, box, *masks),
+            )
+        )
     return tuple(scores)
 
 
-def _scheme(
-    volume: Volume, labels: str | None, allowed: Sequence[LabelScheme], flag: str
-) -> LabelScheme:
-    """What a label map's values mean: by the user's word, its header, its name, its values."""
-    values = np.flatnonzero(np.bincount(volume.data.ravel(order="K"))).tolist()
-    source = str(volume.path)
-    return label_scheme(
-        values, noted_scheme(volume.note), source, labels, allowed=allowed, flag=flag
+def _lesions(rules: LesionRules, region: str, expert: Side, guess: Side) -> LesionScore:
+    tissues = [each.tissue for each in rules.united_by]
+    return score_lesions(
+        expert.region(region),
+        guess.region(region),
+        rules,
+        expert.volume.grid,
+        reference_tissues={tissue: expert.tissue(tissue) for tissue in tissues},
+        predicted_tissues={tissue: guess.tissue(tissue) for tissue in tissues},
     )
 
 
-def _allowed_by_data_set(root: Path) -> dict[str, tuple[LabelScheme, ...]]:
-    """The label schemes that names, grids and layout of a data set leave open, by case id."""
-    if not root.is_dir():
-        return {}
-    try:
-        cases, _ = survey(root)
-    except NoCasesError:
-        return {}  # a folder of label maps alone
-    return {case.id: (case.scheme,) if case.scheme else case.allowed for case in cases}
+# --- inside the brain --------------------------------------------------------------------------
 
 
-def _summarize(scores: Sequence[CaseScore]) -> Summary:
-    regions = dict.fromkeys(each.region for each in scores)
-    return {
-        region: {
-            metric: Statistics.of(
-                getattr(each.metrics, metric) for each in scores if each.region == region
+def _brain_and_uncertainty(
+    pair: Pair, scoring: Scoring, reference: Volume
+) -> tuple[Mask | None, Mapping[str, npt.NDArray[Any]]]:
+    """The brain mask, if it is needed, and the uncertainty maps by region, if there are any."""
+    if not scoring.within_brain and scoring.uncertainty is None:
+        return None, {}
+    brain = _brain(pair, scoring.brain, reference)
+    if scoring.uncertainty is None:
+        return brain, {}
+    return brain, read_uncertainty(scoring.uncertainty, pair.case, reference)
+
+
+def _brain(pair: Pair, masks: Mapping[str, Path] | None, reference: Volume) -> Mask:
+    """Where the brain is.
+
+    Raises:
+        CaseError: If there is neither a mask nor a T1 scan of the case.
+    """
+    if masks is not None:
+        if pair.case not in masks:
+            raise CaseError(
+                f"case {pair.case} has no brain mask in the folder given with --brain",
+                hint=f"name it {pair.case}.nii.gz or {pair.case}_brain.nii.gz",
             )
-            for metric in METRICS
-        }
-        for region in regions
-    }
+        volume = read_image(masks[pair.case])
+    elif "t1" in pair.images:
+        volume = read_image(pair.images["t1"].path, pair.images["t1"].channel)
+    else:
+        raise CaseError(
+            f"case {pair.case} has no T1 scan beside {pair.reference}, from which to know the "
+            "brain",
+            hint="give the data set with its scans as REFERENCES, or brain masks with --brain",
+        )
+    require_same_grid([reference, volume])
+    brain: Mask = volume.data != 0
+    return brain
 
 
-def _plain(scores: Sequence[CaseScore]) -> list[dict[str, Any]]:
-    """Rows of builtins: case, region and metrics, None for what has no value."""
-    return [
-        {"case": each.case, "region": each.region}
-        | {metric: _known(value) for metric, value in asdict(each.metrics).items()}
-        for each in scores
-    ]
+def _specificity_within(brain: Mask, box: Box, reference: Mask, predicted: Mask) -> float:
+    """Share of the brain outside the reference that the prediction leaves out too."""
+    inside = brain[box]
+    outside = np.count_nonzero(brain) - np.count_nonzero(inside)
+    negative = outside + np.count_nonzero(inside & ~reference)
+    right = outside + np.count_nonzero(inside & ~(reference | predicted))
+    return right / negative if negative else math.nan
 
 
-def _plain_summary(summary: Summary) -> dict[str, dict[str, dict[str, Any]]]:
-    return {
-        region: {
-            metric: {
-                "mean": _known(found.mean),
-                "std": _known(found.std),
-                "median": _known(found.median),
-                "ci95": list(found.ci95) if found.n > 1 else None,
-                "n": found.n,
-            }
-            for metric, found in metrics.items()
-        }
-        for region, metrics in summary.items()
-    }
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _few(ids: Iterable[str]) -> str:
-    """The first ids, and how many more there are."""
-    known = list(ids)
-    more = f" and {len(known) - 3} more" if len(known) > 3 else ""
-    return ", ".join(known[:3]) + more
+def _uncertainty(
+    region: str,
+    maps: Mapping[str, npt.NDArray[Any]],
+    brain: Mask | None,
+    box: Box,
+    reference: Mask,
+    predicted: Mask,
+) -> UncertaintyScore | None:
+    if region not in maps or brain is None:
+        return None
+    # Voxels outside the brain and both masks count nowhere.
+    there, found = np.zeros((2, *brain.shape), dtype=bool)
+    there[box], found[box] = reference, predicted
+    counted = brain | there | found
+    return score_uncertainty(there[counted], found[counted], maps[region][counted], brain[counted])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ..data.labels import REGIONS
+from ..data.labels import REGION_COLOURS, REGIONS
 from ..images.grid import Mask
 from ..writing import whole_file
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart by the colour-blind too (Okabe and Ito, 2008).
-_COLOURS = dict(zip(REGIONS, ("#0072B2", "#E69F00", "#009E73"), strict=True))
 _EXPERT, _PREDICTION = "#56B4E9", "#FF7F0E"
 
 _MARKED = 30
@@ -109,7 +107,8 @@ def draw_curves(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     figure.subplots_adjust(left=0.045, right=0.99, bottom=0.24, top=0.9, wspace=0.17)
     loss, dice, rate = figure.subplots(1, 3)
     _line(loss, "Training loss", rows, "loss")
-    for region, colour in _COLOURS.items():
+    for region in REGIONS:
+        colour = REGION_COLOURS[region]
         _line(dice, "Validation Dice", rows, f"val_dice_{region}", color=colour, label=region)
     _mark_best(dice, rows)
     # Below, where no curve can be: Dice may be anything from 0 to 1.

@@ -1,0 +1,192 @@
+"""The plain twin of `brats compare`: scores of several models, read, paired and compared."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CaseError, ConfigError, UnreadableFileError
+from ..wording import did_you_mean, listing
+from ..writing import require_writable
+from .paired import Comparison, Key, differences, ranking
+from .scores import is_ranked
+
+DEFAULT_METRICS = ("dice", "hausdorff95_mm")
+"""What is compared and ranked, as in the challenges, unless asked otherwise."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A model's scores, as read from a CSV file of `brats evaluate`.
+
+    Attributes:
+        model: Its name.
+        values: By case, then by region and metric; NaN where there is none.
+    """
+
+    model: str
+    values: Mapping[str, Mapping[Key, float]]
+
+
+def compare(
+    scores: Sequence[str | Path],
+    *,
+    output: str | Path | None = None,
+    metric: Sequence[str] = DEFAULT_METRICS,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Comparison:
+    """Compare the scores of two models or more, case by case.
+
+    Args:
+        scores: CSV files of `brats evaluate`, one per model, named after their files.
+        output: A PNG file to draw the differences and their intervals to.
+        metric: The metrics to compare and to rank by.
+        seed: Of the bootstrap and the permutations.
+        overwrite: Whether `output` may exist.
+
+    Raises:
+        UnreadableFileError: If a file is not one of `brats evaluate`.
+        CaseError: If the models have no case in common, or other regions.
+        ConfigError: If there is no such metric.
+    """
+    if len(scores) < 2:
+        raise ConfigError(
+            "there is nothing to compare", hint="give the scores of two models or more"
+        )
+    if output is not None:
+        require_writable(Path(output), overwrite=overwrite)
+    paths = [Path(path) for path in scores]
+    names = model_names(paths)
+    models = [read_scores(path, name) for path, name in zip(paths, names, strict=True)]
+    cases = _common_cases(models)
+    keys = _common_keys(models, cases, list(metric) or list(DEFAULT_METRICS), paths)
+    # (models, cases, keys), larger is better once signs are turned.
+    table = np.array(
+        [[[model.values[case][key] for key in keys] for case in cases] for model in models]
+    )
+    every = dict.fromkeys(case for model in models for case in model.values)
+    found = Comparison(
+        differences(names, table, keys, seed),
+        ranking(names, table, keys, seed),
+        tuple(cases),
+        {
+            model.model: missing
+            for model in models
+            if (missing := tuple(case for case in every if case not in model.values))
+        },
+        seed,
+    )
+    if output is not None:
+        from .plots import save_comparison  # matplotlib takes half a second to load
+
+        save_comparison(found, Path(output), overwrite=overwrite)
+    return found
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def model_names(paths: Sequence[Path]) -> list[str]:
+    """Names of files without ending, with as many folders before as tell them apart.
+
+    >>> model_names([Path("a/scores.csv"), Path("b/scores.csv")])
+    ['a/scores', 'b/scores']
+    """
+    for depth in range(1, 1 + max(len(path.parts) for path in paths)):
+        names = ["/".join(path.with_suffix("").parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("the same file is given twice", hint="give each model's scores once")
+
+
+def read_scores(path: Path, model: str) -> Scores:
+    """Read the CSV file of `brats evaluate`.
+
+    Raises:
+        UnreadableFileError: If it has no columns `case` and `region`, or a cell is not a number.
+    """
+    values: dict[str, dict[Key, float]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            names = list(rows.fieldnames or ())
+            if names[:2] != ["case", "region"]:
+                raise UnreadableFileError(
+                    path,
+                    "it does not begin with the columns case and region",
+                    hint="give what brats evaluate -o FILE.csv wrote",
+                )
+            for number, row in enumerate(rows, 2):
+                _add_row(values.setdefault(row["case"], {}), row, names[2:], path, number)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UnreadableFileError(path, "it is not a CSV file that can be read") from error
+    if not values:
+        raise UnreadableFileError(path, "it has no scores", hint="was any case scored?")
+    return Scores(model, values)
+
+
+def _add_row(
+    case: dict[Key, float], row: Mapping[str, str | None], names: list[str], path: Path, line: int
+) -> None:
+    region = row["region"] or ""
+    for name in names:
+        cell = row[name]
+        if cell is None or (region, name) in case:
+            reason = "is cut short" if cell is None else f"has region {region} of a case again"
+            raise UnreadableFileError(path, f"line {line} {reason}")
+        try:
+            case[region, name] = float(cell) if cell else math.nan
+        except ValueError:
+            raise UnreadableFileError(
+                path,
+                f"line {line} has '{cell}' for {name}, which is not a number",
+                hint="give what brats evaluate -o FILE.csv wrote, unchanged",
+            ) from None
+
+
+def _common_cases(models: Sequence[Scores]) -> list[str]:
+    common = [
+        case for case in models[0].values if all(case in other.values for other in models[1:])
+    ]
+    if not common:
+        some = "; ".join(f"{each.model}: {listing(list(each.values))}" for each in models)
+        raise CaseError(
+            f"the models have no case in common ({some})",
+            hint="compare scores of predictions of the same cases",
+        )
+    return common
+
+
+def _common_keys(
+    models: Sequence[Scores], cases: Sequence[str], metrics: Sequence[str], paths: Sequence[Path]
+) -> list[Key]:
+    """The regions and metrics that every case of every model has."""
+    first = models[0].values[cases[0]]
+    for model, path in zip(models, paths, strict=True):
+        columns = dict.fromkeys(metric for _, metric in model.values[cases[0]])
+        for metric in metrics:
+            if metric not in columns or not is_ranked(metric):
+                ranked = [name for name in columns if is_ranked(name)]
+                raise ConfigError(
+                    f"{path} has no metric '{metric}' to compare",
+                    hint=did_you_mean(metric, ranked, otherwise=f"it has {', '.join(ranked)}"),
+                )
+    regions = dict.fromkeys(region for region, _ in first)
+    for model, path in zip(models, paths, strict=True):
+        for case in cases:
+            lacking = [r for r in regions if (r, metrics[0]) not in model.values[case]]
+            extra = {region for region, _ in model.values[case]} - set(regions)
+            if lacking or extra:
+                raise CaseError(
+                    f"{path} has other regions of case {case} than {paths[0]}: "
+                    f"{listing(sorted({region for region, _ in model.values[case]}))} "
+                    f"instead of {listing(list(regions))}",
+                    hint="score all models against the same references",
+                )
+    return [(region, metric) for region in regions for metric in metrics]

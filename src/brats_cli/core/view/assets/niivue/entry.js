@@ -1,0 +1,1 @@
+export { Niivue, NVImage, NVMesh } from "@niivue/niivue";

@@ -1,0 +1,382 @@
+"""Which cases are shown with which files, and what is written where."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..compute.processes import in_processes
+from ..data.cases import Case, case_at, find_label_maps, nifti_files, survey
+from ..data.labels import LabelScheme, scheme_named
+from ..errors import BratsError, CaseError, ConfigError, NoCasesError
+from ..images.nifti import stem
+from ..writing import require_writable
+from .index import INDEX, require_own_index, summarise, write_index
+from .page import write_page
+from .scene import PLANES, Wanted, load_scene
+from .slices import FORMATS, draw_slices, parse_slices
+
+_PAGE = ".html"
+
+_MANIFEST = "predictions.jsonl"
+"""Where `brats predict` records the review number of each case, beside its label maps."""
+
+StrPath = str | Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What was drawn of a case.
+
+    Attributes:
+        case: Case id.
+        file: The picture or page.
+        volumes_mm3: By segmentation (prediction, reference) and region.
+        scores: Dice and HD95 by region, if there was a reference; NaN where one is undefined.
+        review: The number by which `brats predict` says how soon a person should look, if known.
+        notes: What a reader should know, one sentence each.
+    """
+
+    case: str
+    file: str
+    volumes_mm3: Mapping[str, Mapping[str, float]]
+    scores: Mapping[str, Mapping[str, float]]
+    review: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def row(self) -> dict[str, Any]:
+        """As plain values for JSON; None for what is undefined."""
+        scores = {
+            region: {
+                metric: None if math.isnan(value) else value for metric, value in found.items()
+            }
+            for region, found in self.scores.items()
+        }
+        return {**asdict(self), "scores": scores}
+
+
+@dataclass(frozen=True)
+class Views:
+    """What `view` made of its cases.
+
+    Attributes:
+        made: In the order of the cases.
+        failed: What was wrong with the cases that could not be shown.
+        skipped: Ids of cases that were left out because their file exists.
+        unmatched: Ids of cases that were left out because they have no segmentation.
+        index: The page that lists all pages of the folder, if there is one.
+    """
+
+    made: tuple[View, ...]
+    failed: tuple[BratsError, ...] = ()
+    skipped: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
+    index: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    case: Case
+    file: Path
+    wanted: Wanted
+    review: float | None = None
+
+
+def view(
+    case: StrPath | Sequence[StrPath],
+    *,
+    seg: Sequence[StrPath] = (),
+    output: StrPath | None = None,
+    slice: Sequence[str] = (),  # noqa: A002
+    montage: int | None = None,
+    uncertainty: StrPath | None = None,
+    probabilities: StrPath | None = None,
+    labels: LabelScheme | str | None = None,
+    workers: int | None = None,
+    skip_existing: bool = False,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Views:
+    """Show cases: slices of every sequence in one picture, or a page that opens offline.
+
+    Args:
+        case: Cases (folders, 4D files or modality files) or data sets.
+        seg: The segmentation to show, and a second one to compare it with; files, or folders from
+            which each case's is taken. Of one, the case's own label map is the reference.
+        output: A file that ends in .html, .png, .pdf or .svg, or a folder for pages with an index.
+            By default CASE.html here, of several cases the folder `views`.
+        slice: Slices to show (and where a page begins) instead of those with most tumour, as
+            `axial=77`: the voxel index in the case's files, counted from 0.
+        montage: Show so many axial slices instead of one per plane; pictures only.
+        uncertainty: Map to lay over the scans, 0 to 100; a file, or a folder of CASE_uncertainty.
+        probabilities: Map to lay over the scans, 0 to 1; a file, or a folder of
+            CASE_probabilities.
+        labels: Label scheme of label maps for which neither header nor data set tells it.
+        workers: Processes; None means one per CPU, 0 and 1 stay in this one.
+        skip_existing: Skip cases whose file exists.
+        overwrite: Replace files that exist.
+        on_progress: Called with the number of cases done and their total.
+
+    Returns:
+        What was made; cases of a batch that failed are in it, and stop no other.
+
+    Raises:
+        BratsError: If nothing can be shown: no case, no match, or an output that exists.
+    """
+    scheme = scheme_named(labels) if isinstance(labels, str) else labels
+    paths = [Path(each) for each in ([case] if isinstance(case, str | Path) else case)]
+    cases, wrong = _find(paths)
+    batch = len(cases) + len(wrong) > 1
+    if wrong and not (cases and batch):
+        raise wrong[0]
+    if not cases:
+        raise ValueError("no case was given")
+    default = "views" if batch else f"{cases[0].id}{_PAGE}"
+    target = Path(default if output is None else output)
+    index = None if target.suffix.lower() in (_PAGE, *FORMATS) else target / INDEX
+    files = _files(cases, target, montage=montage)
+    sources = _Sources.of(seg, uncertainty, probabilities, scheme, batch=batch)
+    jobs, unmatched = sources.jobs(cases, files)
+    todo = [job for job in jobs if not (skip_existing and job.file.exists())]
+    for job in todo:
+        require_writable(job.file, overwrite=overwrite)
+    if index is not None:
+        require_own_index(index, overwrite=overwrite)
+    task = partial(_show, slices=tuple(slice), montage=montage, overwrite=overwrite)
+    outcomes = []
+    for outcome in in_processes(task, todo, workers=workers, name=lambda job: job.case.id):
+        if isinstance(outcome, BratsError) and not batch:
+            raise outcome
+        outcomes.append(outcome)
+        on_progress(len(outcomes), len(todo))
+    if index is not None:
+        write_index(index)
+    return Views(
+        made=tuple(each for each in outcomes if isinstance(each, View)),
+        failed=(*wrong, *(each for each in outcomes if isinstance(each, BratsError))),
+        skipped=tuple(job.case.id for job in jobs if job not in todo),
+        unmatched=unmatched,
+        index=index,
+    )
+
+
+def _find(paths: Sequence[Path]) -> tuple[list[Case], list[BratsError]]:
+    """The cases at `paths`, each once, and what is wrong with the others."""
+    cases: dict[str, Case] = {}
+    wrong: list[BratsError] = []
+    for path in paths:
+        try:
+            found, clashes = survey(path) if path.is_dir() else ([case_at(path)], [])
+        except BratsError as error:
+            found, clashes = [], [error]
+        wrong += clashes
+        for each in found:
+            other = cases.setdefault(each.id, each)
+            if other.folder.resolve() != each.folder.resolve():
+                wrong.append(CaseError.twice(each.id, other.folder, each.folder))
+    return list(cases.values()), wrong
+
+
+def _files(cases: Sequence[Case], target: Path, *, montage: int | None) -> dict[str, Path]:
+    """The file of each case.
+
+    Raises:
+        ConfigError: If several cases would go into one file, or it has another format.
+    """
+    suffix = target.suffix.lower()
+    if suffix in FORMATS or suffix == _PAGE:
+        if len(cases) > 1:
+            raise ConfigError(
+                f"{len(cases)} cases do not fit into one file, {target}",
+                hint="give a folder with -o: it gets a page per case and an index",
+            )
+    elif suffix and len(cases) == 1 and not target.is_dir():
+        raise ConfigError(
+            f"{target} has a format that brats view does not write",
+            hint="end it in .html (interactive), .png, .pdf or .svg, or give a folder",
+        )
+    if montage is not None and suffix not in FORMATS:
+        raise ConfigError(
+            "--montage makes pictures, not pages",
+            hint="give a file that ends in .png, .pdf or .svg with -o",
+        )
+    if suffix in FORMATS or suffix == _PAGE:
+        return {cases[0].id: target}
+    return {each.id: target / f"{each.id}{_PAGE}" for each in cases}
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Where the files to show with each case come from.
+
+    Attributes:
+        segmentations: One or two: a file, or label maps by case id; empty for the case's own.
+        maps: For uncertainty and probabilities, likewise.
+        reviews: The review number of each case, where a folder of predictions has them.
+        labels: Label scheme of label maps for which neither header nor data set tells it.
+    """
+
+    segmentations: tuple[Path | Mapping[str, Path], ...]
+    maps: Mapping[str, Path | Mapping[str, Path]]
+    reviews: Mapping[str, float] = field(default_factory=dict)
+    labels: LabelScheme | None = None
+
+    @classmethod
+    def of(
+        cls,
+        seg: Sequence[StrPath],
+        uncertainty: StrPath | None,
+        probabilities: StrPath | None,
+        labels: LabelScheme | None,
+        *,
+        batch: bool,
+    ) -> _Sources:
+        """Look into the folders given.
+
+        Raises:
+            ConfigError: If there are more than two segmentations, or one file for many cases.
+            BratsError: If a folder holds nothing that can be shown.
+        """
+        if len(seg) > 2:
+            raise ConfigError(
+                f"{len(seg)} segmentations cannot be told apart in one picture",
+                hint="give one or two: --seg PREDICTION --seg REFERENCE",
+            )
+        given = [Path(each) for each in seg]
+        maps = {
+            kind: Path(path)
+            for kind, path in (("uncertainty", uncertainty), ("probabilities", probabilities))
+            if path is not None
+        }
+        for path in (*given, *maps.values()):
+            if batch and not path.is_dir():
+                raise ConfigError(
+                    f"{path} is not a folder, and there are several cases",
+                    hint="give a folder in which each case has a file of its id",
+                )
+        return cls(
+            tuple(find_label_maps(path) if path.is_dir() else path for path in given),
+            {kind: _maps_in(path, kind) if path.is_dir() else path for kind, path in maps.items()},
+            _reviews(given[0] if given[0].is_dir() else given[0].parent) if given else {},
+            labels,
+        )
+
+    def jobs(
+        self, cases: Sequence[Case], files: Mapping[str, Path]
+    ) -> tuple[list[_Job], tuple[str, ...]]:
+        """What is to be drawn, and the ids of the cases that have no segmentation to show.
+
+        Raises:
+            CaseError: If no case has one of the segmentations.
+        """
+        jobs, unmatched = [], []
+        for case in cases:
+            found = [_of_case(source, case.id) for source in self.segmentations]
+            if found and found[0] is None:
+                unmatched.append(case.id)
+                continue
+            prediction = found[0] if found else None
+            reference = found[1] if len(found) > 1 else case.label
+            if prediction is not None and reference is not None and _same(prediction, reference):
+                prediction = None  # the expert's own: nothing to compare it with
+            maps = {kind: _of_case(source, case.id) for kind, source in self.maps.items()}
+            wanted = Wanted(
+                prediction,
+                reference,
+                maps.get("uncertainty"),
+                maps.get("probabilities"),
+                self.labels,
+            )
+            jobs.append(_Job(case, files[case.id], wanted, self.reviews.get(case.id)))
+        if not jobs:
+            source = self.segmentations[0]
+            ids = sorted(source) if isinstance(source, Mapping) else []
+            raise CaseError(
+                f"no label map in the folder given with --seg ({', '.join(ids[:3])}) has the id "
+                f"of a case ({', '.join(unmatched[:3])})",
+                hint="the file name without modality or _seg is the case id: rename the label "
+                "maps, or give one case and one file",
+            )
+        return jobs, tuple(unmatched)
+
+
+def _of_case(source: Path | Mapping[str, Path], case_id: str) -> Path | None:
+    return source if isinstance(source, Path) else source.get(case_id)
+
+
+def _same(first: Path, second: Path) -> bool:
+    return first.resolve() == second.resolve()
+
+
+def _maps_in(folder: Path, kind: str) -> dict[str, Path]:
+    """The maps that `brats predict` wrote into a folder, by case id.
+
+    Raises:
+        NoCasesError: If there is none.
+    """
+    ending = f"_{kind}"
+    found = {
+        stem(path).removesuffix(ending): path
+        for path in nifti_files(folder)
+        if stem(path).endswith(ending)
+    }
+    if not found:
+        raise NoCasesError(folder, f"{kind} maps (CASE{ending}.nii.gz)")
+    return found
+
+
+def _reviews(folder: Path) -> dict[str, float]:
+    """The review number of each case by the manifest of a folder of predictions; often none."""
+    manifest = folder / _MANIFEST
+    if not manifest.is_file():
+        return {}
+    reviews = {}
+    for line in manifest.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            reviews[str(row["case"])] = float(row["review"])  # of several lines the last holds
+        except (ValueError, KeyError, TypeError):
+            continue
+    return reviews
+
+
+# --- one case ----------------------------------------------------------------------------------
+
+
+def _show(
+    job: _Job, *, slices: Sequence[str], montage: int | None, overwrite: bool
+) -> View | BratsError:
+    """Draw one case; what is wrong with it comes back as an error, for a batch to go on."""
+    try:
+        scene = load_scene(job.case, job.wanted)
+        made = View(
+            case=job.case.id,
+            file=str(job.file),
+            volumes_mm3={each.name: each.volumes_mm3 for each in scene.segmentations},
+            scores={
+                region: {"dice": found.dice, "hausdorff95_mm": found.hausdorff95_mm}
+                for region, found in scene.scores.items()
+            },
+            review=job.review,
+            notes=scene.notes,
+        )
+        if job.file.suffix.lower() in FORMATS:
+            draw_slices(scene, job.file, slices=slices, montage=montage, overwrite=overwrite)
+        else:
+            chosen = parse_slices(scene, slices)
+            focus = [chosen.get(plane, scene.fullest[axis]) for plane, axis in PLANES.items()]
+            write_page(
+                scene,
+                job.file,
+                summary=summarise(made.row(), scene),
+                focus=(focus[2], focus[1], focus[0]),
+                overwrite=overwrite,
+            )
+    except BratsError as error:
+        return error
+    return made
