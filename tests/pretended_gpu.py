@@ -293,6 +293,19 @@ class Rehearsal(TorchDispatchMode):
         return found
 
     def _pretend(self):
+        self._patch(torch, "Generator", self._generator(torch.Generator))
+        # `module.to` puts a parameter's data into the old one, which would lose its inside.
+        future = torch.__future__
+        before = future.get_overwrite_module_params_on_conversion()
+        future.set_overwrite_module_params_on_conversion(True)
+        self._undo.callback(future.set_overwrite_module_params_on_conversion, before)
+        if self.device.type == "mps":
+            self._patch(torch.backends.mps, "is_available", lambda: True)
+            self._patch(torch.mps, "empty_cache", lambda: self.note("call", "empty_cache", 0))
+        else:
+            self._pretend_cuda()
+
+    def _pretend_cuda(self):
         cuda = torch.cuda
         for name, value in {
             "_lazy_init": lambda: None,
@@ -318,12 +331,6 @@ class Rehearsal(TorchDispatchMode):
             "current_stream": lambda device=None: self.streams[-1],
         }.items():
             self._patch(cuda, name, value)
-        self._patch(torch, "Generator", self._generator(torch.Generator))
-        # `module.to` puts a parameter's data into the old one, which would lose its inside.
-        future = torch.__future__
-        before = future.get_overwrite_module_params_on_conversion()
-        future.set_overwrite_module_params_on_conversion(True)
-        self._undo.callback(future.set_overwrite_module_params_on_conversion, before)
 
     def _patch(self, owner, name, value):
         self._undo.callback(setattr, owner, name, getattr(owner, name))

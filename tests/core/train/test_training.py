@@ -405,6 +405,7 @@ def test_without_a_compiler_the_way_out_is_told(cases, monkeypatch):
         {"schedule": "poly", "optimizer": "sgd", "clip_norm": 1.0},
         {"schedule": "cosine", "warmup_epochs": 3, "optimizer": "adamw", "weight_decay": 0.1},
         {"ema_decay": 0.9, "accumulate": 2},
+        {"network": UNetConfig(channels=2, levels=2, dropout=0.3)},
     ],
 )
 def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(cases, tmp_path, settings):

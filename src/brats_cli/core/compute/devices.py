@@ -157,7 +157,7 @@ def peak_memory(device: torch.device) -> int:
 def restart_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` of a GPU count from now on, and not from what ran before."""
     if device.type == "cuda":
-        torch.cuda.init()  # before that there are no numbers to reset
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # else there are no numbers to reset
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
