@@ -22,7 +22,8 @@ GROUP = typer.main.get_command(app)
 
 
 def code_blocks(text):
-    return re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [block for language, block in blocks if language in ("", "bash", "sh", "console")]
 
 
 def brats_lines(text):

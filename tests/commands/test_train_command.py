@@ -815,6 +815,7 @@ def test_the_line_tells_the_time_that_is_left_by_hand(monkeypatch):
         dtype="float32",
         training=9,
         validation=4,
+        validation_in_all=9,
         epochs=12,
         epochs_done=9,
         steps_per_epoch=100,

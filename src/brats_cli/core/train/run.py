@@ -38,7 +38,7 @@ from .events import (
 )
 from .run_record import Board, RunRecord
 from .thresholds import SelectionPass, select_thresholds
-from .training import CaseValidated, Epoch, Profile, StepDone, Stop
+from .training import CaseValidated, Epoch, Profile, StepDone, Stop, evenly
 
 Event = (
     Preparing
@@ -366,7 +366,8 @@ def _trained(
         processes=group.size,
         dtype=_name(arithmetic(device, config.precision)),
         training=len(cases.training),
-        validation=len(cases.validation),
+        validation=len(evenly(cases.validation, config.validate_cases)),
+        validation_in_all=len(cases.validation),
         epochs=config.epochs,
         epochs_done=checkpoint.epoch if checkpoint else 0,
         steps_per_epoch=config.steps_per_epoch,
