@@ -277,7 +277,7 @@ def surface_nets(mask: Any) -> TriangleMesh:
     import vtk
     from vtk.util.numpy_support import numpy_to_vtk
 
-    padded = np.pad(mask, 2).astype(np.uint8)  # padded by 1 it leaves holes at the border
+    padded = np.pad(mask, 1).astype(np.uint8)
     image = vtk.vtkImageData()
     image.SetDimensions(*padded.shape)
     image.GetPointData().SetScalars(numpy_to_vtk(padded.ravel(order="F"), deep=True))
@@ -287,7 +287,7 @@ def surface_nets(mask: Any) -> TriangleMesh:
     nets.SetOutputMeshTypeToTriangles()
     nets.Update()
     made = of_vtk(nets.GetOutput())
-    return TriangleMesh(made.vertices - 2, made.faces)
+    return TriangleMesh(made.vertices - 1, made.faces)
 
 
 def vtk_reduced(mesh: TriangleMesh, faces: int) -> TriangleMesh:
