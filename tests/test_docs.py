@@ -76,6 +76,28 @@ def check_call(words):
         pass  # a wrong option, a wrong kind of value or a missing argument has raised
 
 
+# Words that only this project used to use, and what the field says instead: fix, split, overfit,
+# synthetic, override, one per case, resume, report.
+DIALECT = re.compile(
+    r"\b(mend(s|ed|ing)?|deals?|dealt|by heart|made[- ]up|for want of|goes before|is no number"
+    r"|a (line|row) a (case|file)|one a (case|cpu|processor)|go on with|told)\b",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
+def test_documents_use_the_words_of_the_field(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert [found.group() for found in DIALECT.finditer(text)] == []
+
+
+@pytest.mark.parametrize("name", sorted(GROUP.commands))
+def test_help_uses_the_words_of_the_field(name):
+    command = GROUP.commands[name]
+    texts = [command.help, *(param.help or "" for param in command.params)]
+    assert [found.group() for text in texts for found in DIALECT.finditer(text)] == []
+
+
 def test_there_are_lines_to_check():
     assert len(IN_README) > 15
     assert len(IN_EXAMPLES) > 4
