@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..data.splits import Split
 from ..errors import ConfigError
 from ..model.checkpoint import Checkpoint
 from ..model.network import Network, network_without_weights
+from ..model.run_folder import RUNS
 from ..model.summary import costs
 from ..prepared.store import Preparation, Store, StoredCases, training_scheme
 from ..writing import own_folder
@@ -319,6 +320,8 @@ class _Work:
         deadline = time.monotonic() + (math.inf if max_time is None else max_time)
         finished = []
         with self.locks:
+            # After the folders: a run that ended before it began leaves nothing at all.
+            self.locks.callback(_remove_if_empty, RUNS)
             for job in self.jobs if group.leads else ():
                 self.locks.enter_context(own_folder(job.run.folder))
             for job in self.jobs:
@@ -350,6 +353,11 @@ class _Work:
         yield Prepared(len(used), self.folder)
         plan = self.plans[key]
         return _Cases(plan.store, plan.cases(names.train), plan.cases(names.val))
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _trained(
