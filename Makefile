@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict \
-	bench-evaluate bench-mesh clean
+	bench-evaluate bench-mesh gpu-check clean
 
 demo: $(READY)
 	$(BIN)/brats demo --overwrite
@@ -47,6 +47,11 @@ bench-quality: .venv/peers
 # With the newest run's best network, or with BENCH="--model RUN".
 bench-predict: .venv/peers
 	$(BIN)/python benchmarks/bench_predict.py $(BENCH)
+
+# What a machine with a GPU, PyTorch and no network needs to be checked, in .gpu; see there: run.sh.
+CASES ?= ../shared/data/cases
+gpu-check: $(READY)
+	$(BIN)/python benchmarks/pack_gpu_check.py --cases $(CASES)
 
 bench-evaluate: .venv/peers
 	$(BIN)/python benchmarks/bench_evaluate.py $(BENCH)

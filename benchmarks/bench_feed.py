@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -352,7 +351,7 @@ def _machine(runs: dict[str, list[Run]], load: float) -> None:
         "model name: unknown",
     ).split(":")[1]
     packages = ["torch", "torchio", "nnunetv2", "batchgeneratorsv2", "blosc2", "numpy"]
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    versions = feeds.versions(packages)
     counts = {len(measured) for measured in runs.values()}
     print(f"\nMachine:{cpu}, {len(os.sched_getaffinity(0))} cores;")
     print(f"Python {platform.python_version()}, {versions}.")

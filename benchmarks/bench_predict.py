@@ -9,7 +9,6 @@ random weights of the default network.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -24,6 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import feeds
 import numpy as np
 import torch
 
@@ -359,7 +359,7 @@ def _machine(model: Path) -> None:
     info = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line for line in info if "model name" in line), "model name: unknown")
     packages = ("torch", "monai", "torchio", "nnunetv2")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    versions = feeds.versions(packages)
     config = Checkpoint.load(model).config["network"]
     print(f"\nMachine: {cpu.split(':')[1].strip()}, {len(os.sched_getaffinity(0))} cores;", end=" ")
     print(f"Python {platform.python_version()}, {versions}.")

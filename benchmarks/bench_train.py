@@ -9,7 +9,6 @@ the default network.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import itertools
 import json
 import os
@@ -259,7 +258,7 @@ def _apart(arguments: argparse.Namespace, method: str) -> dict[str, float]:
 
 def _show(arguments: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) -> None:
     packages = ("torch", "monai", "nnunetv2", "torchio")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    versions = feeds.versions(packages)
     print(f"\n{describe(choose_device(arguments.device))}; Python {platform.python_version()},")
     print(f"{versions}. Network: {arguments.channels} channels, {arguments.levels} levels, batch")
     print(

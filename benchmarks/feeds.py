@@ -5,11 +5,13 @@ A feed is ready for a network on the CPU: images (2, 4, 128, 128, 128) float32.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,17 +112,28 @@ def _note(folders: Folders) -> Path:
 
 def brats(folders: Folders, *, augmented: bool) -> Iterator[torch.Tensor]:
     """Our store, queue and augmentation, as `core/training.py` uses them."""
+    from brats_cli.core.compute.distributed import ALONE
     from brats_cli.core.train.augment import augment
     from brats_cli.core.train.sampling import Patches, batches
     from brats_cli.core.train.training import worker_count
 
     config = TrainConfig()
     patches = Patches(stored_cases(folders), edge=EDGE, tumour_share=config.tumour_share, seed=0)
-    feed = batches(patches, range(100_000), batch_size=BATCH, workers=worker_count(config))
+    workers = worker_count(config, ALONE)
+    feed = batches(patches, range(100_000), batch_size=BATCH, workers=workers)
     settings = AugmentConfig(enabled=augmented)
     for number, batch in enumerate(feed):
         random = torch.Generator().manual_seed(number)
         yield augment(batch.images, batch.labels, settings, random)[0]
+
+
+def versions(packages: Sequence[str]) -> str:
+    """The versions of those packages that are there: a machine with a GPU may have no peers."""
+    found = []
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join(found)
 
 
 def nnunet(folders: Folders, *, augmented: bool, workers: int) -> Iterator[torch.Tensor]:

@@ -41,13 +41,13 @@ def report(folders: feeds.Folders, device: torch.device, config: TrainConfig | N
     print(f"| training, patches/s | {epoch.patches_per_second:.1f} | |")
     print(f"| step | {1000 * step:.1f} ms | |")
     wait = epoch.data_wait_percent
-    print(f"| waiting for data | {wait:.1f} % | {_verdict(wait, MOST_WAIT_PERCENT)} |")
+    print(f"| idle for data | {wait:.1f} % | {_verdict(wait, MOST_WAIT_PERCENT)} |")
     print(f"| augmentation of a batch | {1000 * varying:.1f} ms | |")
     print(
         f"| its share of the step | {share:.1f} % | {_verdict(share, MOST_AUGMENTATION_PERCENT)} |"
     )
     if device.type == "cuda":
-        print(f"| GPU memory | {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB | |")
+        print(f"| GPU memory | {epoch.peak_memory_mb / 1000:.1f} GB | |")
 
 
 def augmentation_seconds(
@@ -56,8 +56,9 @@ def augmentation_seconds(
     """Mean seconds that `augment` takes for a batch on the device, with nothing beside it."""
     patches = Patches(feeds.stored_cases(folders), edge=config.patch_size, tumour_share=0.5, seed=0)
     count = 5 * config.batch_size
-    feed = batches(patches, range(count), batch_size=config.batch_size, workers=0)
-    ready = [(batch.images.to(device), batch.labels.to(device)) for batch in feed]
+    size = config.batch_size
+    feed = batches(patches, range(count), batch_size=size, workers=0, device=device)
+    ready = [(batch.images, batch.labels) for batch in feed]
     random = torch.Generator().manual_seed(0)
     rounds = 20 if device.type == "cuda" else 1
     for timed in (False, True):

@@ -1,6 +1,7 @@
 """The first ten minutes on a GPU: what works, where a step's time goes, what a case takes.
 
-One call, tables last; a stage that fails does not stop the next:
+One call, tables last; a stage that fails does not stop the next, and all of it ends within eight
+minutes. `make gpu-check` gathers what a machine without network needs for it:
 
     python benchmarks/gpu_check.py --cases CASES --out OUT
     python benchmarks/gpu_check.py --cases CASES --out OUT --device cpu --small    # a dry run
@@ -16,8 +17,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,23 @@ from typing import Any
 import feeds
 import torch
 
-from brats_cli.core.compute.devices import choose_device, memory_for_network
+from brats_cli.core.compute.devices import choose_device, memory_for_network, searching_kernels
 from brats_cli.core.compute.distributed import ALONE
+from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import UNetConfig
+from brats_cli.core.model.network import on_device
+from brats_cli.core.model.segmenter import Segmenter
 from brats_cli.core.train import training
 from brats_cli.core.train.config import TrainConfig
-from brats_cli.core.train.sampling import Batch
+from brats_cli.core.train.transfer import Batch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-TIME = 480
-"""Seconds after which no further stage begins."""
+TIME = 470
+"""Seconds after which the check ends, whatever it is at."""
 
-Event = Any  # torch.cuda.Event, which is there on a machine with a GPU only
+LEAST = 30
+"""Seconds without which no further stage begins."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Check:
         device: What computes.
         small: Whether this is a dry run.
         lines: What was reported.
+        begun: When it began.
     """
 
     cases: Path
@@ -59,6 +65,12 @@ class Check:
     device: torch.device
     small: bool
     lines: list[str] = field(default_factory=list)
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the check ends."""
+        return max(1.0, TIME - (time.monotonic() - self.begun))
 
     @property
     def on_gpu(self) -> bool:
@@ -112,7 +124,7 @@ class Check:
             env={**os.environ, "PYTHONPATH": path},
             capture_output=True,
             text=True,
-            timeout=seconds,
+            timeout=min(seconds, self.left),
             check=False,
         )
 
@@ -158,24 +170,18 @@ def prepare(check: Check) -> None:
 
 
 def anatomy(check: Check) -> None:
-    """A step with nothing to wait for, in several set-ups."""
+    """A step with nothing to wait for: as it is, and without each of what makes it fast."""
     check.report("| set-up | ms per step | ms the host is held | GiB | GiB reserved |")
     check.report("|---|---:|---:|---:|---:|")
     ready = _ready_batches(check, 4)
     _time_steps(check, "as it is", ready)
-    torch.backends.cudnn.benchmark = True
-    _time_steps(check, "cudnn.benchmark", ready)
-    _time_steps(check, "+ weights channels_last_3d", ready, last=True)
-    _time_steps(check, "+ fused Adam", ready, last=True, fused=True)
-    if check.on_gpu:
-        pinned = [
-            Batch(batch.images.pin_memory(), batch.labels.pin_memory(), batch.case_ids)
-            for batch in ready
-        ]
-        _time_steps(check, "+ pinned patches", pinned, last=True, fused=True)
+    _time_steps(check, "without cudnn.benchmark", ready, search=False)
+    _time_steps(check, "weights as PyTorch lays them out", ready, relaid=False)
+    _time_steps(check, "without augmentation", ready, augmentation={"enabled": False})
     _time_steps(check, "ema_decay 0.999", ready, ema_decay=0.999)
+    _time_steps(check, "float16", ready, precision="float16")
     if check.on_gpu:
-        _time_steps(check, "compile", ready, last=True, compile=True)
+        _time_steps(check, "compile", ready, compile=True)
 
 
 def _time_steps(
@@ -183,17 +189,22 @@ def _time_steps(
     name: str,
     batches: list[Batch],
     *,
-    last: bool = False,
-    fused: bool = False,
+    search: bool = True,
+    relaid: bool = True,
     **settings: object,
 ) -> None:
     """Report a row: time between steps, time to launch one, and memory."""
     learner = _learner(check, **settings)
-    if last:
-        learner.network.to(memory_format=torch.channels_last_3d)
-    if fused and check.on_gpu:
-        parameters = learner.network.parameters()
-        learner.optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
+    if not relaid:
+        learner.network.to(memory_format=torch.contiguous_format)
+    with searching_kernels(check.device) if search else nullcontext():
+        _report_steps(check, name, batches, learner)
+    del learner
+    if check.on_gpu:
+        torch.cuda.empty_cache()
+
+
+def _report_steps(check: Check, name: str, batches: list[Batch], learner: Any) -> None:
     for number in range(8):
         learner._learn(batches[number % 4], number)
     check.settle()
@@ -214,9 +225,6 @@ def _time_steps(
         f"| {name} | {1000 * step:.1f} | {1000 * statistics.median(launches):.1f} | "
         f"{held / 2**30:.1f} | {reserved / 2**30:.1f} |"
     )
-    del learner
-    if check.on_gpu:
-        torch.cuda.empty_cache()
 
 
 def syncs(check: Check) -> None:
@@ -242,56 +250,45 @@ def syncs(check: Check) -> None:
 
 
 def epochs(check: Check) -> None:
-    """An epoch as `brats train` runs it: the wait that it reports, and the GPU's own."""
+    """An epoch as `brats train` runs it, of which the second counts."""
     cases, scheme = feeds.stored_cases(check.folders), feeds.stored_scheme(check.folders)
     config = check.config(epochs=2, steps_per_epoch=check.steps * 2, validate_every=2)
-    with _idle_times(check) as gaps:
-        for event in training.train(config, cases, cases[:2], scheme, check.device):
-            if isinstance(event, training.Epoch):
-                epoch = event
-                if epoch.number == 1:
-                    gaps.clear()
-    check.settle()
-    idle = sum(max(0.0, first.elapsed_time(last)) for first, last in gaps) / 1000
+    events = training.train(config, cases, cases[:2], scheme, check.device)
+    epoch = [event for event in events if isinstance(event, training.Epoch)][-1]
     step = 1000 * epoch.seconds / config.steps_per_epoch
     check.report(
-        f"epoch: {step:.1f} ms per step, {epoch.patches_per_second:.1f} patches/s; reported wait "
-        f"{epoch.data_wait_percent:.1f} %, GPU idle before a step "
-        f"{100 * idle / epoch.seconds:.1f} %; validation {epoch.validation_seconds / 2:.2f} s per "
-        f"case; memory {epoch.peak_memory_mb / 1000:.1f} GB"
+        f"epoch: {step:.1f} ms per step, {epoch.patches_per_second:.1f} patches/s; idle for "
+        f"patches {epoch.data_wait_percent:.1f} %; validation {epoch.validation_seconds / 2:.2f} s "
+        f"per case; memory {epoch.peak_memory_mb / 1000:.1f} GB"
     )
-    if check.on_gpu:
-        check.report(
-            f"after training: reserved {torch.cuda.memory_reserved() / 2**30:.1f} GiB, "
-            f"memory_for_network {memory_for_network(check.device) / 2**30:.1f} GiB"
-        )
     replace(epoch.checkpoint, state=None).save(check.work / "model.pt")
 
 
-@contextmanager
-def _idle_times(check: Check) -> Iterator[list[tuple[Event, Event]]]:
-    """Pairs of events that the GPU marks between a step and the next, while the block runs."""
-    gaps: list[tuple[Event, Event]] = []
-    learn, ends = training._Learner._learn, []
-
-    def marked() -> Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def learned(self: Any, batch: Batch, number: int) -> torch.Tensor:
-        if ends:
-            gaps.append((ends.pop(), marked()))
-        loss = learn(self, batch, number)
-        if check.on_gpu:
-            ends.append(marked())
-        return loss
-
-    training._Learner._learn = learned  # type: ignore[method-assign]
+def memory(check: Check) -> None:
+    """What a card of a tenth of the memory does: windows of a case, and a step."""
+    if not check.on_gpu:
+        return
+    free = memory_for_network(check.device) / 2**30
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.1)
     try:
-        yield gaps
+        checkpoint = Checkpoint.load(check.work / "model.pt")
+        shares: list[float] = []
+        segmenter = Segmenter(
+            network=on_device(checkpoint.network(), check.device),
+            device=check.device,
+            dtype=torch.float32,
+            patch_size=checkpoint.patch_size,
+        )
+        case = feeds.stored_cases(check.folders)[0]
+        segmenter.probabilities(case.images, on_share=shares.append)
+        check.report(f"free for a network {free:.1f} GiB; with a tenth: {len(shares)} windows")
+        _time_steps(
+            check, "a tenth of the memory, float32", _ready_batches(check, 4), precision="float32"
+        )
     finally:
-        training._Learner._learn = learn  # type: ignore[method-assign]
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
 
 
 def prediction(check: Check) -> None:
@@ -342,7 +339,7 @@ def _brats(check: Check, *words: object, stop_after: float | None = None) -> Non
         time.sleep(stop_after)
         running.send_signal(signal.SIGINT)
     try:
-        text = running.communicate(timeout=120)[0]
+        text = running.communicate(timeout=min(120, check.left))[0]
     except subprocess.TimeoutExpired:
         running.kill()
         text = running.communicate()[0] + " (killed: too long)"
@@ -365,13 +362,18 @@ def _learner(check: Check, **settings: object) -> Any:
 
 
 def _ready_batches(check: Check, count: int) -> list[Batch]:
-    """Batches that are read already."""
+    """Batches that are on the device already."""
     config = check.config(steps_per_epoch=count, workers=0)
-    feed = training._feed(config, feeds.stored_cases(check.folders), 0, ALONE)
+    cases = feeds.stored_cases(check.folders)
+    feed = training._feed(config, cases, 0, ALONE, check.device)
     return [next(feed) for _ in range(count)]
 
 
-STAGES = (machine, tests, prepare, anatomy, syncs, epochs, prediction, commands)
+def _out_of_time(*_: object) -> None:
+    raise TimeoutError("the time is up")
+
+
+STAGES = (machine, tests, prepare, anatomy, syncs, epochs, prediction, commands, memory)
 
 
 def main() -> None:
@@ -392,12 +394,13 @@ def main() -> None:
     )
     for folder in (check.work, check.out):
         folder.mkdir(parents=True, exist_ok=True)
-    begun = time.perf_counter()
+    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.alarm(TIME)
     for stage in STAGES:
         name = stage.__name__
         if given.only and name not in given.only:
             continue
-        if time.perf_counter() - begun > TIME:
+        if check.left < LEAST:
             check.report(f"{name}: left out, the time is up")
             continue
         started = time.perf_counter()

@@ -1,5 +1,7 @@
 """What several test files share: running the command, the real cases, tiny settings and cases."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -121,3 +123,16 @@ DAMAGES = {
     "text": lambda content: b"<html>log in first</html>" * 20,
 }
 """What may have become of the bytes of a NIfTI-1 file, by name."""
+
+
+def launched(code, folder, processes=2):
+    """The process that runs `code`, which has `folder`, in several that train together."""
+    script = folder / "each.py"
+    script.write_text(f"from pathlib import Path\nfolder = Path({str(folder)!r})\n{code}")
+    start = (
+        "import sys; from brats_cli.core.compute.distributed import launch\n"
+        f"sys.exit(launch([sys.executable, {str(script)!r}], {processes}))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )

@@ -30,6 +30,7 @@ EDGES = {
     "model": {"images", "data", "prepared"},
     "score": {"images", "data"},
     "surface": {"images", "data"},
+    "view": {"images", "data", "score", "surface"},
     "train": {"images", "data", "prepared", "model", "score"},
     "predict": {"images", "data", "prepared", "model"},
 }

@@ -489,7 +489,7 @@ def test_less_than_half_a_voxel_is_a_warning_that_is_repaired(data, tmp_path):
         (lambda c: c.save("seg", c.voxels("seg") * 0), "no tumour: every voxel is 0"),
         (
             lambda c: [c.change(role, c.voxels(role) == 0, 50) for role in ROLES[:4]],
-            "almost no voxel is 0: was the skull not removed?",
+            "its background is 50, not 0: brats takes it as 0",
         ),
         (lambda c: c.change("seg", (0, 0, 0), 2), "of its tumour lies outside the brain"),
     ],

@@ -278,10 +278,12 @@ def save(checkpoint, path, save=Checkpoint.save):
 Checkpoint.save = save
 """,
     "within last.pt": """
-def save(content, path, save=torch.save):
-    save(content, path)
-    if content["epoch"] == 3 and "last" in path.name:
-        os.truncate(path, path.stat().st_size // 2)
+def save(content, file, save=torch.save):
+    save(content, file)
+    if content["epoch"] == 3 and content["state"]:
+        file.flush()
+        (partial,) = Path("killed").glob(".*.partial.last.pt")
+        os.truncate(partial, partial.stat().st_size // 2)
         kill()
 torch.save = save
 """,
@@ -302,7 +304,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(here, moment):
     Path("four.yaml").write_text(yaml.safe_dump(settings))
     done("-c", "four.yaml", "-o", "straight")
     code = (
-        "import os, signal, sys, torch\nfrom brats_cli.app import main\n"
+        "import os, signal, sys, torch\nfrom pathlib import Path\nfrom brats_cli.app import main\n"
         "from brats_cli.core.train import training\n"
         "from brats_cli.core.model.checkpoint import Checkpoint\n"
         f"def kill(): os.kill(os.getpid(), signal.SIGKILL)\n{KILLS[moment]}\nmain()\n"
@@ -439,16 +441,14 @@ def test_a_disk_that_is_too_small_is_two_lines(here, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_stored_case_that_was_damaged_meanwhile_is_two_lines(here, workers):
+def test_a_stored_case_that_was_damaged_meanwhile_is_prepared_again(here, workers):
     done("-c", "tiny.yaml", "--store", "store", "--prepare-only")
     (images,) = Path("store").glob(f"{IDS[0]}-*/images.b2nd")
     content = images.read_bytes()
     images.write_bytes(content[:300] + bytes(len(content) - 600) + content[-300:])
-    result = train("-c", "tiny.yaml", "-o", "run", "--store", "store", "--workers", workers)
-    assert result.exit_code == 3
-    error, hint = result.stderr.splitlines()[-2:]
-    assert error == f"error: cannot read {images}: the prepared case is damaged"
-    assert hint == f" hint: remove {images.parent} and start again: the case is then prepared again"
+    result = done("-c", "tiny.yaml", "-o", "run", "--store", "store", "--workers", workers)
+    assert "preparing 1 cases in store" in result.stderr
+    assert images.read_bytes() == content
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -815,6 +815,7 @@ def test_the_line_tells_the_time_that_is_left_by_hand(monkeypatch):
         dtype="float32",
         training=9,
         validation=4,
+        validation_in_all=9,
         epochs=12,
         epochs_done=9,
         steps_per_epoch=100,

@@ -1,11 +1,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from brats_cli.core.errors import OutputError, OutputExistsError
-from brats_cli.core.writing import require_writable, whole_file
+from brats_cli.core.writing import own_folder, require_writable, whole_file, whole_folder
 
 
 def test_the_file_is_there_when_the_block_has_ended(tmp_path):
@@ -101,3 +102,40 @@ def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [f".{ended}.partial.b.nii.gz", f".{running}.partial.a.nii.gz", "a.nii.gz"]
     )
+
+
+def test_a_name_as_long_as_can_be_is_written_and_a_longer_one_refused(tmp_path):
+    longest = tmp_path / f"{'a' * 248}.nii.gz"[-255:]
+    with whole_file(longest) as partial:
+        assert partial.name.endswith(".nii.gz")
+        partial.write_text("x")
+    assert longest.read_text() == "x"
+    with (
+        pytest.raises(OutputError, match="File name too long"),
+        whole_file(tmp_path / f"{'a' * 300}.nii.gz"),
+    ):
+        pass
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / ".999999999.partial.out").mkdir()  # of a killed process
+    with pytest.raises(OutputError), whole_folder(out) as folder:
+        (folder / "a").write_text(Path("missing.txt").read_text())
+    assert list(tmp_path.iterdir()) == []
+    with whole_folder(out) as folder:
+        (folder / "a").write_text("x")
+    assert (out / "a").read_text() == "x"
+    with pytest.raises(OutputExistsError), whole_folder(out):
+        pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no locks")
+def test_a_folder_belongs_to_one_process(tmp_path):
+    with (
+        own_folder(tmp_path / "run"),
+        pytest.raises(OutputError, match="another process is writing into it"),
+        own_folder(tmp_path / "run"),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()

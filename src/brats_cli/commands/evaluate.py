@@ -56,96 +56,114 @@ def _file(metavar: str, help: str) -> Any:  # noqa: A002
     return typer.Option(metavar=metavar, help=help)
 
 
+Predictions = Annotated[
+    Path,
+    typer.Argument(metavar="PREDICTIONS", help="Folder of predicted label maps, or one file."),
+]
+References = Annotated[
+    Path,
+    typer.Argument(
+        metavar="REFERENCES",
+        help="Data set with labels, folder of expert label maps, or one file.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="CSV", help="Write every score to this file."),
+]
+Labels = Annotated[
+    Any,
+    options.scheme("Label scheme of the predictions, if their files do not record it."),
+]
+ReferenceLabels = Annotated[
+    Any, options.scheme("Label scheme of the references, if their files do not record it.")
+]
+Convention = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Rules for empty masks and HD95: brats2020, brats2023, brats2024, brats2025 or plain.",
+    ),
+]
+Tolerance = Annotated[
+    float, typer.Option(min=0, metavar="MM", help="Tolerance of the surface Dice, in mm.")
+]
+WithinBrain = Annotated[
+    bool, typer.Option("--within-brain", help="Count specificity inside the brain only.")
+]
+LesionWise = Annotated[
+    str | None,
+    typer.Option(metavar="YEAR", help="Score lesion by lesion as well: 2023 or 2024."),
+]
+Challenge = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Whose lesion-wise rules: GLI, MET, PED, SSA, MEN or MEN-RT; default: by case "
+        "id, else by label scheme, else GLI.",
+    ),
+]
+Lesions = Annotated[Path | None, _file("CSV", "Write one row per lesion to this file.")]
+Uncertainty = Annotated[
+    Path | None,
+    _file("DIR", "Score the uncertainty maps in this folder, as BraTS 2020's task 3."),
+]
+Brain = Annotated[
+    Path | None,
+    _file("DIR", "Folder of brain masks; default: where the case's T1 scan is not 0."),
+]
+MissingAsEmpty = Annotated[
+    bool,
+    typer.Option("--missing-as-empty", help="Score references without a prediction as missed."),
+]
+ReportOption = Annotated[
+    Path | None,
+    _file("HTML", "Write a page with tables, plots and the worst cases; opens offline."),
+]
+Plots = Annotated[Path | None, _file("DIR", "Write the plots of the page as PNG to this folder.")]
+ReliabilityOption = Annotated[
+    Path | None,
+    _file(
+        "PNG",
+        "Draw how true the probabilities are that predict --probabilities wrote, and print "
+        "their expected calibration error.",
+    ),
+]
+Markdown = Annotated[
+    Path | None, _file("FILE", "Write the table of means in Markdown, for papers.")
+]
+FailUnder = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MEAN",
+        help="Exit with status 3 if a mean is lower (a distance: higher) than given, such as "
+        "WT.dice=0.8 or ET.hausdorff95_mm=10. Repeatable.",
+    ),
+]
+
+
 def evaluate(
-    predictions: Annotated[
-        Path,
-        typer.Argument(metavar="PREDICTIONS", help="Folder of predicted label maps, or one file."),
-    ],
-    references: Annotated[
-        Path,
-        typer.Argument(
-            metavar="REFERENCES",
-            help="Data set with labels, folder of expert label maps, or one file.",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="CSV", help="Write every score to this file."),
-    ] = None,
+    predictions: Predictions,
+    references: References,
+    output: Output = None,
     as_json: options.Json = False,
-    labels: Annotated[
-        Any,
-        options.scheme("Label scheme of the predictions, if their files do not record it."),
-    ] = None,
-    reference_labels: Annotated[
-        Any, options.scheme("Label scheme of the references, if their files do not record it.")
-    ] = None,
-    convention: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Rules for empty masks and HD95: brats2020, brats2023, brats2024, brats2025 or "
-            "plain.",
-        ),
-    ] = "brats2020",
-    tolerance: Annotated[
-        float, typer.Option(min=0, metavar="MM", help="Tolerance of the surface Dice, in mm.")
-    ] = 1.0,
-    within_brain: Annotated[
-        bool, typer.Option("--within-brain", help="Count specificity inside the brain only.")
-    ] = False,
-    lesion_wise: Annotated[
-        str | None,
-        typer.Option(metavar="YEAR", help="Score lesion by lesion as well: 2023 or 2024."),
-    ] = None,
-    challenge: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Whose lesion-wise rules: GLI, MET, PED, SSA, MEN or MEN-RT; default: by case "
-            "id, else by label scheme, else GLI.",
-        ),
-    ] = None,
-    lesions: Annotated[Path | None, _file("CSV", "Write one row per lesion to this file.")] = None,
-    uncertainty: Annotated[
-        Path | None,
-        _file("DIR", "Score the uncertainty maps in this folder, as BraTS 2020's task 3."),
-    ] = None,
-    brain: Annotated[
-        Path | None,
-        _file("DIR", "Folder of brain masks; default: where the case's T1 scan is not 0."),
-    ] = None,
-    missing_as_empty: Annotated[
-        bool,
-        typer.Option("--missing-as-empty", help="Score references without a prediction as missed."),
-    ] = False,
-    report: Annotated[
-        Path | None,
-        _file("HTML", "Write a page with tables, plots and the worst cases; opens offline."),
-    ] = None,
-    plots: Annotated[
-        Path | None, _file("DIR", "Write the plots of the page as PNG to this folder.")
-    ] = None,
-    reliability: Annotated[
-        Path | None,
-        _file(
-            "PNG",
-            "Draw how true the probabilities are that predict --probabilities wrote, and print "
-            "their expected calibration error.",
-        ),
-    ] = None,
-    markdown: Annotated[
-        Path | None, _file("FILE", "Write the table of means in Markdown, for papers.")
-    ] = None,
+    labels: Labels = None,
+    reference_labels: ReferenceLabels = None,
+    convention: Convention = "brats2020",
+    tolerance: Tolerance = 1.0,
+    within_brain: WithinBrain = False,
+    lesion_wise: LesionWise = None,
+    challenge: Challenge = None,
+    lesions: Lesions = None,
+    uncertainty: Uncertainty = None,
+    brain: Brain = None,
+    missing_as_empty: MissingAsEmpty = False,
+    report: ReportOption = None,
+    plots: Plots = None,
+    reliability: ReliabilityOption = None,
+    markdown: Markdown = None,
     workers: options.Workers = None,
-    fail_under: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MEAN",
-            help="Exit with status 3 if a mean is lower (a distance: higher) than given, such as "
-            "WT.dice=0.8 or ET.hausdorff95_mm=10. Repeatable.",
-        ),
-    ] = None,
+    fail_under: FailUnder = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Score label maps: Dice, Jaccard, sensitivity, specificity, Hausdorff distances and more.

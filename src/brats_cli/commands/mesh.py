@@ -18,89 +18,104 @@ NOTED = 20
 """Of up to so many meshes, what is special about each is printed; of more, only under -v."""
 
 
+Segmentations = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="SEG...",
+        help="Label maps (NIfTI), or scans for the region brain; - reads paths from stdin.",
+    ),
+]
+Region = Annotated[
+    str,
+    typer.Option(
+        metavar="REGION",
+        help="WT, TC, ET, another region, a label value, all, or brain (the outline of a "
+        "scan's voxels that are not 0).",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    options.output("A file for one mesh, a folder for several; default: beside the label map."),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        metavar="stl|ply|obj|glb",
+        help="File format; default: by the suffix of OUT, or stl. GLB holds all regions in "
+        "one scene.",
+    ),
+]
+Space = Annotated[
+    Literal["ras", "lps"],
+    typer.Option(help="Axes of the mesh, noted in the file: NIfTI's (ras) or DICOM's (lps)."),
+]
+Scale = Annotated[
+    float,
+    typer.Option(metavar="X", help="Multiply coordinates: 0.5 prints at half the size."),
+]
+Smooth = Annotated[
+    Literal["none", "light", "medium", "strong"],
+    typer.Option(help="Smoothing. The volume stays that of the voxels."),
+]
+Interpolate = Annotated[
+    bool | None,
+    typer.Option(
+        "--interpolate/--no-interpolate",
+        help="Interpolate the shape between slices; default: where slices are at least 2.5 "
+        "times as thick as voxels are wide.",
+    ),
+]
+Faces = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Reduce each surface to about N triangles."),
+]
+Reduce = Annotated[
+    float | None,
+    typer.Option(
+        metavar="F",
+        help="Reduce each surface: the part of its triangles to keep, above 0 and up to 1.",
+    ),
+]
+Paint = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="SCAN",
+        help="Paint surfaces with a scan or map on the same grid (PLY, OBJ and GLB).",
+    ),
+]
+Texture = Annotated[
+    bool,
+    typer.Option(
+        "--texture",
+        help="Paint into a picture, which shows more detail than vertices (GLB; always OBJ).",
+    ),
+]
+MinVolume = Annotated[
+    float,
+    typer.Option(metavar="MM3", help="Leave out separate parts smaller than this."),
+]
+Largest = Annotated[
+    bool, typer.Option("--largest", help="Keep only the largest part of each region.")
+]
+FillHoles = Annotated[bool, typer.Option("--fill-holes", help="Fill cavities inside each region.")]
+
+
 def mesh(
-    segmentations: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="SEG...",
-            help="Label maps (NIfTI), or scans for the region brain; - reads paths from stdin.",
-        ),
-    ],
-    region: Annotated[
-        str,
-        typer.Option(
-            metavar="REGION",
-            help="WT, TC, ET, another region, a label value, all, or brain (the outline of a "
-            "scan's voxels that are not 0).",
-        ),
-    ] = "WT",
-    output: Annotated[
-        Path | None,
-        options.output("A file for one mesh, a folder for several; default: beside the label map."),
-    ] = None,
-    format: Annotated[  # noqa: A002
-        str | None,
-        typer.Option(
-            metavar="stl|ply|obj|glb",
-            help="File format; default: by the suffix of OUT, or stl. GLB holds all regions in "
-            "one scene.",
-        ),
-    ] = None,
-    space: Annotated[
-        Literal["ras", "lps"],
-        typer.Option(help="Axes of the mesh, noted in the file: NIfTI's (ras) or DICOM's (lps)."),
-    ] = "ras",
-    scale: Annotated[
-        float,
-        typer.Option(metavar="X", help="Multiply coordinates: 0.5 prints at half the size."),
-    ] = 1.0,
-    smooth: Annotated[
-        Literal["none", "light", "medium", "strong"],
-        typer.Option(help="Smoothing. The volume stays that of the voxels."),
-    ] = "light",
-    interpolate: Annotated[
-        bool | None,
-        typer.Option(
-            "--interpolate/--no-interpolate",
-            help="Interpolate the shape between slices; default: where slices are at least 2.5 "
-            "times as thick as voxels are wide.",
-        ),
-    ] = None,
-    faces: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Reduce each surface to about N triangles."),
-    ] = None,
-    reduce: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="Reduce each surface: the part of its triangles to keep, above 0 and up to 1.",
-        ),
-    ] = None,
-    paint: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="SCAN",
-            help="Paint surfaces with a scan or map on the same grid (PLY, OBJ and GLB).",
-        ),
-    ] = None,
-    texture: Annotated[
-        bool,
-        typer.Option(
-            "--texture",
-            help="Paint into a picture, which shows more detail than vertices (GLB; always OBJ).",
-        ),
-    ] = False,
-    min_volume: Annotated[
-        float,
-        typer.Option(metavar="MM3", help="Leave out separate parts smaller than this."),
-    ] = 0.0,
-    largest: Annotated[
-        bool, typer.Option("--largest", help="Keep only the largest part of each region.")
-    ] = False,
-    fill_holes: Annotated[
-        bool, typer.Option("--fill-holes", help="Fill cavities inside each region.")
-    ] = False,
+    segmentations: Segmentations,
+    region: Region = "WT",
+    output: Output = None,
+    format: Format = None,  # noqa: A002
+    space: Space = "ras",
+    scale: Scale = 1.0,
+    smooth: Smooth = "light",
+    interpolate: Interpolate = None,
+    faces: Faces = None,
+    reduce: Reduce = None,
+    paint: Paint = None,
+    texture: Texture = False,
+    min_volume: MinVolume = 0.0,
+    largest: Largest = False,
+    fill_holes: FillHoles = False,
     labels: options.Labels = None,
     workers: options.Workers = None,
     skip_existing: options.SkipExisting = False,

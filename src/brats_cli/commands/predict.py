@@ -18,78 +18,91 @@ if TYPE_CHECKING:
     from ..core.predict.many import PredictEvent, Prediction, PredictionStarted
 
 
+Cases = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="CASE...",
+        help="Case folders, 4D files, modality files or data set folders; - reads paths from "
+        "standard input.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    output("Output file for one case, folder for several; default: the current folder."),
+]
+Model = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Run folder or checkpoint; repeat it to average several. Default: best.pt of the "
+        "newest run.",
+    ),
+]
+Labels = Annotated[
+    Any,
+    scheme("Label scheme of the predictions; default: that of the training."),
+]
+Tta = Annotated[
+    bool,
+    typer.Option("--tta", help="Average over the eight flips of a case; eight times slower."),
+]
+Overlap = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=0.9,
+        help="Overlap of neighbouring windows, as a fraction of a window; default: 0.25, or "
+        "0.5 for networks with instance normalisation.",
+    ),
+]
+BatchWindows = Annotated[
+    int, typer.Option(min=1, help="Number of windows computed at the same time.")
+]
+AllowMissing = Annotated[
+    bool,
+    typer.Option(
+        "--allow-missing",
+        help="Segment cases that lack a sequence, even if the model was not trained for that.",
+    ),
+]
+Probabilities = Annotated[
+    bool,
+    typer.Option(
+        "--probabilities",
+        help="Also write CASE_probabilities.nii.gz, with one channel per region.",
+    ),
+]
+Uncertainty = Annotated[
+    bool,
+    typer.Option(
+        "--uncertainty",
+        help="Also write CASE_uncertainty.nii.gz, with one channel per region, 0 to 100.",
+    ),
+]
+UncertaintyFormat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT",
+        help="Write the uncertainty as 4d, one file, or as brats, three files "
+        "CASE_unc_whole, _core and _enhance.nii.gz as in BraTS 2020.",
+    ),
+]
+
+
 def predict(
-    cases: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="CASE...",
-            help="Case folders, 4D files, modality files or data set folders; - reads paths from "
-            "standard input.",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        output("Output file for one case, folder for several; default: the current folder."),
-    ] = None,
-    model: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Run folder or checkpoint; repeat it to average several. Default: best.pt of the "
-            "newest run.",
-        ),
-    ] = None,
+    cases: Cases,
+    output: Output = None,
+    model: Model = None,
     gpu: Gpu = None,
     device: Device = "auto",
-    labels: Annotated[
-        Any,
-        scheme("Label scheme of the predictions; default: that of the training."),
-    ] = None,
-    tta: Annotated[
-        bool,
-        typer.Option("--tta", help="Average over the eight flips of a case; eight times slower."),
-    ] = False,
-    overlap: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=0.9,
-            help="Overlap of neighbouring windows, as a fraction of a window; default: 0.25, or "
-            "0.5 for networks with instance normalisation.",
-        ),
-    ] = None,
-    batch_windows: Annotated[
-        int, typer.Option(min=1, help="Number of windows computed at the same time.")
-    ] = 1,
-    allow_missing: Annotated[
-        bool,
-        typer.Option(
-            "--allow-missing",
-            help="Segment cases that lack a sequence, even if the model was not trained for that.",
-        ),
-    ] = False,
-    probabilities: Annotated[
-        bool,
-        typer.Option(
-            "--probabilities",
-            help="Also write CASE_probabilities.nii.gz, with one channel per region.",
-        ),
-    ] = False,
-    uncertainty: Annotated[
-        bool,
-        typer.Option(
-            "--uncertainty",
-            help="Also write CASE_uncertainty.nii.gz, with one channel per region, 0 to 100.",
-        ),
-    ] = False,
-    uncertainty_format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FORMAT",
-            help="Write the uncertainty as 4d, one file, or as brats, three files "
-            "CASE_unc_whole, _core and _enhance.nii.gz as in BraTS 2020.",
-        ),
-    ] = None,
+    labels: Labels = None,
+    tta: Tta = False,
+    overlap: Overlap = None,
+    batch_windows: BatchWindows = 1,
+    allow_missing: AllowMissing = False,
+    probabilities: Probabilities = False,
+    uncertainty: Uncertainty = False,
+    uncertainty_format: UncertaintyFormat = None,
     as_json: Json = False,
     skip_existing: SkipExisting = False,
     overwrite: Overwrite = False,

@@ -22,49 +22,62 @@ def _pattern(text: str) -> Any:
     return typer.Option(metavar="PATTERN", help=text)
 
 
+Data = Annotated[
+    Path, typer.Argument(metavar="DATA", help="Folder of the data set, in any BraTS layout.")
+]
+Output = Annotated[Path, output("Splits file to write.")]
+Ratios = Annotated[
+    str, typer.Option(help="Percentages of the patients for training/validation/test.")
+]
+Folds = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        metavar="K",
+        help="Split into K folds for cross-validation; the test cases follow --ratios.",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same split.")]
+Group = Annotated[
+    bool,
+    typer.Option("--group/--no-group", help="Keep all visits of a patient in the same part."),
+]
+Stratify = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TABLE.csv:COLUMN",
+        help="Balance the parts by this column; default: by tumour size and enhancement.",
+    ),
+]
+Patients = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX|TABLE.csv:COLUMN",
+        help="Who the patient of a case is, if names follow no known scheme.",
+    ),
+]
+Modalities = Annotated[
+    str,
+    typer.Option(metavar="NAMES", help="MR sequences that every case must have."),
+]
+Include = Annotated[
+    Patterns, _pattern("Only cases whose id matches, such as 'BraTS2021_*'; repeatable.")
+]
+Exclude = Annotated[Patterns, _pattern("Leave out cases whose id matches; repeatable.")]
+
+
 def split(
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Folder of the data set, in any BraTS layout.")
-    ],
-    output: Annotated[Path, output("Splits file to write.")] = Path("splits.yaml"),
-    ratios: Annotated[
-        str, typer.Option(help="Percentages of the patients for training/validation/test.")
-    ] = "70/15/15",
-    folds: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            metavar="K",
-            help="Split into K folds for cross-validation; the test cases follow --ratios.",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same split.")] = 0,
-    group: Annotated[
-        bool,
-        typer.Option("--group/--no-group", help="Keep all visits of a patient in the same part."),
-    ] = True,
-    stratify: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TABLE.csv:COLUMN",
-            help="Balance the parts by this column; default: by tumour size and enhancement.",
-        ),
-    ] = None,
-    patients: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REGEX|TABLE.csv:COLUMN",
-            help="Who the patient of a case is, if names follow no known scheme.",
-        ),
-    ] = None,
-    modalities: Annotated[
-        str,
-        typer.Option(metavar="NAMES", help="MR sequences that every case must have."),
-    ] = "t1,t1ce,t2,flair",
-    include: Annotated[
-        Patterns, _pattern("Only cases whose id matches, such as 'BraTS2021_*'; repeatable.")
-    ] = None,
-    exclude: Annotated[Patterns, _pattern("Leave out cases whose id matches; repeatable.")] = None,
+    data: Data,
+    output: Output = Path("splits.yaml"),
+    ratios: Ratios = "70/15/15",
+    folds: Folds = None,
+    seed: Seed = 0,
+    group: Group = True,
+    stratify: Stratify = None,
+    patients: Patients = None,
+    modalities: Modalities = "t1,t1ce,t2,flair",
+    include: Include = None,
+    exclude: Exclude = None,
     labels: Labels = None,
     overwrite: Overwrite = False,
 ) -> None:

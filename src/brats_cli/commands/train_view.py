@@ -108,9 +108,11 @@ class TrainView:
 
     def _start(self, event: e.RunStarted) -> None:
         others = f" and {event.processes - 1} more" if event.processes > 1 else ""
+        fewer = event.validation < event.validation_in_all
+        share = f" ({event.validation} of them after each epoch)" if fewer else ""
         console.message(
             f"training on {event.device}{others} in {event.dtype}: "
-            f"{event.training} training cases, {event.validation} validation cases\n"
+            f"{event.training} training cases, {event.validation_in_all} validation cases{share}\n"
             f"run: {event.folder}"
         )
         self.folder, self._rows = event.folder, 0
@@ -303,7 +305,11 @@ def _show_profile(found: Profile) -> None:
         )
     else:
         slower = "the network is"
-        advice = "a GPU, bfloat16, fewer network.channels or a smaller patch_size"
+        advice = "fewer network.channels or a smaller patch_size"
+        if found.precision == "float32":
+            advice = f"precision=bfloat16, {advice}"
+        if found.device == "cpu":
+            advice = f"a GPU, {advice}"
     console.result(
         f"{slower} the bottleneck: {found.data_wait_percent:.0f} % of the time is spent waiting "
         f"for patches, at {found.patches_per_second:.1f} patches/s; faster with {advice}"

@@ -17,55 +17,60 @@ if TYPE_CHECKING:
 FORMAT = "brats-views/1"
 
 
+Case = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="CASE...",
+        help="Case folders, 4D files, modality files or data sets; - reads paths from stdin.",
+    ),
+]
+Seg = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="SEG",
+        help="Label map to show, or a folder with one per case. Repeat it to compare two: "
+        "prediction, then reference. Default of the reference: the case's own label map.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    options.output(
+        "File (.html, .png, .pdf or .svg), or folder for pages and their index. "
+        "Default: CASE.html, for several cases the folder views."
+    ),
+]
+Slice = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PLANE=INDEX",
+        help="Slice to show instead of the one with most tumour, such as axial=77, counted "
+        "from 0. Repeatable.",
+    ),
+]
+Montage = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=40, metavar="N", help="Show N axial slices through the tumour (pictures)."
+    ),
+]
+Uncertainty = Annotated[
+    Path | None,
+    typer.Option(metavar="MAP", help="Uncertainty map to lay over the scans, or a folder of them."),
+]
+Probabilities = Annotated[
+    Path | None,
+    typer.Option(metavar="MAP", help="Probability map to lay over the scans, or a folder of them."),
+]
+
+
 def view(
-    case: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="CASE...",
-            help="Case folders, 4D files, modality files or data sets; - reads paths from stdin.",
-        ),
-    ],
-    seg: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="SEG",
-            help="Label map to show, or a folder with one per case. Repeat it to compare two: "
-            "prediction, then reference. Default of the reference: the case's own label map.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        options.output(
-            "File (.html, .png, .pdf or .svg), or folder for pages and their index. "
-            "Default: CASE.html, for several cases the folder views."
-        ),
-    ] = None,
-    slice: Annotated[  # noqa: A002
-        list[str] | None,
-        typer.Option(
-            metavar="PLANE=INDEX",
-            help="Slice to show instead of the one with most tumour, such as axial=77, counted "
-            "from 0. Repeatable.",
-        ),
-    ] = None,
-    montage: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=40, metavar="N", help="Show N axial slices through the tumour (pictures)."
-        ),
-    ] = None,
-    uncertainty: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="MAP", help="Uncertainty map to lay over the scans, or a folder of them."
-        ),
-    ] = None,
-    probabilities: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="MAP", help="Probability map to lay over the scans, or a folder of them."
-        ),
-    ] = None,
+    case: Case,
+    seg: Seg = None,
+    output: Output = None,
+    slice: Slice = None,  # noqa: A002
+    montage: Montage = None,
+    uncertainty: Uncertainty = None,
+    probabilities: Probabilities = None,
     labels: options.Labels = None,
     workers: options.Workers = None,
     skip_existing: options.SkipExisting = False,

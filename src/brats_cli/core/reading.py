@@ -85,7 +85,10 @@ def read_table(path: Path) -> list[dict[str, str]]:
         raise UnreadableFileError(
             path, f"it is not a readable table ({error})", hint="save it again as CSV"
         ) from error
-    columns = {name: number for number, name in reversed(list(enumerate(names))) if name.strip()}
+    columns: dict[str, int] = {}
+    for number, name in enumerate(names):
+        if name.strip():
+            columns.setdefault(name, number)
     return [
         {name: line[number] if number < len(line) else "" for name, number in columns.items()}
         for line in lines

@@ -8,6 +8,7 @@ from brats_cli.core.compute.devices import (
     choose_device,
     choose_devices,
     describe,
+    is_out_of_memory,
     memory_for_network,
 )
 from brats_cli.core.compute.machine import CPU_BYTES
@@ -20,6 +21,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @pytest.fixture
 def no_gpu(monkeypatch):
     """A machine without accelerators, whatever this one is."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
 
@@ -27,6 +29,7 @@ def no_gpu(monkeypatch):
 @pytest.fixture
 def two_gpus(monkeypatch):
     """A machine that says it has two CUDA devices."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
@@ -59,6 +62,15 @@ def test_a_gpu_that_is_not_there_says_how_many_are_and_what_to_use(no_gpu, devic
         choose_device(device, gpu)
     assert str(caught.value) == "this machine has no GPU 0 (CUDA devices found: 0)"
     assert caught.value.hint == "use --device cpu, or check the driver with nvidia-smi"
+
+
+def test_a_gpu_that_is_hidden(two_gpus, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with pytest.raises(DeviceError, match="this machine has no GPU 3") as caught:
+        choose_device(gpu=3)
+    assert caught.value.hint == (
+        "CUDA_VISIBLE_DEVICES=3,5 hides the others, and --gpu counts from 0 those it shows"
+    )
 
 
 def test_the_third_of_two_gpus(two_gpus):
@@ -130,6 +142,23 @@ def test_auto_on_a_cpu_follows_what_it_computes_natively(monkeypatch, flags, dty
     assert arithmetic(CPU, "auto") == dtype
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [
+        ((9, 0), torch.bfloat16),  # H100
+        ((8, 0), torch.bfloat16),  # A100
+        ((7, 5), torch.float16),  # T4
+        ((7, 0), torch.float16),  # V100
+        ((6, 1), torch.float32),  # GTX 1080
+    ],
+)
+def test_auto_on_a_gpu_is_what_that_one_computes_fast(monkeypatch, capability, dtype):
+    # The other GPU of the machine, the one that PyTorch asks first, is of another kind.
+    kinds = {0: (3, 0), 1: capability}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: kinds[device.index])
+    assert arithmetic(torch.device("cuda", 1), "auto") == dtype
+
+
 def test_autocast_computes_in_the_type_and_leaves_float32_alone():
     matrix = torch.ones(4, 4)
     with autocast(CPU, torch.bfloat16):
@@ -145,6 +174,39 @@ def test_autocast_computes_in_the_type_and_leaves_float32_alone():
 def test_a_pass_on_the_cpu_takes_3_gib_or_six_tenths_of_what_is_free(monkeypatch, free, expected):
     monkeypatch.setattr(devices, "free_memory", lambda: free)
     assert memory_for_network(CPU) == expected
+
+
+def test_what_pytorch_keeps_of_a_gpus_memory_is_free(monkeypatch):
+    # A card of 8 GB: the driver has 0.6 left, and of the 7.4 that PyTorch has taken 1.4 are in use.
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "mem_get_info", lambda device: (6 * 10**8, 8 * 10**9))
+    monkeypatch.setattr(cuda, "memory_reserved", lambda device: 74 * 10**8)
+    monkeypatch.setattr(cuda, "memory_allocated", lambda device: 14 * 10**8)
+    # 0.8 of 0.6 + 6.0
+    assert memory_for_network(torch.device("cuda", 0)) == pytest.approx(5.28e9)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_says_that_memory_is_out(error, expected):
+    assert is_out_of_memory(error) is expected
+
+
+def test_the_machines_own_memory_runs_out_as_well():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
 
 
 def test_what_lies_beside_a_pass_is_not_for_it(monkeypatch):

@@ -1,60 +1,87 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from helpers import launched
 
 from brats_cli.core.compute.distributed import ALONE, Group, summed
+from brats_cli.core.errors import ConfigError
 
 CPU = torch.device("cpu")
-
-
-def launched(code, folder, processes=2):
-    """The process that runs `code`, which has `folder`, in several that train together."""
-    script = folder / "each.py"
-    script.write_text(f"from pathlib import Path\nfolder = Path({str(folder)!r})\n{code}")
-    start = (
-        "import sys; from brats_cli.core.compute.distributed import launch\n"
-        f"sys.exit(launch([sys.executable, {str(script)!r}], {processes}))"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
 
 
 # --- one process -------------------------------------------------------------------------------
 
 
 def test_a_process_is_alone_unless_torchrun_says_otherwise(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert Group.from_environment() == ALONE == Group(rank=0, size=1, local_rank=0)
+    assert Group.from_environment() == ALONE == Group(0, 1, local_rank=0, local_size=1)
     # The second of two processes on the second of two machines.
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
+    told = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in told.items():
         monkeypatch.setenv(name, value)
-    assert Group.from_environment() == Group(rank=3, size=4, local_rank=1)
+    assert Group.from_environment() == Group(3, 4, local_rank=1, local_size=2)
 
 
 def test_one_process_leads_and_does_everything():
     with ALONE.joined(CPU), ALONE.one_by_machine():
         assert ALONE.leads
         assert ALONE.share([1, 2, 3]) == ALONE.gathered([1, 2, 3]) == [1, 2, 3]
-        assert ALONE.mean(2.5, CPU) == 2.5
+        assert ALONE.mean(2.5) == 2.5
         assert ALONE.as_the_first("mine") == "mine"
         assert summed(torch.tensor([1.0, 2.0])).tolist() == [1, 2]
 
 
-def test_each_process_has_a_gpu_of_its_machine():
-    gpus = [torch.device("cuda", 2), torch.device("cuda", 5)]
-    assert Group(0, 4, 0).device(gpus) == gpus[0]
-    assert Group(3, 4, 1).device(gpus) == gpus[1]
-    # `torchrun` with --device cuda: by their number on the machine.
-    assert Group(3, 4, 1).device([torch.device("cuda", 0)]) == torch.device("cuda", 1)
-    assert Group(1, 2, 1).device([CPU]) == CPU
+def visible(monkeypatch, gpus):
+    """A machine that shows this process some GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+
+
+def cuda(index=None):
+    return torch.device("cuda") if index is None else torch.device("cuda", index)
+
+
+@pytest.mark.parametrize(
+    ("asked", "local_rank", "local_size", "gpus", "expected"),
+    [
+        # `--gpu 2,5` on two machines of two processes.
+        ([cuda(2), cuda(5)], 0, 2, 6, cuda(2)),
+        ([cuda(2), cuda(5)], 1, 2, 6, cuda(5)),
+        # `torchrun` with `--device cuda` or auto: by their number on the machine.
+        ([cuda()], 1, 2, 4, cuda(1)),
+        ([cuda(0)], 1, 2, 4, cuda(1)),
+        # `--gpu 3` with one process per machine.
+        ([cuda(3)], 0, 1, 4, cuda(3)),
+        # A launcher that shows each process a GPU of its own, as Slurm's `--gpus-per-task=1`.
+        ([cuda()], 1, 2, 1, cuda(0)),
+        ([CPU], 1, 2, 0, CPU),
+    ],
+)
+def test_each_process_has_a_gpu_of_its_machine(
+    monkeypatch, asked, local_rank, local_size, gpus, expected
+):
+    visible(monkeypatch, gpus)
+    assert Group(local_rank, 4, local_rank, local_size).device(asked) == expected
+
+
+@pytest.mark.parametrize(("asked", "gpus"), [([cuda(0), cuda(1)], 4), ([cuda()], 2)])
+def test_more_processes_than_gpus_are_refused(monkeypatch, asked, gpus):
+    visible(monkeypatch, gpus)
+    with pytest.raises(ConfigError) as caught:
+        Group(2, 4, 2, 4).device(asked)
+    assert str(caught.value) == "4 processes train on this machine, and have 2 GPUs"
+    assert caught.value.hint == "each needs its own: torchrun --nproc-per-node 2"
+
+
+def test_processes_of_a_machine_divide_its_cpus():
+    assert ALONE.of_each(8) == 8
+    assert Group(1, 8, 1, 4).of_each(18) == 4
 
 
 # --- two processes -----------------------------------------------------------------------------
@@ -62,6 +89,7 @@ def test_each_process_has_a_gpu_of_its_machine():
 TOGETHER = """
 import json, time, torch
 from brats_cli.core.compute.distributed import Group, summed
+from brats_cli.core.errors import BratsError
 
 group = Group.from_environment()
 with group.joined(torch.device("cpu")):
@@ -78,11 +106,21 @@ with group.joined(torch.device("cpu")):
         "seen": seen,
         "share": group.share("abcde"),
         "gathered": group.gathered([letter.upper() for letter in group.share("abcde")]),
-        "mean": group.mean(group.rank + 1.0, torch.device("cpu")),
+        "mean": group.mean(group.rank + 1.0),
         "first": group.as_the_first(group.rank + 7),
         "total": total.tolist(),
         "gradient": weight.grad.tolist(),
     }
+    norm = torch.nn.BatchNorm3d(1)
+    norm.running_mean.fill_(group.rank)
+    norm.num_batches_tracked.fill_(5)
+    group.share_buffers(norm)
+    told["buffers"] = [buffer.item() for buffer in norm.buffers()]
+    group.raise_together(None)
+    try:
+        group.raise_together(None if group.leads else BratsError("not finite", hint=""))
+    except BratsError as error:
+        told["error"] = f"{type(error).__name__}: {error}"
 (folder / f"{group.rank}.json").write_text(json.dumps(told))
 """
 
@@ -99,7 +137,12 @@ def test_two_processes_by_hand(tmp_path):
     # 1 and 2 times the weights; each process's loss has the whole sum in it, so that gradients
     # of the sum come from both: (1 + 1) and (2 + 2), once and twice.
     assert (first.pop("gradient"), second.pop("gradient")) == ([2, 4], [4, 8])
+    # The second alone has an error, and reports it alone; but both end.
+    assert first.pop("error") == "PeerError: another process of this training has failed"
+    assert second.pop("error") == "BratsError: not finite"
     alike = {"gathered": list("ABCDE"), "mean": 1.5, "first": 7, "total": [3, 30]}
+    # Means of 0 and 1, and of two variances of 1; and 5 batches seen by each.
+    alike["buffers"] = [0.5, 1, 5]
     assert first == second == alike
 
 
@@ -123,6 +166,54 @@ def test_a_process_whose_peer_has_failed_leaves_it_the_word(tmp_path):
     running = launched(code, tmp_path)
     _, stderr = running.communicate(timeout=240)
     assert (running.returncode, stderr) == (3, "")
+
+
+AS_NCCL = """
+import os, sys, time
+import torch
+import torch.distributed as dist
+from brats_cli.core.compute.distributed import Group
+from brats_cli.core.errors import BratsError
+
+group = Group.from_environment()
+
+def destroy_together(*_):
+    # As NCCL, which waits for every process before it disconnects.
+    store = dist.distributed_c10d._get_default_store()
+    store.add("gone", 1)
+    until = time.monotonic() + 20
+    while store.add("gone", 0) < group.size:
+        time.sleep(0.1)
+        if time.monotonic() > until:
+            os._exit(77)  # NCCL would wait for hours
+
+dist.destroy_process_group = destroy_together
+try:
+    with group.joined(torch.device("cpu")):
+        group.as_the_first(1)
+        (folder / f"met-{group.rank}").touch()
+        if not group.leads:
+            raise BratsError("the case is damaged", hint="remove it")
+        while True:  # a kernel that waits for its peers, who are gone
+            time.sleep(0.1)
+except BratsError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(3)
+"""
+
+
+def test_an_error_in_one_process_is_reported_at_once_and_ends_all(tmp_path):
+    with launched(AS_NCCL, tmp_path) as running:
+        until = time.monotonic() + 120
+        while len(list(tmp_path.glob("met-*"))) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        met = time.monotonic()
+        assert running.stderr.readline() == "error: the case is damaged\n"
+        assert time.monotonic() - met < 5
+        assert running.stderr.read() == ""
+        assert running.wait(timeout=20) == 3
+        assert time.monotonic() - met < 20
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")

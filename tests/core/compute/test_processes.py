@@ -12,6 +12,7 @@ from brats_cli.core.compute import processes as parallel
 from brats_cli.core.compute.processes import (
     in_processes,
     in_threads,
+    one_ahead,
     process_count,
     streamed,
 )
@@ -184,3 +185,31 @@ def test_processes_are_as_many_as_may_run_and_none_for_a_few_items(monkeypatch):
     assert process_count(None, 7) == 1
     assert process_count(8, 5) == 5
     assert process_count(0, 1000) == 0
+
+
+# --- one ahead ---------------------------------------------------------------------------------
+
+
+def test_the_next_is_done_while_one_is_used_and_no_more():
+    begun = []
+
+    def task(item):
+        begun.append(item)
+        return 10 * item
+
+    work = one_ahead(task, [1, 2, 3, 4])
+    assert next(work) == 10
+    until = time.monotonic() + 20
+    while begun != [1, 2]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert list(work) == [20, 30, 40]
+    assert begun == [1, 2, 3, 4]
+    assert list(one_ahead(task, [])) == []
+
+
+def test_an_error_ahead_comes_in_its_turn():
+    work = one_ahead(lambda item: 1 / item, [1, 0, 2])
+    assert next(work) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(work)

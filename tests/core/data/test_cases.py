@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -533,3 +535,181 @@ def test_the_real_cases_are_found_with_their_schemes():
     assert set(by_scheme.values()) == {"brats2020"}
     assert all(len(case.images) == 4 and case.label for case in cases)
     assert SCHEMES["brats2023"] == cases[0].scheme
+
+
+# --- what people really have -------------------------------------------------------------------
+
+
+def surveyed(root, *names, **kwargs):
+    put_all(root, names, **kwargs)
+    return survey(root)
+
+
+def found(survey):
+    return {case.id: (tuple(case.images), case.label and case.label.name) for case in survey.cases}
+
+
+def test_an_enhanced_t1_of_bids_is_no_case_of_its_own(tmp_path):
+    names = ("T1w", "ce-gadolinium_T1w", "T2w", "FLAIR", "dseg")
+    two = [f"sub-{i}/anat/sub-{i}_{name}.nii.gz" for i in (1, 2) for name in names]
+    assert found(surveyed(tmp_path, *two)) == {
+        f"sub-{i}": (MODALITIES, f"sub-{i}_dseg.nii.gz") for i in (1, 2)
+    }
+
+
+def test_weeks_of_lumiere_are_visits_of_their_patients(tmp_path):
+    names = ("T1", "CT1", "T2", "FLAIR")
+    weeks = [f"Patient-00{i}/week-000/{name}.nii.gz" for i in (1, 2) for name in names]
+    cases = surveyed(tmp_path, *weeks).cases
+    assert [(case.id, case.patient) for case in cases] == [
+        ("Patient-001_week-000", "Patient-001"),
+        ("Patient-002_week-000", "Patient-002"),
+    ]
+    assert all(tuple(case.images) == MODALITIES for case in cases)
+
+
+def test_folders_that_are_named_like_files_stand_for_the_file_in_them(tmp_path):
+    for role in ("t1", "t1ce", "t2", "flair"):
+        put(tmp_path / f"X/X_{role}.nii/00000057_brain_{role}.nii")
+    put(tmp_path / "X/X_seg.nii/00000057_final_seg.nii")
+    (case,) = find_cases(tmp_path)
+    assert (case.id, tuple(case.images)) == ("X", MODALITIES)
+    assert case.label == tmp_path / "X/X_seg.nii/00000057_final_seg.nii"
+    for given in ("X", "X/X_flair.nii", "X/X_flair.nii/00000057_brain_flair.nii"):
+        assert case_at(tmp_path / given).images == case.images
+    assert find_label_maps(tmp_path) == {"X": case.label}
+
+
+@pytest.mark.parametrize("volumes", [2, 5, 7, 65])
+def test_a_4d_file_of_other_than_four_volumes_is_no_case(tmp_path, volumes):
+    put_all(tmp_path / "Anna", ["t1.nii", "t1ce.nii", "t2.nii", "flair.nii"])
+    put(tmp_path / "Anna/dwi.nii.gz", shape=(2, 2, 2, volumes))
+    put(tmp_path / "Bert/dwi.nii.gz", shape=(2, 2, 2, volumes))
+    seen = survey(tmp_path)
+    assert (list(found(seen)), seen.clashes) == (["Anna"], [])
+    assert [path.name for path in seen.cases[0].others] == ["dwi.nii.gz"]
+    assert seen.others == [tmp_path / "Bert/dwi.nii.gz"]
+
+
+def test_a_4d_file_beside_a_complete_case_is_no_case(tmp_path):
+    put_all(tmp_path / "Anna", ["t1.nii", "t1ce.nii", "t2.nii", "flair.nii"])
+    put(tmp_path / "Anna/perfusion.nii.gz", shape=(2, 2, 2, 4))
+    assert case_at(tmp_path / "Anna").id == "Anna"
+
+
+def test_more_volumes_in_images_tr_than_are_told_of_are_never_guessed(tmp_path):
+    put(tmp_path / "imagesTr/BRATS_001.nii.gz", shape=(2, 2, 2, 5))
+    with pytest.raises(CaseError, match=r"BRATS_001.nii.gz holds 5 volumes where 4 are due"):
+        find_cases(tmp_path)
+
+
+@pytest.mark.parametrize("names", [{"0": "a", "1": "b"}, {"1": "T1", "2": "T2"}, ["T1"], "T1"])
+@pytest.mark.parametrize("file", ["case_1_0000.nii.gz", "case_1.nii.gz"])
+def test_channels_that_are_not_understood_are_shown_and_never_guessed(tmp_path, names, file):
+    put(tmp_path / "imagesTr" / file, shape=(2, 2, 2, 4) if "_0000" not in file else (2, 2, 2))
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": names}))
+    with pytest.raises(CaseError, match=r"names its channels .* which are not understood"):
+        find_cases(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["my_tumour_mask_v2.nii.gz", "ADC.nii.gz", "t1.mgz", "seg.nrrd", "lesion.mha"]
+)
+def test_images_that_are_not_understood_are_kept_in_mind(tmp_path, name):
+    put_all(tmp_path / "X", ["X_t1.nii", "X_t2.nii"])
+    put(tmp_path / "X/temporary.nii").rename(tmp_path / f"X/X_{name}")
+    (case,) = survey(tmp_path).cases
+    assert case.others == (tmp_path / f"X/X_{name}",)
+    with pytest.raises(MissingModalityError, match=rf"not understood: X_{name}\)"):
+        case.require()
+
+
+def test_a_folder_without_cases_names_what_is_in_it(tmp_path):
+    put_all(tmp_path, ["a/T1_to_SRI.nii.gz", "a/C1_x.nii"])
+    with pytest.raises(NoCasesError, match=r"not understood: C1_x.nii, T1_to_SRI.nii.gz"):
+        find_cases(tmp_path)
+
+
+def test_of_two_label_maps_the_experts_is_used_and_two_alike_are_a_conflict(tmp_path):
+    put_all(tmp_path, ["a/X_t1.nii", "b/X_automated_approx_segm.nii", "c/X_segm.nii"])
+    assert survey(tmp_path).cases[0].label == tmp_path / "c/X_segm.nii"
+    put(tmp_path / "d/X_segm.nii.gz")
+    with pytest.raises(CaseError, match="X's label map was found in two places"):
+        find_cases(tmp_path)
+    put(tmp_path / "a/X_seg.nii")
+    put(tmp_path / "a/X_seg.nii.gz")
+    assert "case X has two label files" in str(survey(tmp_path).clashes[0])
+
+
+def test_a_mask_of_something_else_is_not_adopted(tmp_path):
+    seen = surveyed(tmp_path, "X/X_t1.nii", "X/X_ventricles_seg.nii")
+    assert seen.cases[0].label is None
+    assert seen.strays == [tmp_path / "X/X_ventricles_seg.nii"]
+
+
+def test_a_folder_that_may_not_be_read_is_skipped_with_a_warning(tmp_path, monkeypatch):
+    put_all(tmp_path, ["a/X_t1.nii", "lost+found/Y_t1.nii"])
+    scandir = os.scandir
+
+    def refused(path):
+        if Path(path).name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.warns(BratsWarning, match=r"lost\+found: Permission denied; it is skipped"):
+        assert list(found(survey(tmp_path))) == ["X"]
+    with pytest.raises(UnreadableFileError, match="Permission denied"):
+        survey(tmp_path / "lost+found")
+
+
+def test_links_to_themselves_are_left_out(tmp_path):
+    put(tmp_path / "a/X_t1.nii")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "a/b.nii").symlink_to("b.nii")
+    assert list(found(survey(tmp_path))) == ["X"]
+
+
+def test_many_links_are_listed_at_the_speed_of_folders(tmp_path):
+    for number in range(400):
+        folder = tmp_path / f"real/{number}"
+        folder.mkdir(parents=True)
+        (folder / f"X{number:04}_t1.nii").touch()
+        (tmp_path / "links").mkdir(exist_ok=True)
+        (tmp_path / f"links/{number}").symlink_to(folder)
+    started = time.process_time()
+    assert len(survey(tmp_path / "real").cases) == 400
+    folders = time.process_time() - started
+    assert len(survey(tmp_path / "links").cases) == 400
+    # Comparing each link with each other took 50 times as long.
+    assert time.process_time() - started < 10 * folders
+
+
+UNCLEAR = {"background": 0, "label_1": 1, "label_2": 2, "label_3": 3}
+
+
+@pytest.mark.parametrize("words", [UNCLEAR, {"background": 0, "ET": 1, "NCR": 2, "ED": 3}])
+def test_labels_that_dataset_json_names_unclearly_ask_for_the_scheme(tmp_path, words):
+    put_all(tmp_path / "imagesTr", [f"c_000{n}.nii.gz" for n in range(4)])
+    put(tmp_path / "labelsTr/c.nii.gz", value=3)
+    channels = {"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": channels, "labels": words}))
+    (case,) = find_cases(tmp_path)
+    counts = {"c": LabelCount({0: 1, 1: 1, 2: 1, 3: 1}, 1.0)}
+    with pytest.raises(LabelError, match=r"its dataset.json says '1 .*, which no label") as caught:
+        with_schemes([case], counts)
+    assert caught.value.hint.startswith("choose one with --labels: brats2015")
+    assert with_schemes([case], counts, SCHEMES["msd"])[0].scheme.name == "msd"
+
+
+def test_a_background_of_another_value_is_taken_as_0_with_a_warning(tmp_path):
+    for role in ("t1", "t1ce", "t2", "flair"):
+        data = np.full((6, 6, 6), -1000, np.int16)
+        data[2:4, 2:4, 2:4] = 7
+        nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / f"X_{role}.nii")
+    with pytest.warns(BratsWarning) as caught:
+        images = read_images(case_at(tmp_path))
+    assert [str(each.message) for each in caught] == [
+        f"{tmp_path}/X_{role}.nii: its background is -1000, taken as 0" for role in MODALITIES
+    ]
+    assert [(image.data.sum(), image.data.min()) for image in images] == [(56, 0)] * 4

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from brats_cli.core.data.naming import (
+    VISITS,
     case_id_of,
     lies_beside,
     naming_of,
@@ -88,6 +89,74 @@ def test_the_grid_settles_the_scheme_of_gliomas_only():
 def test_every_id_has_a_row():
     assert naming_of("x").name == "other"
     assert naming_of("line\nbreak").name == "other"
+
+
+# Names of public data sets (TCIA, Kaggle, BIDS, CaPTk), and what looks like them but is not.
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sub-01_T1w", ("sub-01", "t1")),
+        ("sub-01_ce-gadolinium_T1w", ("sub-01", "t1ce")),
+        ("sub-01_ses-2_acq-3d_ce-gd_run-1_T1w", ("sub-01_ses-2", "t1ce")),
+        ("sub-01_ses-2_acq-tse_T2w", ("sub-01_ses-2", "t2")),
+        ("sub-01_ce-gd_FLAIR", ("sub-01_ce-gd_FLAIR", "")),
+        ("sub-01_space-T1w_desc-manual_dseg", ("sub-01", "label")),
+        ("UCSF-PDGM-0004_tumor_segmentation", ("UCSF-PDGM-0004", "label")),
+        ("UCSF-PDGM-0004_brain_segmentation", ("UCSF-PDGM-0004_brain_segmentation", "")),
+        ("UCSF-PDGM-0004_brain_parenchyma_segmentation",
+         ("UCSF-PDGM-0004_brain_parenchyma_segmentation", "")),
+        ("UCSF-PDGM-0004_T1_bias", ("UCSF-PDGM-0004_T1_bias", "")),
+        ("RHUH-0001_0_segmentations", ("RHUH-0001_0", "label")),
+        ("PatientID_0003_Timepoint_1_brain_t1n", ("PatientID_0003_Timepoint_1", "t1")),
+        ("PatientID_0003_Timepoint_1_tumorMask", ("PatientID_0003_Timepoint_1", "label")),
+        ("UPENN-GBM-00001_11_T1GD", ("UPENN-GBM-00001_11", "t1ce")),
+        ("UPENN-GBM-00001_11_automated_approx_segm", ("UPENN-GBM-00001_11", "label")),
+        ("HGG147_Label", ("HGG147", "label")),
+        ("CT1", ("", "t1ce")),
+        ("T1CE_to_SRI_brain", ("", "t1ce")),
+        ("FL_to_SRI_brain", ("", "flair")),
+        ("T1_to_SRI", ("T1_to_SRI", "")),  # with the skull
+        ("C1_brain_mask", ("C1_brain_mask", "")),
+        ("C1_brain_seg", ("C1_brain_seg", "")),
+        ("C1_ground_truth", ("C1", "label")),
+    ],
+)  # fmt: skip
+def test_names_of_public_data_sets(name, expected):
+    assert parse_name(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("case_id", "patient", "naming"),
+    [
+        ("UCSF-PDGM-0315_FU003d", "UCSF-PDGM-0315", "UCSF-PDGM"),
+        ("RHUH-0001_2", "RHUH-0001", "RHUH-GBM"),
+        ("PatientID_0003_Timepoint_1", "PatientID_0003", "MU-Glioma-Post"),
+        ("Patient-001_week-000-2", "Patient-001", "LUMIERE"),
+        ("A_visit2", "A", VISITS),
+        ("glioma7-tp-03", "glioma7", VISITS),
+        ("X_week 12", "X", VISITS),
+        ("week-000", "week-000", "other"),  # no patient is left
+        ("setup_1", "setup_1", "other"),
+        ("case_12", "case_12", "other"),
+    ],
+)
+def test_patients_of_visits(case_id, patient, naming):
+    assert (patient_of(case_id), naming_of(case_id).name) == (patient, naming)
+
+
+@pytest.mark.parametrize(
+    ("path", "case_id"),
+    [
+        ("d/Patient-001/week-000/CT1.nii.gz", "Patient-001_week-000"),
+        ("d/Anna/scan/t1.nii.gz", "Anna"),
+        ("d/Anna/ses-2/anat/t1.nii.gz", "Anna_ses-2"),
+        ("d/X_flair.nii/00000057_brain_flair.nii", "X"),
+        ("d/X_seg.nii/00000057_final_seg.nii", "X"),
+        ("d/X.nii/other.nii", "other"),  # the folder's name is not that of a file of a case
+    ],
+)
+def test_folders_that_name_no_case_or_are_named_like_files(path, case_id):
+    assert case_id_of(Path("/") / path) == case_id
 
 
 @pytest.mark.parametrize(

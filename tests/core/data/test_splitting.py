@@ -7,11 +7,17 @@ import pytest
 from helpers import REAL, needs_real, write_case
 
 from brats_cli.core.data.cases import Case, find_cases
-from brats_cli.core.data.labels import SCHEMES
-from brats_cli.core.data.splitting import make_split, parse_ratios, select, split
+from brats_cli.core.data.labels import SCHEMES, write_labels
+from brats_cli.core.data.splitting import (
+    make_split,
+    parse_ratios,
+    select,
+    split,
+    with_patients,
+)
 from brats_cli.core.data.strata import table_strata, tumour_strata
-from brats_cli.core.errors import LabelError, SplitError, UnreadableFileError
-from brats_cli.core.images.nifti import LabelCount
+from brats_cli.core.errors import BratsWarning, LabelError, SplitError, UnreadableFileError
+from brats_cli.core.images.nifti import LabelCount, read_labels
 
 
 def visits(patients, *, several=0, start=0):
@@ -373,3 +379,76 @@ def test_the_real_cases_are_split_sensibly():
     assert [len(fold.train), len(fold.val), len(made.split.test)] == [8, 2, 2]
     assert sum("no ET" in stratum for stratum in made.strata.values()) == 2
     assert {case.id for case in find_cases(REAL / "cases")} == set(made.split.ids())
+
+
+# --- any ids, and few cases --------------------------------------------------------------------
+
+
+def named(*ids):
+    return [Case(case_id, case_id, {}, None, SCHEMES["brats2020"]) for case_id in ids]
+
+
+# DICOM UIDs, time stamps, and numbers in steps of a Fibonacci number, which the golden ratio's
+# multiples crowd together.
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [f"1.3.6.1.4.1.14519.5.2.1.3023.4017.24619983625988148305559663{n:05}" for n in range(40)],
+        [f"2019031512345{137 * n + 11:05}" for n in range(40)],
+        [f"P{144 * n}" for n in range(40)],
+        [f"P{2584 * n}" for n in range(40)],
+    ],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_ids_of_any_kind_have_a_test_part_near_the_ratio(ids, seed):
+    # 15 % of 40 are 6; no more than its square root off.
+    assert 4 <= len(assign(named(*ids), seed=seed).test) <= 8
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+@pytest.mark.parametrize("seed", range(10))
+def test_few_cases_leave_no_part_empty(count, seed):
+    split = assign(named(*(f"c{n}" for n in range(count))), seed=seed)
+    assert min(len(split.folds[0].train), len(split.folds[0].val), len(split.test)) >= 1
+    folds = assign(named(*(f"c{n}" for n in range(count))), seed=seed, folds=count - 1).folds
+    assert [len(fold.val) for fold in folds] == [1] * (count - 1)
+
+
+def test_patients_are_told_by_an_expression_or_a_table(tmp_path):
+    ids = ["site1_A_v1", "site1_A_v2", "site2_B_v1"]
+    cases = named(*ids)
+    assert [c.patient for c in with_patients(cases, r"site\d+")] == ["site1", "site1", "site2"]
+    assert [c.patient for c in with_patients(cases, r"(site\d)_(\w)")] == [
+        "site1_A", "site1_A", "site2_B"
+    ]  # fmt: skip
+    table = tmp_path / "t.csv"
+    table.write_text("id,who\n" + "".join(f"{i},{i[6]}\n" for i in ids))
+    assert [c.patient for c in with_patients(cases, f"{table}:who")] == ["A", "A", "B"]
+    with pytest.raises(SplitError, match=r"gives no patient for site2_B_v1") as caught:
+        with_patients(cases, "site1")
+    assert "--exclude" in caught.value.hint
+    with pytest.raises(SplitError, match=r"--patients \( is not a regular expression"):
+        with_patients(cases, "(")
+
+
+def test_names_that_look_like_visits_are_kept_together_with_a_warning(tmp_path):
+    for number, case_id in enumerate(f"{p}_visit{v}" for p in "ABCD" for v in (1, 2)):
+        labels = np.zeros((6, 6, 6), np.uint8)
+        labels[2, 2, : 2 + number % 3] = 1
+        labels[3, 3, 3:5] = 2, 4
+        write_case(tmp_path, case_id, labels, seed=number)
+    with pytest.warns(BratsWarning, match=r"4 patients seem to have several visits, such as A_v"):
+        made = split(tmp_path)
+    assert len(made.split.test) == 2
+    assert {case_id[0] for case_id in made.split.test}.isdisjoint(
+        case_id[0] for case_id in made.split.folds[0].train
+    )
+
+
+def test_predictions_are_never_an_experts_label_maps(data):
+    path = data / "BraTS-GLI-00003-000/BraTS-GLI-00003-000_seg.nii.gz"
+    volume = read_labels(path)
+    scheme = SCHEMES["brats2023"]
+    write_labels(path, volume.data, volume.grid, scheme, predicted=True, overwrite=True)
+    with pytest.raises(LabelError, match=r"00003-000_seg.nii.gz was made by brats predict"):
+        split(data)

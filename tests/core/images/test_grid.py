@@ -1,9 +1,12 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from helpers import volume
 
 from brats_cli.core.errors import BratsWarning, GridMismatchError
-from brats_cli.core.images.grid import Grid, bounding_box, require_same_grid
+from brats_cli.core.images.grid import Grid, bounding_box, on_one_grid, require_same_grid
 
 # Axes to left, posterior and superior, voxels of 1 x 2 x 3 mm.
 AFFINE = np.array([[-1.0, 0, 0, 5], [0, -2, 0, 7], [0, 0, 3, -9], [0, 0, 0, 1]])
@@ -98,3 +101,70 @@ def test_less_than_half_a_voxel_is_warned_about():
 def test_more_is_another_grid(other, difference):
     with pytest.raises(GridMismatchError, match=difference):
         require_same_grid([moved(), other])
+
+
+# --- label maps that were stored otherwise -----------------------------------------------------
+
+LABELS = np.zeros((5, 6, 7), np.uint8)
+LABELS[1:3, 2:5, 3:6] = np.arange(1, 19).reshape(2, 3, 3)
+
+
+def stored(take, turn=()):
+    """A crop of `LABELS`, with some axes reversed, and the affine that it then has."""
+    whole = volume(LABELS, AFFINE)
+    data, grid = LABELS[take], whole.grid.crop(take)
+    steps = np.eye(4)
+    for axis in turn:
+        data = np.flip(data, axis)
+        steps[axis, axis], steps[axis, 3] = -1, data.shape[axis] - 1
+    return volume(data, grid.affine @ steps)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        stored(np.s_[1:4, 1:6, 2:7]),
+        stored(np.s_[1:3, 2:5, 3:6]),
+        stored(np.s_[:, :, :], turn=(0,)),
+        stored(np.s_[0:4, 2:5, 3:7], turn=(0, 1, 2)),
+        volume(LABELS.transpose(2, 0, 1), AFFINE[:, [2, 0, 1, 3]]),
+    ],
+    ids=["cropped", "its box", "mirrored", "both", "axes in another order"],
+)
+def test_the_same_voxels_come_onto_one_grid_exactly(other):
+    whole = volume(LABELS, AFFINE)
+    for first, second in (on_one_grid(whole, other), on_one_grid(other, whole)[::-1]):
+        assert np.array_equal(first.data, second.data)
+        assert first.grid.distance_mm(second.grid) < 1e-9
+        assert np.array_equal(np.sort(first.data, axis=None)[-18:], np.arange(1, 19))
+
+
+def test_a_crop_that_would_lose_labels_is_padded_instead():
+    crop = stored(np.s_[1:2, 2:5, 3:6])
+    first, second = on_one_grid(crop, volume(LABELS, AFFINE))
+    assert first.shape == second.shape == LABELS.shape
+    assert np.array_equal(second.data, LABELS)
+
+
+@pytest.mark.parametrize("shift", [0.5, 0.4])
+def test_voxels_that_do_not_coincide_are_not_moved(shift):
+    affine = AFFINE.copy()
+    affine[0, 3] += shift + 2
+    with pytest.raises(GridMismatchError, match="corners"):
+        on_one_grid(volume(LABELS, AFFINE), volume(LABELS, affine, path=Path("b.nii")))
+
+
+@pytest.mark.parametrize("lost", [np.eye(4), AFFINE])
+def test_a_lost_header_is_named_and_nothing_is_resampled(lost):
+    one = volume(LABELS, AFFINE + np.diag([0, 0, 0, 0.0]), path=Path("t.nii"))
+    moved = lost.copy()
+    moved[0, 3] += 30 * (lost is AFFINE)
+    codes = (1, 1) if lost is not AFFINE else (0, 0)
+    grid = replace(volume(LABELS, moved).grid, codes=codes)
+    other = replace(volume(LABELS, moved, path=Path("p.nii")), grid=grid)
+    with pytest.raises(GridMismatchError) as caught:
+        require_same_grid([one, other])
+    assert caught.value.hint == (
+        "p.nii lost its header (its affine is the identity, or has no code): if its voxels are "
+        "those of t.nii, copy the affine of that; do not resample"
+    )

@@ -393,3 +393,22 @@ def test_an_image_of_another_shape_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="does not fit the grid"):
         write_image(tmp_path / "a.nii", RAMP, Grid((4, 3, 2), AFFINE))
     assert not (tmp_path / "a.nii").exists()
+
+
+@pytest.mark.parametrize(
+    ("offset", "kind", "values"),
+    [
+        (252, "i2", (-32768,)),  # qform_code
+        (252, "i2", (1792, 9)),  # and sform_code
+        (80, "f4", (np.nan,)),  # pixdim, so that the qform is not finite
+        (84, "f4", (0.0,)),  # or flat
+    ],
+)
+def test_what_can_be_read_can_be_written_on_its_grid(tmp_path, offset, kind, values):
+    content = bytearray(nib.Nifti1Image(np.ones((4, 5, 6), np.uint8), AFFINE).to_bytes())
+    new = np.array(values, f"<{kind}").tobytes()
+    content[offset : offset + len(new)] = new
+    (tmp_path / "a.nii").write_bytes(content)
+    volume = read_labels(tmp_path / "a.nii")
+    write_image(tmp_path / "b.nii", volume.data, volume.grid)
+    assert np.array_equal(read_labels(tmp_path / "b.nii").affine, volume.affine)

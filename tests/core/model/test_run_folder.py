@@ -113,3 +113,9 @@ def test_finding_a_run_needs_neither_torch_nor_the_training():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path):
+    run = RunFolder(tmp_path / "runs/2026-11-26_12-00-00")
+    made = [run.fresh().folder.name for _ in range(3)]
+    assert made == [run.folder.name, f"{run.folder.name}-2", f"{run.folder.name}-3"]

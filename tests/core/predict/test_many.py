@@ -238,9 +238,21 @@ def test_the_next_is_loaded_and_the_last_finished_while_one_is_computed():
     assert list(overlapped([1, 2, 3], load, compute, finish)) == [-1, -2, -3]
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_few_items_are_done_as_well(count):
-    assert list(overlapped(range(count), str, str.upper, int)) == list(range(count))
+@pytest.mark.parametrize("loaders", [1, 2])
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_few_items_are_done_as_well(count, loaders):
+    done = overlapped(range(count), str, str.upper, int, loaders=loaders)
+    assert list(done) == list(range(count))
+
+
+def test_two_loaders_load_at_the_same_time():
+    both = threading.Barrier(2)
+
+    def load(item):
+        both.wait(timeout=20)  # for the other
+        return item
+
+    assert list(overlapped([1, 2], load, str, int, loaders=2)) == [1, 2]
 
 
 @pytest.mark.parametrize("stage", ["load", "compute", "finish"])

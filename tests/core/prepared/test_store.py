@@ -557,3 +557,17 @@ def test_a_real_case_takes_the_size_that_was_estimated(store):
     found = store.open(case)
     # Its label map holds 7,269, 75,825 and 62,753 voxels of 1, 2 and 4: 1, 2 and 3 in 2023.
     assert np.bincount(found.labels[:].ravel())[1:].tolist() == [7269, 75825, 62753]
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "centres"])
+@pytest.mark.parametrize("place", [0.05, 0.5, 0.98])
+def test_a_flipped_bit_is_noticed_and_the_case_prepared_again(store, case, name, place):
+    stored(store, [case])
+    path = store.folder / places(store)[0] / f"{name}.b2nd"
+    whole = path.read_bytes()
+    spoilt = bytearray(whole)
+    spoilt[int(place * len(whole))] ^= 1
+    path.write_bytes(spoilt)
+    assert [each.id for each in store.plan([case]).missing] == [case.id]
+    assert stored(store, [case]) == [case.id]
+    assert path.read_bytes() == whole

@@ -12,12 +12,14 @@ from brats_cli.core.data.splits import Fold, Split
 from brats_cli.core.errors import OutputError
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import UNetConfig
+from brats_cli.core.model.network import UNet3D
 from brats_cli.core.train.config import TrainConfig, load_config
 from brats_cli.core.train.figures import Preview
 from brats_cli.core.train.run_record import COLUMNS, Board, RunRecord
 from brats_cli.core.train.training import Epoch
 
 CONFIG = TrainConfig(patch_size=8, network=UNetConfig(channels=1, levels=2))
+WEIGHTS = UNet3D(CONFIG.network, in_channels=4, out_channels=3).state_dict()
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +36,7 @@ def epoch(number, dice=0.5, *, is_best=True):
     """An epoch as `train` yields it; `dice` is that of every region, or None."""
     scores = None if dice is None else dict.fromkeys(("WT", "TC", "ET"), dice)
     checkpoint = Checkpoint(
-        weights={"w": torch.full((2,), float(number))},
+        weights={name: torch.full_like(value, number) for name, value in WEIGHTS.items()},
         config=CONFIG.model_dump(mode="json"),
         labels="brats2023",
         epoch=number,

@@ -1,11 +1,14 @@
 import json
+import pickle
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers import launched
 
+from brats_cli.core.compute.distributed import ALONE, Group
 from brats_cli.core.compute.machine import available_cpus
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import CheckpointError
@@ -21,6 +24,7 @@ from brats_cli.core.train.training import (
     Progress,
     StepDone,
     TrainingError,
+    evenly,
     train,
     validate,
     worker_count,
@@ -401,6 +405,7 @@ def test_without_a_compiler_the_way_out_is_told(cases, monkeypatch):
         {"schedule": "poly", "optimizer": "sgd", "clip_norm": 1.0},
         {"schedule": "cosine", "warmup_epochs": 3, "optimizer": "adamw", "weight_decay": 0.1},
         {"ema_decay": 0.9, "accumulate": 2},
+        {"network": UNetConfig(channels=2, levels=2, dropout=0.3)},
     ],
 )
 def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(cases, tmp_path, settings):
@@ -523,10 +528,30 @@ def test_a_network_of_other_modalities_cannot_be_resumed(cases):
 # --- workers -----------------------------------------------------------------------------------
 
 
-def test_workers_are_as_configured_or_one_less_than_there_are_cpus():
-    assert worker_count(tiny(workers=3)) == 3
-    assert worker_count(tiny(workers=0)) == 0
-    assert worker_count(tiny(workers=None)) == min(MOST_WORKERS, available_cpus() - 1)
+def test_workers_are_as_configured_or_one_less_than_there_are_cpus(monkeypatch):
+    assert worker_count(tiny(workers=3), ALONE) == 3
+    assert worker_count(tiny(workers=0), ALONE) == 0
+    assert worker_count(tiny(workers=None), ALONE) == min(MOST_WORKERS, available_cpus() - 1)
+    # Four processes of one machine divide its 18 CPUs; at times there are too few.
+    monkeypatch.setattr(training, "available_cpus", lambda: 18)
+    assert worker_count(tiny(workers=None), Group(1, 8, 1, local_size=4)) == 18 // 4 - 1
+    assert worker_count(tiny(workers=None), Group(1, 32, 1, local_size=32)) == 0
+
+
+def test_a_validation_takes_some_cases_spread_evenly():
+    # Of 10 at most 3: every fourth.
+    assert evenly("abcdefghij", 3) == "aei"
+    assert evenly("abcdefghij", 5) == "acegi"
+    assert evenly("abc", 3) == evenly("abc", None) == "abc"
+
+
+def test_what_a_validation_takes_is_what_it_scores(cases):
+    seen = []
+    config = tiny(epochs=1, validate_cases=1)
+    for event in train(config, cases, [*cases, *cases], BRATS2023, CPU):
+        if isinstance(event, CaseValidated):
+            seen.append(event.case_id)
+    assert seen == ["case0"]
 
 
 @pytest.mark.gpu
@@ -542,3 +567,38 @@ def test_a_gpu_learns_a_simple_tumour_in_half_precision(cases):
     )
     *_, epoch = train(config, cases, cases[:1], BRATS2023, torch.device("cuda"))
     assert epoch.dice["WT"] > 0.9
+
+
+# --- two processes -----------------------------------------------------------------------------
+
+TOGETHER = """
+import pickle
+import torch
+from brats_cli.core.compute.distributed import Group
+from brats_cli.core.data.labels import SCHEMES
+from brats_cli.core.train import training
+
+config, cases = pickle.loads((folder / "work").read_bytes())
+group, cpu = Group.from_environment(), torch.device("cpu")
+segmenter, seen = training.Segmenter, []
+def spy(**settings):
+    seen.append({name: value.clone() for name, value in settings["network"].state_dict().items()})
+    return segmenter(**settings)
+training.Segmenter = spy
+with group.joined(cpu):
+    for _ in training.train(config, cases, cases, SCHEMES["brats2023"], cpu, group=group):
+        pass
+torch.save(seen, folder / f"{group.rank}.pt")
+"""
+
+
+def test_two_processes_validate_one_network(cases, tmp_path):
+    # Each has seen other patches, so that its own statistics differ by tenths; accumulating, it
+    # shares its gradients with the second batch alone.
+    config = tiny(epochs=1, steps_per_epoch=3, ema_decay=0.9, accumulate=2)
+    (tmp_path / "work").write_bytes(pickle.dumps((config, cases)))
+    with launched(TOGETHER, tmp_path) as running:
+        _, stderr = running.communicate(timeout=240)
+    assert (running.returncode, stderr) == (0, "")
+    (first,), (second,) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert_same_weights(first, second)

@@ -423,7 +423,7 @@ def _skull(images: Mapping[str, Volume]) -> Iterator[Finding]:
             voxel_mm3 = volume.grid.in_millimetres().voxel_mm3
             signs = signs_of_skull(volume.data, voxel_mm3, is_t1=role in ("t1", "t1ce"))
             if signs:
-                message = f"{signs}: is the skull still on?"
+                message = f"{signs}: was the skull not removed?"
                 yield Finding(WARNING, "skull", message, volume.path)
                 return  # the others are of the same head
 

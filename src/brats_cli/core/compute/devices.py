@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -59,10 +61,13 @@ def _require(device: torch.device) -> None:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            found = f"CUDA devices found: {count}"
+            shown = os.environ.get("CUDA_VISIBLE_DEVICES")
             raise DeviceError(
-                f"this machine has no GPU {device.index or 0} ({found})",
-                hint="use --device cpu, or check the driver with nvidia-smi",
+                f"this machine has no GPU {device.index or 0} (CUDA devices found: {count})",
+                hint="use --device cpu, or check the driver with nvidia-smi"
+                if shown is None
+                else f"CUDA_VISIBLE_DEVICES={shown} hides the others, and --gpu counts from 0 "
+                "those it shows",
             )
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
@@ -84,14 +89,18 @@ def arithmetic(device: torch.device, precision: str) -> torch.dtype:
     """The type that `precision` means on a device.
 
     `auto` is bfloat16 where the device computes it natively: there it is several times as fast,
-    and the network's logits agree with float32 to the second decimal.
+    and the network's logits agree with float32 to the second decimal. NVIDIA's GPUs do so from
+    Ampere (capability 8); Volta and Turing (7) compute float16 as fast, and older ones neither.
     """
     if precision != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
             precision
         ]
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        generation, _ = torch.cuda.get_device_capability(device)
+        if generation == 7:
+            return torch.float16
+        native = generation >= 8
     else:
         native = device.type == "cpu" and "avx512_bf16" in _cpu_flags()
     return torch.bfloat16 if native else torch.float32
@@ -104,14 +113,39 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype)
 
 
+@contextmanager
+def searching_kernels(device: torch.device) -> Iterator[None]:
+    """Let cuDNN try its algorithms for each new shape, and keep the fastest.
+
+    For work that has one shape: it takes seconds, once. Brains differ in theirs.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A small tensor of the CPU on a device, without waiting for the work that is queued there."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def peak_memory(device: torch.device) -> int:
     """The most bytes this process has held: of a GPU's memory, else of the machine's.
 
-    Other processes, such as those that read patches, are not counted; what they share with this
-    one is. 0 where the system does not report it (Windows).
+    Of a GPU's, what PyTorch has taken from it, as nvidia-smi shows it less the CUDA context. Of
+    the machine's, other processes, such as those that read patches, are not counted; what they
+    share with this one is. 0 where the system does not say (Windows).
     """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     if sys.platform == "win32":
         return 0
     import resource
@@ -120,11 +154,55 @@ def peak_memory(device: torch.device) -> int:
     return most if sys.platform == "darwin" else most * 1024  # elsewhere, it counts in KiB
 
 
+def restart_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` of a GPU count from now on, and not from what ran before."""
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # else there are no numbers to reset
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def memory_for_network(device: torch.device, *, beside: int = 0) -> int:
     """Bytes that one pass of a network may take, `beside` others that come or came with it."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * 0.8) - beside
+        # What PyTorch keeps of freed memory is taken to the driver, and free to PyTorch.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int((torch.cuda.mem_get_info(device)[0] + kept) * 0.8) - beside
     return min(CPU_BYTES, int(free_memory() * 0.6)) - beside
+
+
+def memory_text(device: torch.device) -> str:
+    """A device's memory, as an error names it."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return f"the {total / 1e9:.0f} GB of {device}"
+    return f"the memory of {'this machine' if device.type == 'cpu' else device.type}"
+
+
+def release_cached_memory(device: torch.device) -> None:
+    """Give the driver back what PyTorch keeps of a GPU's freed memory, which comes in pieces."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+# Only CUDA's allocator has a class of its own for it; these are the words of the CPU's, of Apple's
+# and of NVIDIA's libraries, which ask for memory themselves.
+_OUT_OF_MEMORY = (
+    "out of memory",  # also "MPS backend out of memory"
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute",  # cuDNN's, where no workspace is left
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in _OUT_OF_MEMORY)
 
 
 def _cpu_flags() -> str:

@@ -7,8 +7,9 @@ import multiprocessing
 import os
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import connection
@@ -93,6 +94,17 @@ def in_threads(task: Callable[[Item], Outcome], items: Sequence[Item]) -> Iterat
         yield from pool.map(task, items)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def one_ahead(task: Callable[[Item], Outcome], items: Sequence[Item]) -> Iterator[Outcome]:
+    """`task` of each of `items`, in their order, the next in a thread while the last is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming: deque[Future[Outcome]] = deque()
+        for number in range(len(items) + 1):
+            if number < len(items):  # an item of a store is opened in the thread, too
+                coming.append(pool.submit(lambda place: task(items[place]), number))
+            if number:
+                yield coming.popleft().result()
 
 
 Send = Callable[[Any], None]

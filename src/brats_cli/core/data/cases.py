@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..compute.processes import in_threads
 from ..errors import (
     BratsError,
     BratsWarning,
@@ -273,7 +274,7 @@ def read_images(case: Case, modalities: Sequence[str] = MODALITIES) -> list[Volu
     if len({file.path for file in files}) == 1:
         volumes = read_channels(files[0].path, [file.channel for file in files])
     else:
-        volumes = [read_image(file.path, file.channel) for file in files]
+        volumes = list(in_threads(lambda file: read_image(file.path, file.channel), files))
         require_same_grid(volumes)
     found = [replace(on_zero(volume), grid=volumes[0].grid) for volume in volumes]
     for before, after in zip(volumes, found, strict=True):

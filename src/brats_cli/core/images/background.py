@@ -69,7 +69,7 @@ def signs_of_skull(image: Array, voxel_mm3: float, *, is_t1: bool) -> str:
         return ""
     share = np.count_nonzero(inside) / inside.size
     if share > 0.99:
-        return "hardly any voxel is 0"
+        return "almost no voxel is 0"
     litres = share * inside.size * voxel_mm3 / 1e6
     if litres * 1e6 > _MOST_BRAIN_MM3:
         return f"{litres:.1f} litres are not 0, and a brain has 1 to 2"

@@ -468,9 +468,11 @@ def write_image(
     to_file = np.diag([1 / grid.unit_mm] * 3 + [1.0])
     affine = to_file @ grid.affine
     image = nib.Nifti1Image(data, affine)
-    sform, qform = grid.codes
+    # Codes that NIfTI does not have mean a place, if they are above 0.
+    sform, qform = (code if 0 <= code <= 5 else int(code > 0) for code in grid.codes)
     image.set_sform(affine, sform)
-    image.set_qform(affine if grid.qform is None else to_file @ grid.qform, qform)
+    has_qform = grid.qform is not None and replace(grid, affine=grid.qform).is_usable
+    image.set_qform(to_file @ grid.qform if has_qform else affine, qform)
     image.header["xyzt_units"] = grid.units
     image.header["descrip"] = note.encode()
     if step != 1:

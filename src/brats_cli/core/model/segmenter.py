@@ -55,13 +55,13 @@ class Segmenter:
             on_share: Called after each batch of windows with its share of the work.
 
         Returns:
-            (R, X, Y, Z) float32 on the CPU.
+            (R, X, Y, Z) float32, on `device` if it has the memory, else on the CPU.
 
         Raises:
             DeviceError: If not even a small window fits into the device's memory.
         """
         if not isinstance(images, torch.Tensor):
-            images = torch.from_numpy(np.array(images))
+            images = torch.from_numpy(np.asarray(images))
         if self.sliding:
             return sliding.probabilities(
                 self.network,

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from ..compute.devices import autocast
+from ..compute.devices import autocast, is_out_of_memory
 from ..errors import CheckpointError, DeviceError
 from ..images.grid import times
 from .network import Network, in_two_parts
@@ -150,6 +150,7 @@ def probabilities(
             compute something else.
     """
     outputs, to_regions = in_two_parts(network)
+    images = images.cpu()  # which has the memory for a full field of view and its sums
     padded, inside = _padded(images, sliding.window)
     share = sliding.overlap if overlap is None else overlap
     starts = [sliding.starts(side, axis, share) for axis, side in enumerate(padded.shape[1:])]
@@ -162,7 +163,9 @@ def probabilities(
         read = torch.stack([padded[(slice(None), *box)] for box in boxes]).to(device, torch.float32)
         try:
             found = _flipped(outputs, read, sliding.mirrors if tta else ((),), device, dtype).cpu()
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise DeviceError(
                 f"{device} has no memory for a window of {times(sliding.window)} voxels of this "
                 "network, which needs just that",

@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..compute.devices import autocast, memory_for_network
+from ..compute.devices import (
+    autocast,
+    is_out_of_memory,
+    memory_for_network,
+    release_cached_memory,
+    sent,
+)
 from ..data.labels import REGIONS
 from ..errors import DeviceError
 from .config import UNetConfig
@@ -77,30 +83,42 @@ def probabilities(
         on_share: Called after each batch of windows with its share of the work.
 
     Returns:
-        (R, X, Y, Z) float32 on the CPU.
+        (R, X, Y, Z) float32, on `device` if it has the memory, else on the CPU.
 
     Raises:
         DeviceError: If not even a small window fits into the device's memory.
     """
     if overlap is None:
         overlap = OVERLAP_OF_PATCHES if network.config.depends_on_window else OVERLAP
-    sums = 4 * len(REGIONS) * images[0].numel()
     passes = _Passes(
         network,
         device,
         dtype,
-        window=_window(network, images, patch_size, device, dtype, batch_windows, sums),
+        window=_window(network, images, patch_size, device, dtype, batch_windows),
         overlap=overlap,
         at_once=batch_windows,
-        home=device if sums < memory_for_network(device) // 4 else CPU,
+        home=home_of(images, device),
     )
     while True:
         try:
-            return passes.over(images, on_share).cpu()
-        except torch.OutOfMemoryError as error:
+            return passes.over(images, on_share)
+        except (RuntimeError, MemoryError) as error:
             # The estimate was too low, or another program took the memory meanwhile.
-            passes = passes.smaller(error)
-            torch.cuda.empty_cache()
+            if not is_out_of_memory(error):
+                raise
+        # Not before the error, which holds what the failed pass computed, is gone.
+        passes = passes.smaller()
+        release_cached_memory(device)
+
+
+def home_of(images: torch.Tensor, device: torch.device) -> torch.device:
+    """Where a case (C, X, Y, Z) and its probabilities lie: `device` if they take little of it."""
+    return device if _bytes_of(images) < memory_for_network(device) // 4 else CPU
+
+
+def _bytes_of(images: torch.Tensor) -> int:
+    """What a case (C, X, Y, Z) and the probabilities of its voxels take in float32."""
+    return 4 * (images.numel() + len(REGIONS) * images[0].numel())
 
 
 def _window(
@@ -110,7 +128,6 @@ def _window(
     device: torch.device,
     dtype: torch.dtype,
     at_once: int,
-    sums: int,
 ) -> tuple[int, ...]:
     """Size of the windows that a case is best computed in."""
     size = tuple(images.shape[1:])
@@ -120,9 +137,7 @@ def _window(
         return tuple(min(edge, side) for side in size)
     if not config.margin:
         size = tuple(even_window(length, patch_size) for length in size)
-    # A large volume's own images and sums lie in the memory that a CPU computes in.
-    beside = sums + (4 * images.numel() if device.type == "cpu" else 0)
-    room = memory_for_network(device, beside=beside)
+    room = memory_for_network(device, beside=_bytes_of(images))
     return largest_window(network, size, room // at_once, dtype)
 
 
@@ -137,7 +152,7 @@ class _Passes:
         window: Size of a window.
         overlap: Least share that neighbours have in common.
         at_once: Windows computed together.
-        home: Where the windows are added up.
+        home: Where the case lies, and the windows are added up.
     """
 
     network: Network
@@ -151,9 +166,10 @@ class _Passes:
     def over(self, images: torch.Tensor, on_share: Callable[[float], None]) -> torch.Tensor:
         """Probabilities (R, X, Y, Z) of all of `images` (C, X, Y, Z)."""
         size = tuple(images.shape[1:])
+        images = images.to(self.home)  # once, and as they are: float16 of a store stays that
         blends = [
-            blending(length, side, window_starts(length, side, overlap=self.overlap))
-            for length, side in zip(size, self.window, strict=True)
+            {start: sent(weights, self.home) for start, weights in of_axis.items()}
+            for of_axis in self._blends(size)
         ]
         corners = list(product(*blends))
         total = None
@@ -168,6 +184,13 @@ class _Passes:
                 _add(total, window.to(self.home), corner, blends)
         assert total is not None
         return total
+
+    def _blends(self, size: tuple[int, ...]) -> list[dict[int, torch.Tensor]]:
+        """Of each axis, the weights of the windows that start at a voxel."""
+        return [
+            blending(length, side, window_starts(length, side, overlap=self.overlap))
+            for length, side in zip(size, self.window, strict=True)
+        ]
 
     def run(self, images: torch.Tensor, corners: Sequence[Sequence[int]]) -> torch.Tensor:
         """Probabilities (B, R, *window) of the windows at `corners`."""
@@ -194,22 +217,26 @@ class _Passes:
             padding = [max(-first, 0), max(last - length, 0), *padding]
         return F.pad(images[(slice(None), *box)].to(self.device, torch.float32), padding)
 
-    def smaller(self, error: torch.OutOfMemoryError) -> _Passes:
+    def smaller(self) -> _Passes:
         """The same in less memory.
 
         Raises:
             DeviceError: If there is no less, or windows of another size compute something else.
         """
-        if self.at_once > 1 or self.home != CPU:
-            return replace(self, at_once=1, home=CPU)
-        window = _halved(self.window, self.network.config.multiple)
-        if window == self.window or self.network.config.depends_on_window:
+        if self.at_once > 1:
+            return replace(self, at_once=1)
+        window = self.window
+        if not self.network.config.depends_on_window:
+            window = _halved(window, self.network.config.multiple)
+        if window == self.window and self.home == CPU:
             raise DeviceError(
                 f"{self.device} has no memory for {' x '.join(map(str, self.window))} voxels "
                 f"of a network of {self.network.config.channels} channels",
-                hint="free memory there (see nvidia-smi), or use --device cpu",
-            ) from error
-        return replace(self, window=window)
+                hint="end other programs, or use a larger machine"
+                if self.device == CPU
+                else "free memory there (see nvidia-smi), or use --device cpu",
+            )
+        return replace(self, window=window, home=CPU)
 
 
 def even_window(length: int, edge: int) -> int:
@@ -241,7 +268,7 @@ def largest_window(
 ) -> tuple[int, ...]:
     """`size`, its longest edges halved until one pass over it fits into `budget` bytes."""
     config = network.config
-    voxel = config.channels * _LIVE_MAPS * (2 if dtype == torch.bfloat16 else 4)
+    voxel = config.channels * _LIVE_MAPS * dtype.itemsize
     window = tuple(size)
     while voxel * int(np.prod([side + sum(around(config, side)) for side in window])) > budget:
         smaller = _halved(window, config.multiple)
@@ -295,7 +322,7 @@ def _add(
     box = []
     for axis, (start, blend) in enumerate(zip(corner, blends, strict=True)):
         shape = [-1 if other == axis else 1 for other in range(3)]
-        found = found * blend[start].to(found.device).reshape(shape)
+        found = found * blend[start].reshape(shape)
         box.append(slice(start, start + found.shape[axis + 1]))
     total[(slice(None), *box)] += found
 

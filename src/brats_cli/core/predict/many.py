@@ -38,6 +38,9 @@ Outcome = TypeVar("Outcome")
 
 FORMAT = "brats-predictions/1"
 
+# A GPU takes 0.1 s for a case, which takes several times that to be unzipped and prepared.
+_LOADERS_OF_A_GPU = 2
+
 MANIFEST = "predictions.jsonl"
 """File in a folder of predictions with one line per prediction, in the order they were made; if a
 case has several lines, the last one is valid."""
@@ -334,7 +337,8 @@ class Batch:
         self, predictor: Predictor, jobs: Sequence[Job], on_share: Share
     ) -> Iterator[Prediction | BratsError]:
         stages = _Stages(self, predictor, on_share)
-        return overlapped(jobs, stages.load, stages.compute, stages.finish)
+        loaders = _LOADERS_OF_A_GPU if predictor.device.type == "cuda" else 1
+        return overlapped(jobs, stages.load, stages.compute, stages.finish, loaders=loaders)
 
 
 @dataclass(frozen=True)
@@ -450,17 +454,21 @@ def overlapped(
     load: Callable[[Item], Input],
     compute: Callable[[Input], Answer],
     finish: Callable[[Answer], Outcome],
+    *,
+    loaders: int = 1,
 ) -> Iterator[Outcome | BratsError]:
     """`finish(compute(load(item)))` of each item in order, or the error of an item that failed.
 
-    While one item is computed, in this thread, the next is loaded and the previous one finished.
+    While one item is computed, in this thread, the next `loaders` are loaded and the previous one
+    finished.
     """
-    with ThreadPoolExecutor(1) as loading, ThreadPoolExecutor(1) as finishing:
-        coming = deque(loading.submit(load, item) for item in items[:1])
+    with ThreadPoolExecutor(loaders) as loading, ThreadPoolExecutor(1) as finishing:
+        coming = deque(loading.submit(load, item) for item in items[:loaders])
         leaving: deque[Future[Outcome]] = deque()
         for number in range(len(items)):
             loaded = coming.popleft()
-            coming.extend(loading.submit(load, item) for item in items[number + 1 : number + 2])
+            behind = number + loaders
+            coming.extend(loading.submit(load, item) for item in items[behind : behind + 1])
             try:
                 leaving.append(finishing.submit(finish, compute(loaded.result())))
             except (BratsError, MemoryError) as error:

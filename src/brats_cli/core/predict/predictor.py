@@ -23,8 +23,9 @@ from ..images.grid import Grid, Volume, times
 from ..images.nifti import shape_on_disk, stem, write_image
 from ..model.checkpoint import Checkpoint
 from ..model.decision import Decision
+from ..model.network import on_device
 from ..model.segmenter import Segmenter
-from ..model.windows import MIRRORS, fused
+from ..model.windows import MIRRORS, fused, home_of
 from ..prepared.preparation import to_native
 from ..prepared.recipe import prepare_by
 
@@ -128,10 +129,15 @@ class Samples:
             self.mean = found
             self.squares = torch.zeros_like(found) if spread else None
             return
-        off = found - self.mean
+        off = found.to(self.mean.device) - self.mean  # as the device may run out of memory
         self.mean += off / self.count
         if spread:
-            self.squares += off * (found - self.mean)
+            self.squares += off * (found.to(self.mean.device) - self.mean)
+
+    def on_cpu(self) -> Samples:
+        """The same in the machine's memory."""
+        squares = None if self.squares is None else self.squares.cpu()
+        return Samples(self.count, self.mean.cpu(), squares)
 
     def uncertainty(self) -> Array:
         """Uncertainty by region, 0 (certain) to 100 as in QU-BraTS: (R, X, Y, Z) float32.
@@ -220,6 +226,8 @@ class Predictor:
         config: PredictConfig | None = None,
     ) -> None:
         keep_freed_memory()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         self.checkpoints = tuple(checkpoints)
         self.device = device
         self.config = config or PredictConfig()
@@ -284,6 +292,7 @@ class Predictor:
             on_share: Called with the fraction of the work done since the last call.
         """
         images = torch.from_numpy(loaded.images)
+        images = images.to(home_of(images, self.device))  # once, for all flips and networks
         # Where the windows have a rule of their own, each is flipped on its own.
         flips = [
             MIRRORS if self.config.tta and not each.sliding else MIRRORS[:1]
@@ -300,7 +309,7 @@ class Predictor:
                 )
                 found = found.flip(axes) if axes else found
                 samples.add(found, spread=self.config.uncertainty and passes > 1)
-        return samples
+        return samples.on_cpu()
 
     def decode(self, loaded: Loaded, samples: Samples) -> Segmentation:
         """Labels, and the maps requested, on the case's own grid.
@@ -367,7 +376,7 @@ class Predictor:
 
     def _on_device(self, checkpoint: Checkpoint) -> Segmenter:
         return Segmenter(
-            network=fused(checkpoint.network()).to(self.device),
+            network=on_device(fused(checkpoint.network()), self.device),
             device=self.device,
             dtype=arithmetic(self.device, checkpoint.precision),
             patch_size=checkpoint.patch_size,
@@ -439,8 +448,8 @@ def _warn_of_skull(case: Case, images: Mapping[str, Volume]) -> None:
         is_t1 = modality in ("t1", "t1ce")
         if signs := signs_of_skull(volume.data, volume.grid.voxel_mm3, is_t1=is_t1):
             warnings.warn(
-                f"case {case.id}: {signs} in {modality}; is the skull still on? The networks know "
-                "brains without it",
+                f"case {case.id}: {signs} in {modality}: was the skull not removed? The networks "
+                "know brains alone",
                 BratsWarning,
                 stacklevel=2,
             )

@@ -91,9 +91,9 @@ def brain_of(images: Sequence[Array]) -> npt.NDArray[np.bool_]:
     """
     found = _anything(images)
     signal, bright = np.zeros((2, *found.shape), dtype=bool)
-    for image in images:
-        ends = 100 - CLIP_PERCENTILE, CLIP_PERCENTILE
-        low, high = np.percentile(image[found], ends)
+    ends = 100 - CLIP_PERCENTILE, CLIP_PERCENTILE
+    ranges = in_threads(lambda image: np.percentile(image[found], ends), images)
+    for image, (low, high) in zip(images, ranges, strict=True):
         if low < -_DIM * high:
             return found
         signal |= image > _RIPPLE * high
@@ -177,11 +177,14 @@ def _anything(images: Sequence[Array]) -> npt.NDArray[np.bool_]:
 
 def _z_scores(images: Sequence[Array], brain: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     scores = np.zeros((len(images), *brain.shape), dtype=np.float32)
-    for image, score in zip(images, scores, strict=True):
-        inside = image[brain].astype(np.float32)
+
+    def score(number: int) -> None:
+        inside = images[number][brain].astype(np.float32)
         inside = np.minimum(inside, np.percentile(inside, CLIP_PERCENTILE))
         spread = float(inside.std())
-        score[brain] = (inside - inside.mean()) / (spread if spread > 0 else 1.0)
+        scores[number][brain] = (inside - inside.mean()) / (spread if spread > 0 else 1.0)
+
+    list(in_threads(score, range(len(images))))
     return scores
 
 

@@ -21,10 +21,11 @@ import json
 import os
 import re
 import shutil
+import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -117,9 +118,17 @@ class StoredCase:
     """
 
     id: str
-    images: PackedArray
-    labels: PackedArray
+    images: PackedArray | npt.NDArray[np.float16]
+    labels: PackedArray | npt.NDArray[np.uint8]
     centres: Mapping[str, npt.NDArray[np.int16]]
+
+    def read(self) -> StoredCase:
+        """The same with its arrays in memory.
+
+        Raises:
+            UnreadableFileError: If it is damaged.
+        """
+        return replace(self, images=np.asarray(self.images), labels=np.asarray(self.labels))
 
     def masks(self, scheme: LabelScheme) -> npt.NDArray[np.bool_]:
         """The masks of WT, TC and ET as the expert drew them, (3, X, Y, Z)."""
@@ -343,9 +352,10 @@ def _damaged(path: Path) -> UnreadableFileError:
 
 def _write(place: Path, files: Mapping[str, bytes]) -> None:
     """Make the folder of a case, whole or not at all."""
-    partial = place.with_name(f".{os.getpid()}.partial.{place.name}")
+    # Not by the process's number: another machine that shares the store may have the same.
+    partial = place.with_name(f".{uuid.uuid4().hex}.partial.{place.name}")
     try:
-        partial.mkdir(parents=True, exist_ok=True)  # one that was killed may have left it
+        partial.mkdir(parents=True)
         for name, content in files.items():
             (partial / name).write_bytes(content)
         sums = {name: zlib.crc32(content) for name, content in files.items()}

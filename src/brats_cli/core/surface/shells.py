@@ -6,6 +6,7 @@ A shell is a connected piece of a surface; a cavity is a shell that encloses les
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -83,11 +84,9 @@ def enclosing(
     middle = vertices.mean(axis=0, dtype=np.float64)
     points = np.ascontiguousarray((vertices - middle).T)
     shells = replace(shells, centres=shells.centres - middle)
-    points = _centred(points, faces, shells, steps, longest, off_centre)
+    points, corners, crosses = _centred(points, faces, shells, steps, longest, off_centre)
     of_face, volumes = shells.of[faces[:, 0]], shells.volumes
     for _ in range(_MOST_ROUNDS):
-        corners = corners_of(points, faces)
-        crosses = crosses_of(corners)
         held = np.bincount(of_face, dot(corners[0], crosses), len(volumes)) / 6
         if (np.abs(volumes - held) <= 1e-6 * np.abs(volumes)).all():
             break
@@ -98,6 +97,8 @@ def enclosing(
         points = points + directions * distance[shells.of]
         if (np.abs(distance) < longest).all():
             break  # the cubic is exact
+        corners = corners_of(points, faces)
+        crosses = crosses_of(corners)
     moved: Points = points.T + middle
     return moved
 
@@ -109,12 +110,15 @@ def _centred(
     steps: Steps | None,
     longest: float,
     off_centre: float,
-) -> Points:
-    """Points (3, V) moved until no shell's centre is farther off than `off_centre`."""
+) -> tuple[Points, list[Points], Points]:
+    """Points (3, V) moved until no shell's centre is farther off than `off_centre`.
+
+    With the corners and the crosses of their faces.
+    """
     of_face, number = shells.of[faces[:, 0]], len(shells.volumes)
+    corners = corners_of(points, faces)
+    crosses = crosses_of(corners)
     for _ in range(_CENTRE_ROUNDS):
-        corners = corners_of(points, faces)
-        crosses = crosses_of(corners)
         volumes = dot(corners[0], crosses) / 6
         held = np.bincount(of_face, volumes, number)
         # Each face spans a tetrahedron with the origin, whose centre is the mean of its corners.
@@ -132,8 +136,10 @@ def _centred(
         # times its place to the moment. d = (1, place) . x, so that there are four equations.
         terms = np.concatenate((np.ones((1, len(chosen))), away))
         growth = dot(areas[:, chosen], directions[:, chosen]) / 6
-        products = (terms[:, None] * terms[None]).reshape(16, -1) * growth
-        matrix = np.stack([np.bincount(of, each, number) for each in products]).T.reshape(-1, 4, 4)
+        matrix = np.empty((number, 4, 4))
+        for row, column in combinations_with_replacement(range(4), 2):
+            product = np.bincount(of, terms[row] * terms[column] * growth, number)
+            matrix[:, row, column] = matrix[:, column, row] = product
         due = np.concatenate(((shells.volumes - held)[None], missing)).T
         matrix[~is_off], due[~is_off] = np.eye(4), 0
         solved = np.linalg.solve(matrix + 1e-9 * np.eye(4), due[..., None])[..., 0]
@@ -143,7 +149,9 @@ def _centred(
         distance *= np.minimum(1, longest / 2 / np.maximum(farthest, 1e-12))[of]
         points = points.copy()
         points[:, chosen] += directions[:, chosen] * distance
-    return points
+        corners = corners_of(points, faces)
+        crosses = crosses_of(corners)
+    return points, corners, crosses
 
 
 def _directions(

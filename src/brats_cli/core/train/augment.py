@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..compute.devices import sent
 from .config import AugmentConfig
 
 CONTROL_POINTS_MM = 32
@@ -42,7 +43,8 @@ def augment(
         images: (B, C, X, Y, Z) float16 or float32, z-scores with 0 outside the brain.
         labels: (B, X, Y, Z) uint8.
         config: Probabilities and strengths.
-        random: A CPU generator, so that one seed varies alike on every device.
+        random: A CPU generator, so that one seed varies alike on every device, but for the noise,
+            which the device draws.
 
     Returns:
         New images (float32) and labels; labels are taken from the nearest voxel.
@@ -185,7 +187,7 @@ class Resampling:
         # Labels, with `_BRAIN` added in the brain, in a frame of one voxel of background.
         framed = [side + 2 for side in self._shape]
         self._tissue = torch.zeros(framed, dtype=label.dtype, device=device)
-        self._planes = None if points is None else _planes(points.to(device), self._shape)
+        self._planes = None if points is None else _planes(sent(points, device), self._shape)
         step = _SLAB if device.type == "cpu" else len(label)
         self.slabs = [slice(start, start + step) for start in range(0, len(label), step)]
 
@@ -203,6 +205,12 @@ class Resampling:
         places = _places(self._matrix, self._shape, rows, self._planes, self._image.device)
         there = self._tissue.view(-1).index_select(0, _nearest(places, self._shape))
         torch.bitwise_and(there, _BRAIN - 1, out=self._new_label[rows].view(-1))
+        if there.device.type == "cuda":
+            # To find the brain's voxels, the CPU would wait for the GPU; to read all is cheap.
+            values = _sample(self._source, [place.view(-1) for place in places])
+            for modality, value in zip(self._new_image, values, strict=True):
+                modality[rows].view(-1).copy_(value).masked_fill_(there < _BRAIN, 0)
+            return
         brain = (there >= _BRAIN).nonzero()[:, 0]
         read = [place.view(-1).index_select(0, brain) for place in places]
         values = _sample(self._source, read)

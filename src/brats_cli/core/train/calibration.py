@@ -47,7 +47,7 @@ class LogitCounts:
             logits = torch.logit(region.double()).clamp(-_EDGE, _EDGE - 1e-6)
             bins = ((logits + _EDGE) * (_BINS / (2 * _EDGE))).long()
             split = bins[mask], bins[~mask]
-            found.append([voxels.bincount(minlength=_BINS).numpy() for voxels in split])
+            found.append([voxels.bincount(minlength=_BINS).cpu().numpy() for voxels in split])
         inside, outside = np.stack(found, axis=1)
         return cls(inside, outside)
 

@@ -137,8 +137,12 @@ class TrainConfig(_Settings):
     """Validations without a better score before training stops; `null` never stops early."""
     validate_every: int = Field(default=1, ge=1)
     """Epochs from one validation to the next; the last epoch is always validated."""
+    validate_cases: int | None = Field(default=32, ge=1)
+    """Cases that a validation takes, spread evenly over the validation cases, so that it does not
+    take longer than an epoch; `null` takes all. All are scored once training has ended."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the network; `auto` is bfloat16 where the device computes it natively."""
+    """Arithmetic of the network; `auto` is bfloat16 where the device computes it natively, float16
+    on NVIDIA's Volta and Turing, else float32."""
     compile: bool = False
     """Compile the network before the first step, which takes a minute and a C++ compiler. Steps
     were 11 % shorter on two CPU cores."""

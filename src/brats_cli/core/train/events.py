@@ -56,7 +56,8 @@ class RunStarted:
         processes: Processes that train together.
         dtype: The network's arithmetic, such as bfloat16.
         training: Number of training cases.
-        validation: Number of validation cases.
+        validation: Number of cases that each validation takes.
+        validation_in_all: Number of validation cases, which are all scored at the end.
         epochs: Epochs of the whole run.
         epochs_done: Of these, those before it was resumed.
         steps_per_epoch: Steps per epoch.
@@ -68,6 +69,7 @@ class RunStarted:
     dtype: str
     training: int
     validation: int
+    validation_in_all: int
     epochs: int
     epochs_done: int
     steps_per_epoch: int

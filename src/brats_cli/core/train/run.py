@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..data.splits import Split
 from ..errors import ConfigError
 from ..model.checkpoint import Checkpoint
 from ..model.network import Network, network_without_weights
+from ..model.run_folder import RUNS
 from ..model.summary import costs
 from ..prepared.store import Preparation, Store, StoredCases, training_scheme
 from ..writing import own_folder
@@ -39,7 +40,7 @@ from .events import (
 from .run_record import Board, RunRecord
 from .start import Initialised, settings_of, starting_point
 from .thresholds import SelectionPass, select_thresholds
-from .training import CaseValidated, Epoch, Profile, StepDone, Stop
+from .training import CaseValidated, Epoch, Profile, StepDone, Stop, evenly
 
 Event = (
     Preparing
@@ -343,6 +344,8 @@ class _Work:
         deadline = time.monotonic() + (math.inf if max_time is None else max_time)
         finished = []
         with self.locks:
+            # After the folders: a run that ended before it began leaves nothing at all.
+            self.locks.callback(_remove_if_empty, RUNS)
             for job in self.jobs if group.leads else ():
                 self.locks.enter_context(own_folder(job.run.folder))
             for job in self.jobs:
@@ -377,6 +380,11 @@ class _Work:
         return _Cases(plan.store, plan.cases(names.train), plan.cases(names.val))
 
 
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def _trained(
     job: _Job, cases: _Cases, device: torch.device, group: Group, max_seconds: float
 ) -> Generator[Event, None, tuple[Stop | None, RunFinished]]:
@@ -395,7 +403,8 @@ def _trained(
         processes=group.size,
         dtype=_name(arithmetic(device, config.precision)),
         training=len(cases.training),
-        validation=len(cases.validation),
+        validation=len(evenly(cases.validation, config.validate_cases)),
+        validation_in_all=len(cases.validation),
         epochs=config.epochs,
         epochs_done=checkpoint.epoch if checkpoint else 0,
         steps_per_epoch=config.steps_per_epoch,

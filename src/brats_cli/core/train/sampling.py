@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from multiprocessing.reduction import DupFd
 from threading import Thread
 from typing import IO, Any
@@ -28,6 +28,9 @@ from ..data.labels import REGIONS
 from ..errors import BratsError
 from ..prepared.store import StoredCase
 from ..wording import KILLED
+from .transfer import Batch, Transfer
+
+_CPU = torch.device("cpu")
 
 _PREFETCH = 2
 """Patches that a worker is ahead by; DataLoader's own choice."""
@@ -35,21 +38,6 @@ _PREFETCH = 2
 
 class WorkerError(BratsError):
     """A process that reads patches and failed."""
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Patches of one step.
-
-    Attributes:
-        images: (B, C, X, Y, Z) float16.
-        labels: (B, X, Y, Z) uint8.
-        case_ids: The case of each patch.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    case_ids: list[str]
 
 
 class Patches:
@@ -83,9 +71,16 @@ class Patches:
 
 
 def batches(
-    patches: Patches, numbers: Sequence[int], *, batch_size: int, workers: int
+    patches: Patches,
+    numbers: Sequence[int],
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device = _CPU,
 ) -> Iterator[Batch]:
     """Batches of the patches of these numbers, in this order, through a TorchIO queue.
+
+    They come on `device`, which may still be copying them: work on it waits for that by itself.
 
     One queue serves a whole run, so that workers start once and read ahead during validation.
 
@@ -100,7 +95,9 @@ def batches(
         slots = _Slots(file, *shape)
         queue = _start(_Reader(patches, numbers, slots), batch_size, workers)
     try:
-        yield from DataLoader(queue, batch_size, collate_fn=_stack)
+        transfer = Transfer(device)
+        stack = partial(_stack, transfer=transfer)
+        yield from map(transfer.send, DataLoader(queue, batch_size, collate_fn=stack))
     except RuntimeError as error:
         ended = [worker.exitcode for worker in getattr(queue.subjects_iterable, "_workers", [])]
         if any(ended):
@@ -274,13 +271,12 @@ def _subject(images: torch.Tensor, labels: torch.Tensor, case_id: str) -> tio.Su
     )
 
 
-def _stack(subjects: Sequence[tio.Subject]) -> Batch:
-    # By numpy, which asks for large pages: to stack in torch's memory takes five times as long.
-    images, labels = (
-        torch.from_numpy(np.stack([subject[name][tio.DATA].numpy() for subject in subjects]))
-        for name in ("images", "labels")
+def _stack(subjects: Sequence[tio.Subject], transfer: Transfer) -> Batch:
+    return transfer.stack(
+        [subject["images"][tio.DATA].numpy() for subject in subjects],
+        [subject["labels"][tio.DATA][0].numpy() for subject in subjects],
+        [subject["case_id"] for subject in subjects],
     )
-    return Batch(images, labels[:, 0], [subject["case_id"] for subject in subjects])
 
 
 @contextmanager

@@ -10,11 +10,13 @@ import numpy.typing as npt
 import torch
 from scipy.special import stdtrit  # quantiles of Student's t
 
-from ..compute.devices import arithmetic
+from ..compute.devices import arithmetic, sent
 from ..compute.distributed import ALONE, Group
+from ..compute.processes import one_ahead
 from ..data.labels import REGIONS
 from ..model.checkpoint import Checkpoint
 from ..model.decision import THRESHOLD, Decision
+from ..model.network import on_device
 from ..model.segmenter import Segmenter
 from ..prepared.store import StoredCase
 from ..score.conventions import BRATS_2022
@@ -53,15 +55,15 @@ class Counts:
     def of(cls, probability: torch.Tensor, truth: torch.Tensor) -> Counts:
         """Counts of probabilities (R, X, Y, Z) and the masks (R, X, Y, Z) they should be."""
         # Thresholds that a voxel reaches, from 0 to all of them.
-        limits = torch.tensor(THRESHOLDS)
+        limits = sent(torch.tensor(THRESHOLDS), probability.device)
         reached = torch.bucketize(probability.contiguous(), limits, right=True)
         found: list[npt.NDArray[np.int64]] = []
         common: list[npt.NDArray[np.int64]] = []
         for levels, mask in zip(reached, truth, strict=True):
             for counts, voxels in ((found, levels.flatten()), (common, levels[mask])):
-                of_each = voxels.bincount(minlength=len(THRESHOLDS) + 1).numpy()
+                of_each = voxels.bincount(minlength=len(THRESHOLDS) + 1).cpu().numpy()
                 counts.append(of_each[::-1].cumsum()[::-1][1:])
-        return cls(truth.flatten(1).sum(1).numpy(), np.stack(found), np.stack(common))
+        return cls(truth.flatten(1).sum(1).cpu().numpy(), np.stack(found), np.stack(common))
 
     def dice(self) -> npt.NDArray[np.float64]:
         """(R, T); 1 where a region is empty in both."""
@@ -148,7 +150,7 @@ def select_thresholds(
         The checkpoint with its decision and the Dice it has then, and the scores of each case.
     """
     segmenter = Segmenter(
-        network=best.network().to(device),
+        network=on_device(best.network(), device),
         device=device,
         dtype=arithmetic(device, best.precision),
         patch_size=best.patch_size,
@@ -156,15 +158,16 @@ def select_thresholds(
     mine = group.share(validation)
     counts, logits, scored = [], [], []
     yield SelectionPass(0, 2 * len(mine))
-    for case in mine:
-        truth = torch.from_numpy(case.masks(best.scheme))
+    for case in one_ahead(StoredCase.read, mine):
         found = segmenter.probabilities(case.images)
+        labels = torch.from_numpy(np.asarray(case.labels)).to(found.device)
+        truth = torch.stack(best.scheme.masks(labels))
         counts.append(Counts.of(found, truth))
         logits.append(LogitCounts.of(found, truth))
         yield SelectionPass(len(counts), 2 * len(mine))
     decision = select_decision(group.gathered(counts))
     decision = replace(decision, temperatures=fit_temperatures(group.gathered(logits)))
-    for case in mine:
+    for case in one_ahead(StoredCase.read, mine):
         scored.append(_scored(segmenter, case, best, decision))
         yield SelectionPass(len(mine) + len(scored), 2 * len(mine))
     scored = group.gathered(scored)
@@ -175,7 +178,7 @@ def select_thresholds(
 def _scored(
     segmenter: Segmenter, case: StoredCase, checkpoint: Checkpoint, decision: Decision
 ) -> FinalScore:
-    found = segmenter.probabilities(case.images)
+    found = segmenter.probabilities(case.images).cpu()
     labels = decision.label_map(found.numpy(), checkpoint.scheme)  # stored voxels are 1 mm3
     pairs = zip(case.masks(checkpoint.scheme), checkpoint.scheme.masks(labels), strict=True)
     scores = [BRATS_2022.official(score(drawn, mask, (1.0, 1.0, 1.0))) for drawn, mask in pairs]

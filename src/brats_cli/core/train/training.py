@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -13,15 +14,25 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from ..compute.devices import arithmetic, autocast, peak_memory
+from ..compute.devices import (
+    arithmetic,
+    autocast,
+    is_out_of_memory,
+    memory_text,
+    peak_memory,
+    release_cached_memory,
+    restart_peak_memory,
+    searching_kernels,
+)
 from ..compute.distributed import ALONE, Group
 from ..compute.machine import available_cpus, keep_freed_memory, release_freed_memory
+from ..compute.processes import one_ahead
 from ..data.labels import REGIONS, LabelScheme
 from ..errors import BratsError, CheckpointError
 from ..model.checkpoint import Checkpoint
 from ..model.config import stored_network_config
 from ..model.decision import THRESHOLD
-from ..model.network import Network, make_network
+from ..model.network import Network, make_network, on_device
 from ..model.segmenter import Segmenter
 from ..prepared.preparation import PREPARATION
 from ..prepared.recipe import RECIPE
@@ -30,8 +41,10 @@ from .augment import augment
 from .config import TrainConfig
 from .figures import Preview
 from .losses import training_loss
-from .sampling import Batch, Patches, batches
+from .sampling import Patches, batches
 from .start import freeze, into_training
+from .transfer import Batch
+from .waits import Waits
 
 Result = TypeVar("Result")
 
@@ -76,8 +89,8 @@ class CaseValidated:
     Attributes:
         case_id: Its id.
         dice: By region.
-        reference: Masks of WT, TC and ET as the expert drew them, (3, X, Y, Z).
-        predicted: Those of the network.
+        reference: Masks of WT, TC and ET as the expert drew them, (3, X, Y, Z), where it computed.
+        predicted: Those of the network, in the same place.
     """
 
     case_id: str
@@ -153,7 +166,7 @@ class Epoch:
         learning_rate: Of the epoch's last step.
         seconds: Of training, validation excluded.
         validation_seconds: Of validation.
-        data_wait_percent: Share of `seconds` spent waiting for patches.
+        data_wait_percent: Share of `seconds` that the device waited for patches: that a GPU idled.
         patches_per_second: Patches trained on in a second.
         peak_memory_mb: The most memory this process has held so far, in 10^6 bytes.
         stops: Why this is the last epoch, where it is not by number.
@@ -212,12 +225,12 @@ def train(
             likely not end in it.
 
     Raises:
-        TrainingError: If the loss is no longer a number.
+        TrainingError: If the loss is no longer a number, or memory is out.
         CheckpointError: If `resume` holds no state to resume from.
     """
     started = time.monotonic()
     learner = _Learner(config, scheme, device, resume, group, weights)
-    feed = _feed(config, training, learner.progress.epoch, group)
+    feed = _feed(config, training, learner.progress.epoch, group, device)
     while learner.progress.epoch < config.epochs and not learner.progress.stops(config):
         before = time.monotonic()
         epoch = yield from learner.epoch(feed, validation)
@@ -235,16 +248,20 @@ class Profile:
     """Where the time of training goes.
 
     Attributes:
-        data_wait_percent: Share of it spent waiting for patches.
+        data_wait_percent: Share of it that the device waited for patches: that a GPU idled.
         patches_per_second: Patches trained on in a second.
         workers: Processes that read patches.
         cpus: CPUs that there are.
+        device: What computes, such as `cuda`.
+        precision: The network's arithmetic, such as `bfloat16`.
     """
 
     data_wait_percent: float
     patches_per_second: float
     workers: int
     cpus: int
+    device: str = "cpu"
+    precision: str = "float32"
 
     @property
     def data_is_bottleneck(self) -> bool:
@@ -263,7 +280,7 @@ def profile(
     """Train for `steps` steps after as many to warm up, keep nothing, and report the time."""
     short = config.model_copy(update={"steps_per_epoch": steps, "epochs": 2})
     learner = _Learner(short, scheme, device, None, ALONE)
-    feed = _feed(short, training, 0, ALONE)
+    feed = _feed(short, training, 0, ALONE, device)
     _result(learner.steps(feed))
     started = time.perf_counter()
     _, waited = _result(learner.steps(feed))
@@ -271,8 +288,10 @@ def profile(
     return Profile(
         data_wait_percent=100 * waited / seconds,
         patches_per_second=steps * config.batch_size / seconds,
-        workers=worker_count(config),
+        workers=worker_count(config, ALONE),
         cpus=available_cpus(),
+        device=device.type,
+        precision=str(learner.dtype).removeprefix("torch."),
     )
 
 
@@ -299,18 +318,20 @@ class _Learner:
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         keep_freed_memory()
+        restart_peak_memory(device)
         torch.manual_seed(config.seed)
         self.config, self.scheme, self.device, self.group = config, scheme, device, group
         self.dtype = arithmetic(device, config.precision)
-        self.network = make_network(
+        network = make_network(
             config.network,
             in_channels=len(config.modalities),
             out_channels=len(REGIONS),
             patch_size=config.patch_size,
-        ).to(device)
+        )
         if weights is not None:
-            self.network.load_state_dict({**self.network.state_dict(), **weights})
-        freeze(self.network, config)
+            network.load_state_dict({**network.state_dict(), **weights})
+        freeze(network, config)
+        self.network = on_device(network, device)
         self.optimizer = _optimizer(config, self.network)
         # Gradients of float16 would vanish below 6e-8.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -343,7 +364,7 @@ class _Learner:
         patches = self._batches_per_epoch * self.config.batch_size * self.group.size
         return Epoch(
             number=self.progress.epoch,
-            loss=self.group.mean(loss, self.device),
+            loss=self.group.mean(loss),
             dice=dice,
             is_best=self.progress.stale == 0 if dice else not validation,
             learning_rate=self.learning_rate,
@@ -360,27 +381,49 @@ class _Learner:
     def steps(self, feed: Iterator[Batch]) -> Generator[StepDone, None, tuple[float, float]]:
         """Take an epoch's steps; returns their mean loss, and the seconds waited for patches.
 
+        Nothing in a step waits for a GPU, which is told what to do far ahead.
+
         Raises:
-            TrainingError: If a loss is not a number.
+            TrainingError: If a loss is not a number, or memory is out.
         """
-        torch.manual_seed(self._seed())  # for dropout
         into_training(self.network, self.config)
-        losses, cases, waited = [], [], 0.0
+        waits = Waits(self.device)
+        losses, cases = [], []
         for number in range(self._batches_per_epoch):
-            asked = time.perf_counter()
-            batch = next(feed)
-            waited += time.perf_counter() - asked
-            losses.append(self._learn(batch, number))
+            with self._fitting(), searching_kernels(self.device):
+                with waits.measured():
+                    batch = next(feed)
+                if not number:  # for dropout; the feed, as it starts, draws numbers too
+                    torch.manual_seed(self._seed())
+                losses.append(self._learn(batch, number))
             self._release()
             cases.append(batch.case_ids)
             step, rest = divmod(number + 1, self.config.accumulate)
             if not rest:
                 yield StepDone(step, self.config.steps_per_epoch, losses[-1])
         together = torch.stack(losses).cpu()  # once: .item() at every step would wait for the GPU
-        if not together.isfinite().all():
-            first = int((~together.isfinite()).nonzero()[0])
-            raise self._diverged(first, together[first].item(), cases[first])
-        return together.mean().item(), waited
+        wrong = (~together.isfinite()).nonzero()[:, 0].tolist()
+        self.group.raise_together(
+            self._diverged(wrong[0], together[wrong[0]].item(), cases[wrong[0]]) if wrong else None
+        )
+        return together.mean().item(), waits.seconds()
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Report what does not fit where memory runs out."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size, edge = self.config.batch_size, self.config.patch_size
+            less = f"batch_size={size // 2}" if size > 1 else f"patch_size={edge // 2}"
+            raise TrainingError(
+                f"training on {size} patches of {edge}^3 voxels at once does not fit into "
+                f"{memory_text(self.device)}",
+                hint=f"continue with --resume --set {less}, or train a network of fewer channels; "
+                "`brats train --summary` shows what they take",
+            ) from error
 
     @property
     def _batches_per_epoch(self) -> int:
@@ -388,22 +431,26 @@ class _Learner:
 
     def _learn(self, batch: Batch, number: int) -> torch.Tensor:
         """Learn from batch `number` of the epoch; its loss, still on the device."""
-        images, labels = augment(
-            batch.images.to(self.device, non_blocking=True),
-            batch.labels.to(self.device, non_blocking=True),
-            self.config.augmentation,
-            torch.Generator().manual_seed(self._seed(number)),
-        )
+        random = torch.Generator().manual_seed(self._seed(number))
+        images, labels = augment(batch.images, batch.labels, self.config.augmentation, random)
         targets = torch.stack(self.scheme.masks(labels), dim=1)  # (B, 3, X, Y, Z)
         step, part = divmod(number, self.config.accumulate)
         last = part + 1 == self.config.accumulate
-        with autocast(self.device, self.dtype):
-            outputs = self.replica(images.contiguous(memory_format=torch.channels_last_3d))
-        loss = training_loss(self.config, outputs, targets)
-        self.scaler.scale(loss / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+        with self._gradients(shared=last):
+            with autocast(self.device, self.dtype):
+                outputs = self.replica(images.contiguous(memory_format=torch.channels_last_3d))
+            loss = training_loss(self.config, outputs, targets)
+            scaled = self.scaler.scale(loss / self.config.accumulate)
+            scaled.backward()  # type: ignore[no-untyped-call]
         if last:
             self._step(step)
         return loss.detach()
+
+    def _gradients(self, *, shared: bool) -> AbstractContextManager[object]:
+        """Add gradients up: over the processes as well, or in this one until the last batch."""
+        if isinstance(self.replica, DistributedDataParallel) and not shared:
+            return self.replica.no_sync()
+        return nullcontext()
 
     def _step(self, step: int) -> None:
         """Change the weights by the gradients there are."""
@@ -452,20 +499,22 @@ class _Learner:
         if not validation or not due:
             return None, None
         preview, scores = None, []
-        mine = self.group.share(validation)
+        mine = self.group.share(evenly(validation, self.config.validate_cases))
+        self.group.share_buffers(self.kept)
         release_freed_memory()
+        release_cached_memory(self.device)
         segmenter = Segmenter(
             network=self.kept,
             device=self.device,
             dtype=self.dtype,
             patch_size=self.config.patch_size,
         )
-        for case in mine:
+        for case in one_ahead(StoredCase.read, mine):
             found = validate(segmenter, case, self.scheme)
             scores.append(list(found.dice.values()))
             if preview is None:
                 shown = case.images[_shown_modality(self.config)]
-                masks = found.reference.numpy(), found.predicted.numpy()
+                masks = found.reference.cpu().numpy(), found.predicted.cpu().numpy()
                 preview = Preview.of(case.id, shown, *masks)
             yield found
             release_freed_memory()  # each has blocks of other sizes
@@ -479,9 +528,9 @@ class _Learner:
             "scaler": self.scaler.state_dict(),
         }
         if self.average is not None:
-            state["network"] = self.network.state_dict()
+            state["network"] = _stored(self.network)
         return Checkpoint(
-            weights=self.kept.state_dict(),
+            weights=_stored(self.kept),
             config=self.config.model_dump(mode="json"),
             labels=self.scheme.name,
             epoch=self.progress.epoch,
@@ -516,8 +565,10 @@ class _Learner:
         self.network.load_state_dict(dict(state.get("network", checkpoint.weights)))
         if self.average is not None:
             self.average.load_state_dict(dict(checkpoint.weights))
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state.get("scaler", {}))
+        _load_optimizer(self.optimizer, state["optimizer"])
+        scaler = state.get("scaler")
+        if scaler and self.scaler.is_enabled():  # a run of another precision has none
+            self.scaler.load_state_dict(scaler)
         self.progress = Progress(**state["progress"])
 
 
@@ -534,9 +585,17 @@ def validate(segmenter: Segmenter, case: StoredCase, scheme: LabelScheme) -> Cas
     A region that is empty in both scores 1, in one of them 0 (the convention up to BraTS 2022).
     """
     predicted = segmenter.probabilities(case.images) >= THRESHOLD
-    reference = torch.from_numpy(case.masks(scheme))
+    labels = torch.from_numpy(np.asarray(case.labels)).to(predicted.device)
+    reference = torch.stack(scheme.masks(labels))
     dice = dict(zip(REGIONS, _dice(predicted, reference), strict=True))
     return CaseValidated(case.id, dice, reference, predicted)
+
+
+def evenly(cases: Sequence[StoredCase], most: int | None) -> Sequence[StoredCase]:
+    """At most so many of some cases, spread evenly over them: the same in every epoch."""
+    if most is None or most >= len(cases):
+        return cases
+    return cases[:: -(-len(cases) // most)]
 
 
 def _shown_modality(config: TrainConfig) -> int:
@@ -544,17 +603,21 @@ def _shown_modality(config: TrainConfig) -> int:
     return config.modalities.index("flair") if "flair" in config.modalities else 0
 
 
-def worker_count(config: TrainConfig) -> int:
-    """Processes that read patches: as configured, or the CPUs there are, less one."""
+def worker_count(config: TrainConfig, group: Group) -> int:
+    """Processes that read patches for this one: as configured, or its share of CPUs, less one."""
     if config.workers is not None:
         return config.workers
-    return min(MOST_WORKERS, available_cpus() - 1)
+    return max(0, min(MOST_WORKERS, group.of_each(available_cpus()) - 1))
 
 
 def _feed(
-    config: TrainConfig, training: Sequence[StoredCase], epoch: int, group: Group
+    config: TrainConfig,
+    training: Sequence[StoredCase],
+    epoch: int,
+    group: Group,
+    device: torch.device,
 ) -> Iterator[Batch]:
-    """This process's batches of the epochs after `epoch`."""
+    """This process's batches of the epochs after `epoch`, on its device."""
     patches = Patches(
         training, edge=config.patch_size, tumour_share=config.tumour_share, seed=config.seed
     )
@@ -563,7 +626,8 @@ def _feed(
     per_epoch = config.steps_per_epoch * config.accumulate * together
     first = range(epoch * per_epoch, config.epochs * per_epoch, together)
     numbers = [start + group.rank * each + place for start in first for place in range(each)]
-    return batches(patches, numbers, batch_size=each, workers=worker_count(config))
+    workers = worker_count(config, group)
+    return batches(patches, numbers, batch_size=each, workers=workers, device=device)
 
 
 class _Compiled(torch.nn.Module):
@@ -588,27 +652,52 @@ class _Compiled(torch.nn.Module):
 
 def _optimizer(config: TrainConfig, network: torch.nn.Module) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if next(network.parameters()).device.type == "cuda":
+        settings["fused"] = True  # one kernel for all weights, and no wait under a scaler
     if config.optimizer == "sgd":
         return torch.optim.SGD(network.parameters(), momentum=0.99, nesterov=True, **settings)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(network.parameters(), **settings)
 
 
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Restore an optimiser's state, which another device may have left."""
+    own = [{name: group[name] for name in ("fused", "foreach")} for group in optimizer.param_groups]
+    groups = [saved | kept for saved, kept in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if value is not None and value.shape == weight.shape:
+                # As the weight lies in memory, which a fused optimiser requires.
+                values[name] = torch.empty_like(weight).copy_(value)
+
+
+def _stored(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A network's weights as they are saved, however they lie in a GPU's memory."""
+    return {name: value.contiguous() for name, value in network.state_dict().items()}
+
+
 @torch.no_grad()
 def _draw_near(average: torch.nn.Module, network: torch.nn.Module, share: float) -> None:
     """Move an average of networks towards one by a share of the way; counts are taken over."""
-    for mean, value in zip(
-        (*average.parameters(), *average.buffers()),
-        (*network.parameters(), *network.buffers()),
-        strict=True,
-    ):
-        if mean.is_floating_point():
-            mean.lerp_(value, share)
-        else:
+    pairs = list(
+        zip(
+            (*average.parameters(), *average.buffers()),
+            (*network.parameters(), *network.buffers()),
+            strict=True,
+        )
+    )
+    moving = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_([mean for mean, _ in moving], [value for _, value in moving], share)
+    for mean, value in pairs:
+        if not mean.is_floating_point():
             mean.copy_(value)
 
 
 def _dice(found: torch.Tensor, truth: torch.Tensor) -> list[float]:
-    both = (found & truth).sum((1, 2, 3)).double()
-    total = found.sum((1, 2, 3)) + truth.sum((1, 2, 3))
-    return torch.where(total == 0, 1.0, 2 * both / total.clamp_min(1)).tolist()
+    """Dice of masks (R, X, Y, Z); the device counts, and is waited for once."""
+    counts = torch.stack([masks.sum((1, 2, 3)) for masks in (found & truth, found, truth)])
+    return [
+        2 * both / (predicted + drawn) if predicted + drawn else 1.0
+        for both, predicted, drawn in counts.T.tolist()
+    ]

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from ..compute.machine import available_cpus
 from ..data.cases import Case, read_images
-from ..data.labels import LabelScheme, label_scheme, noted_scheme
-from ..data.naming import MODALITIES, schemes_by_name
+from ..data.labels import LabelScheme
+from ..data.meaning import known_of
+from ..data.naming import MODALITIES
 from ..errors import CaseError, UnreadableFileError
 from ..images.grid import Box, Mask, Volume, bounding_box, require_same_grid
 from ..images.nifti import read_labels, read_volume
@@ -307,14 +308,11 @@ def _scheme_of(case: Case, label_map: Volume, labels: LabelScheme | None) -> Lab
     """
     flat = label_map.data.ravel(order="K")
     values = [0, *np.flatnonzero(np.bincount(flat[flat != 0])).tolist()]
-    by_name = schemes_by_name(case.id, label_map.shape)
-    declared = noted_scheme(label_map.note)
-    if label_map.path == case.label:
-        declared = declared or case.scheme
-        by_name = case.allowed or by_name
+    of_data_set = {case.id: case} if label_map.path == case.label else {}
+    known = known_of({label_map.path: case.id}, of_data_set)[label_map.path]
+    declared = known.declared or (case.scheme if of_data_set else None)
     fits = declared is not None and declared.values >= set(values)
-    given = None if fits else labels
-    return label_scheme(values, declared, str(label_map.path), given, allowed=by_name)
+    return known.scheme(values, label_map.path, None if fits else labels)
 
 
 def _segmentation(

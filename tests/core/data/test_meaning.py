@@ -1,0 +1,87 @@
+"""Predictions of nnU-Net, whose labels are not in BraTS' order, in folders of any kind."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from brats_cli.core.data.labels import SCHEMES, write_labels
+from brats_cli.core.data.meaning import known_of
+from brats_cli.core.errors import LabelError
+from brats_cli.core.images.grid import Grid
+
+REGIONS = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}
+
+
+def put(folder, **values):
+    """Label maps that hold these values, by case id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for case_id, held in values.items():
+        data = np.zeros((4, 4, 4), np.uint8)
+        data[0, 0, : len(held)] = held
+        path = folder / f"{case_id}.nii.gz"
+        nib.save(nib.Nifti1Image(data, np.eye(4)), path)
+        files[path] = case_id
+    return files
+
+
+def meanings(files, labels=None):
+    """The scheme of each label map by case id, or the error's message."""
+    said = {}
+    for path, known in known_of(files).items():
+        values = np.unique(np.asarray(nib.load(path).dataobj)).tolist()
+        try:
+            said[files[path]] = known.scheme(values, path, labels).name
+        except LabelError as error:
+            said[files[path]] = str(error)
+    return said
+
+
+@pytest.mark.parametrize("folder", ["pred", "labelsTr"])
+def test_a_dataset_json_beside_or_above_counts_before_the_name(tmp_path, folder):
+    files = put(tmp_path / folder, **{"BraTS-GLI-00000-000": (1, 2, 3), "BraTS2021_00000": (1, 2)})
+    place = tmp_path / folder if folder == "pred" else tmp_path
+    (place / "dataset.json").write_text(json.dumps({"labels": REGIONS}))
+    assert set(meanings(files).values()) == {"msd"}  # as nnunet's, value by value
+
+
+def test_one_folder_has_one_scheme(tmp_path):
+    files = put(tmp_path, BraTS2021_00000=(1, 2), BraTS2021_00001=(1, 2, 3))
+    for said in meanings(files).values():
+        assert said == (
+            f"{tmp_path} (all label maps in it) holds labels 0, 1, 2, 3, which fit several "
+            "schemes: brats2023, msd, nnunet"
+        ) or said.startswith(f"{tmp_path}/BraTS2021_00001.nii.gz holds labels 0, 1, 2, 3, which")
+    assert set(meanings(files, SCHEMES["msd"]).values()) == {"msd"}
+
+
+def test_names_that_do_not_fit_anywhere_in_a_folder_count_nowhere_in_it(tmp_path):
+    files = put(tmp_path, BraTS2021_00000=(1, 2), **{"UPENN-GBM-00001_11": (1, 2, 4)})
+    assert set(meanings(files).values()) == {"brats2020"}
+    files |= put(tmp_path, BraTS2021_00001=(1, 2, 3))
+    assert all("fit several schemes: brats2015, brats2024" in m for m in meanings(files).values())
+
+
+def test_releases_in_one_folder_whose_names_fit_are_each_their_own(tmp_path):
+    files = put(tmp_path, BraTS2021_00000=(1, 2, 4), **{"BraTS-SSA-00000-000": (1, 2, 3)})
+    assert list(meanings(files).values()) == ["brats2020", "brats2023"]
+
+
+def test_words_that_are_not_understood_are_an_error_for_each_file(tmp_path):
+    files = put(tmp_path, BraTS2021_00000=(1, 2, 4))
+    (tmp_path / "dataset.json").write_text('{"labels": {"label_1": 1, "label_2": 2}}')
+    (said,) = meanings(files).values()
+    assert "its dataset.json says '1 label_1, 2 label_2', which no label scheme agrees" in said
+    assert meanings(files, SCHEMES["brats2020"]) == {"BraTS2021_00000": "brats2020"}
+
+
+def test_a_header_of_brats_counts_before_all_else(tmp_path):
+    data = np.zeros((4, 4, 4), np.uint8)
+    data[0, 0, :3] = 1, 2, 3
+    path = tmp_path / "BraTS2021_00000.nii.gz"
+    grid = Grid((4, 4, 4), np.eye(4))
+    write_labels(path, data, grid, SCHEMES["brats2023"], predicted=True)
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": REGIONS}))
+    assert meanings({path: "BraTS2021_00000"}) == {"BraTS2021_00000": "brats2023"}

@@ -1,0 +1,78 @@
+import os
+
+import pytest
+
+from brats_cli.core.errors import UnreadableFileError
+from brats_cli.core.reading import parse_yaml, read_table, read_text
+
+ROWS = [{"ID": "a", "Größe": "groß"}, {"ID": "b", "Größe": ""}]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("line", ["\n", "\r\n"])
+def test_tables_of_excel_in_any_encoding(tmp_path, encoding, separator, line):
+    lines = ["ID,Größe", "a,groß", "b,"]
+    text = line.join(each.replace(",", separator) for each in lines)
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    assert read_table(tmp_path / "t.csv") == ROWS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ID,Größe\na,groß,\nb,,\n",  # surplus fields
+        "ID,Größe,\na,groß,x\nb\n",  # a column without a name; missing fields
+        "\n\nID,Größe\n\na,groß\n,\nb,\n",  # empty lines
+        'ID,Größe\n"a",groß\nb,""',
+    ],
+)
+def test_rows_with_more_or_fewer_fields_than_names(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    assert read_table(tmp_path / "t.csv") == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"a,b\n1,\0\n", "it is not text"),
+        (b"\xff\xfea", "it is not text"),
+        (b"a,b\n" + b"x" * 200_000 + b",1\n", "it is not a readable table"),
+    ],
+)
+def test_what_is_no_table_is_named(tmp_path, content, reason):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(UnreadableFileError, match=rf"t.csv: {reason}"):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    reasons = {
+        "pipe": "it is not a regular file",
+        "zero": "it is not a regular file",
+        "loop": "Too many levels of symbolic links",
+        ".": "it is a folder",
+        "missing": "there is no such file",
+        "x" * 300: "File name too long",
+        "nul\0": "embedded null byte",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(UnreadableFileError, match=reason):
+            read_text(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 2001-99-99", "a: 0x_", "a: !!int ''", "a: !!float ''", "a: !!timestamp x",
+        "a: !!bool x", "? [a]: b", "? {a: b}\n: c", "a: *b", "a: !!python/object:x {}", "\x00",
+        "[" * 2000, "a: &a [*a", "- a\nb: c", "a: !!omap 3",
+    ],
+)  # fmt: skip
+def test_whatever_yaml_stumbles_on_is_a_value_error(text):
+    with pytest.raises(ValueError, match=r"\S"):
+        parse_yaml(text)

@@ -1,0 +1,454 @@
+"""What `brats` does on a GPU, rehearsed without one: see `pretended_gpu`.
+
+Beside right results, a budget is held: a training step makes the CPU wait for the GPU never, and a
+window once at most. Who adds a `.item()` to either finds its line in the failure.
+"""
+
+import gc
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from pretended_gpu import DeviceMismatch, Pretended, Race, Rehearsal
+from typer.testing import CliRunner
+
+from brats_cli.app import app
+from brats_cli.core.data.labels import REGIONS, SCHEMES
+from brats_cli.core.data.phantom import write_phantoms
+from brats_cli.core.model.checkpoint import Checkpoint
+from brats_cli.core.model.config import UNetConfig
+from brats_cli.core.model.network import UNet3D, make_network, on_device
+from brats_cli.core.model.windows import probabilities
+from brats_cli.core.prepared.store import StoredCase
+from brats_cli.core.train.config import AugmentConfig, TrainConfig
+from brats_cli.core.train.thresholds import select_thresholds
+from brats_cli.core.train.training import (
+    CaseValidated,
+    Epoch,
+    StepDone,
+    TrainingError,
+    profile,
+    train,
+)
+from brats_cli.core.train.transfer import Transfer
+
+CPU = torch.device("cpu")
+SCHEME = SCHEMES["brats2023"]
+
+EVERYTHING = AugmentConfig(
+    spatial=1, noise=1, blur=1, brightness=1, contrast=1, low_resolution=1, gamma=1
+)
+TINY = TrainConfig(
+    epochs=2,
+    steps_per_epoch=3,
+    patch_size=16,
+    modalities=("t1", "flair"),
+    network=UNetConfig(channels=4, levels=3),
+    augmentation=EVERYTHING,
+    precision="float32",
+    workers=0,
+)
+
+
+@pytest.fixture(scope="module")
+def cases():
+    """Three cases of noise, each with a bright tumour of nested boxes."""
+    made = []
+    for seed in range(3):
+        labels = np.zeros((20, 18, 17), np.uint8)
+        for value, inset in ((2, 0), (1, 2), (3, 3)):
+            box = slice(3 + seed + inset, 12 + seed - inset)
+            labels[box, box, box] = value
+        images = np.random.default_rng(seed).normal(0, 0.3, (2, *labels.shape)).astype(np.float16)
+        images[0] += np.array([0, 1, 0, 2], np.float16)[labels]
+        images[1] += 2 * (labels > 0)
+        masks = dict(zip(REGIONS, SCHEME.masks(labels), strict=True))
+        masks["brain"] = np.ones(labels.shape, bool)
+        centres = {name: np.argwhere(mask).astype(np.int16) for name, mask in masks.items()}
+        made.append(StoredCase(f"case{seed}", images, labels, centres))
+    return made
+
+
+def losses(config, cases, device, **options):
+    events = train(config, cases, cases[:2], SCHEME, device, **options)
+    return [event.loss for event in events if isinstance(event, Epoch)]
+
+
+# --- training ----------------------------------------------------------------------------------
+
+SETTINGS = {
+    "as it is": {},
+    "float16, average, clipped": {
+        "precision": "float16",
+        "ema_decay": 0.9,
+        "clip_norm": 1.0,
+        "accumulate": 2,
+    },
+    "bfloat16, deep supervision": {
+        "precision": "bfloat16",
+        "network": UNetConfig(channels=4, levels=4, norm="instance", deep_supervision=True),
+        "loss": "dice_focal",
+    },
+    "SGD, dropout, no padding": {
+        "optimizer": "sgd",
+        "network": UNetConfig(
+            channels=4, levels=2, norm="group", padding="valid", dropout=0.2, upsampling="trilinear"
+        ),
+        "patch_size": 20,
+        "schedule": "cosine",
+    },
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_training_step_never_waits_for_the_gpu(cases, settings):
+    config = TINY.model_copy(update={"epochs": 1, **settings})
+    waited = []
+    with Rehearsal() as gpu:
+        for event in train(config, cases, [], SCHEME, gpu.device):
+            if isinstance(event, StepDone):
+                waited.append(gpu.count("wait"))
+        assert waited == waited[:1] * 3, gpu.waits()
+        # The losses of the epoch, all at once; and two numbers of float16 for the checkpoint.
+        assert gpu.count("wait") <= waited[0] + 3, gpu.waits()
+    # The first step as well: before it, there is the network alone, a copy for each weight.
+    assert {where.split(":")[0] for _, where, *_ in gpu.waits()} <= {
+        "core/model/network.py",
+        "core/train/training.py",
+    }
+    # PyTorch's scaler inverts its scale in float64 where gradients are clipped.
+    assert gpu.count("float64") == 0 or config.precision == "float16"
+
+
+def test_apples_gpu_is_given_no_float64(cases):
+    # Which it does not have: the rehearsal raises what it would.
+    config = TINY.model_copy(update={"epochs": 1, "ema_decay": 0.9})
+    with Rehearsal("mps:0") as gpu:
+        (there,) = losses(config, cases, gpu.device)
+    assert there == pytest.approx(losses(config, cases, CPU)[0], rel=1e-6)
+
+
+def test_training_validating_resuming_and_thresholds_are_those_of_the_cpu(cases, tmp_path):
+    config = TINY.model_copy(
+        update={
+            "augmentation": TINY.augmentation.model_copy(update={"noise": 0}),  # devices draw it
+            "ema_decay": 0.9,
+        }
+    )
+    with Rehearsal() as gpu:
+        there, dice = [], []
+        for event in train(config, cases, cases[:2], SCHEME, gpu.device):
+            if isinstance(event, CaseValidated):
+                dice.append(list(event.dice.values()))
+            elif isinstance(event, Epoch):
+                there.append(event.loss)
+                event.checkpoint.save(tmp_path / f"{event.number}.pt")
+        first, last = (Checkpoint.load(tmp_path / f"{number}.pt") for number in (1, 2))
+        resumed = losses(config, cases, gpu.device, resume=first)
+        finished = result(select_thresholds(last, cases, gpu.device))
+    assert resumed == there[1:]
+    assert all(weight.is_contiguous() for weight in last.weights.values())
+    assert there == pytest.approx(losses(config, cases, CPU), rel=1e-6)
+    events = train(config, cases, cases[:2], SCHEME, CPU)
+    here = [list(event.dice.values()) for event in events if isinstance(event, CaseValidated)]
+    assert dice == [pytest.approx(each, abs=1e-3) for each in here]
+    expected = result(select_thresholds(last, cases, CPU))
+    assert finished[0].decision == expected[0].decision
+    assert finished[0].scores == pytest.approx(expected[0].scores)
+
+
+def result(work):
+    """What a generator returns."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+def test_a_validated_case_waits_for_its_transfer_and_its_counts_alone(cases):
+    config = TINY.model_copy(update={"epochs": 1, "steps_per_epoch": 1})
+    waited = []
+    with Rehearsal() as gpu:
+        for event in train(config, cases, cases, SCHEME, gpu.device):
+            if isinstance(event, CaseValidated):
+                waited.append(gpu.count("wait"))
+    first, *others = np.diff(waited)
+    assert [first, *others] == [3, 3], gpu.waits()  # images, labels, and nine numbers back
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("float32", "float16"), ("float16", "bfloat16"), ("bfloat16", "float32")]
+)
+def test_a_run_resumes_in_another_precision(cases, tmp_path, before, after):
+    config = TINY.model_copy(update={"precision": before})
+    with Rehearsal() as gpu:
+        events = train(config, cases, [], SCHEME, gpu.device)
+        next(each for each in events if isinstance(each, Epoch)).checkpoint.save(tmp_path / "1.pt")
+        changed = TINY.model_copy(update={"precision": after})
+        first = Checkpoint.load(tmp_path / "1.pt")
+        (second,) = losses(changed, cases, gpu.device, resume=first)
+    assert np.isfinite(second)
+
+
+def test_a_run_of_the_gpu_resumes_on_the_cpu_and_back(cases, tmp_path):
+    plain = TINY.model_copy(update={"augmentation": AugmentConfig(enabled=False)})
+    with Rehearsal() as gpu:
+        (there,) = (e for e in train(plain, cases, [], SCHEME, gpu.device) if last(e, 2))
+        first = saved(train(plain, cases, [], SCHEME, gpu.device), tmp_path)
+    (moved,) = losses(plain, cases, CPU, resume=first)
+    assert moved == pytest.approx(there.loss, rel=1e-6)
+    first = saved(train(plain, cases, [], SCHEME, CPU), tmp_path)
+    with Rehearsal() as gpu:
+        (back,) = losses(plain, cases, gpu.device, resume=first)
+    assert back == pytest.approx(there.loss, rel=1e-6)
+
+
+def last(event, number):
+    return isinstance(event, Epoch) and event.number == number
+
+
+def saved(events, folder):
+    """The checkpoint of the first epoch, as it is on disk."""
+    next(event for event in events if last(event, 1)).checkpoint.save(folder / "last.pt")
+    return Checkpoint.load(folder / "last.pt")
+
+
+def test_training_that_does_not_fit_says_so(cases, monkeypatch):
+    def refuse(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(UNet3D, "forward", refuse)
+    with Rehearsal() as gpu, pytest.raises(TrainingError) as caught:
+        losses(TINY, cases, gpu.device)
+    assert str(caught.value) == (
+        "training on 2 patches of 16^3 voxels at once does not fit into the 80 GB of cuda:0"
+    )
+    assert caught.value.hint.startswith("continue with --resume --set batch_size=1, or ")
+    single = TINY.model_copy(update={"batch_size": 1})
+    with Rehearsal() as gpu, pytest.raises(TrainingError) as caught:
+        losses(single, cases, gpu.device)
+    assert caught.value.hint.startswith("continue with --resume --set patch_size=8, or ")
+    with pytest.raises(TrainingError, match="does not fit into the memory of this machine"):
+        losses(TINY, cases, CPU)
+
+
+def test_the_bottleneck_is_judged_by_what_the_gpu_idles(cases):
+    # A pretended event comes a microsecond after the one before, whatever the CPU does.
+    with Rehearsal() as gpu:
+        found = profile(TINY, cases, SCHEME, gpu.device, steps=2)
+    assert found.data_wait_percent < 0.1
+
+
+# --- prediction --------------------------------------------------------------------------------
+
+
+def network(device=CPU, **settings):
+    torch.manual_seed(0)
+    made = make_network(
+        UNetConfig(channels=4, levels=3, **settings), in_channels=2, out_channels=3, patch_size=16
+    )
+    return on_device(made, device).eval()
+
+
+@pytest.mark.parametrize(
+    ("settings", "edge", "windows"),
+    # 44 voxels in windows of about 16; in those of 16 that overlap by half; all in one pass.
+    [({}, 16, 3), ({"norm": "instance"}, 16, 5 * 2 * 2), ({"padding": "valid"}, 44, 1)],
+    ids=["batch", "instance", "valid"],
+)
+def test_a_window_waits_once_at_most(settings, edge, windows):
+    images = torch.randn(2, 44, 20, 20)
+    shares = []
+    with Rehearsal() as gpu:
+        net = network(gpu.device, **settings)
+        before = gpu.count("wait")
+        found = probabilities(
+            net, images, patch_size=edge, device=gpu.device, on_share=shares.append
+        )
+        waited = gpu.count("wait") - before
+        found = found.cpu()
+    assert len(shares) == windows
+    assert waited == 1, gpu.waits()  # for the case, however many windows there are
+    here = probabilities(network(**settings), images, patch_size=edge, device=CPU)
+    torch.testing.assert_close(found, here, atol=1e-6, rtol=0)
+
+
+def test_a_small_card_gives_the_cpus_answer():
+    images = torch.randn(2, 44, 20, 20)
+    with Rehearsal() as gpu:
+        gpu.free = 10**6  # the case takes 0.35 of it, more than its share
+        shares = []
+        found = probabilities(
+            network(gpu.device), images, patch_size=44, device=gpu.device, on_share=shares.append
+        )
+    assert len(shares) > 1
+    assert found.device == CPU
+    here = probabilities(network(), images, patch_size=44, device=CPU)
+    torch.testing.assert_close(found, here, atol=0.05, rtol=0)  # in windows of another size
+
+
+def test_nothing_of_a_failed_pass_is_alive_when_memory_is_given_back(monkeypatch):
+    tries, left = [], []
+    with Rehearsal() as gpu:
+        net = network(gpu.device)
+        images = torch.randn(2, 40, 32, 32)
+        before = bytes_alive()
+        real = net.output.forward
+
+        def refuse(features):
+            tries.append(tuple(features.shape[2:]))
+            if len(tries) < 3:
+                raise torch.OutOfMemoryError
+            return real(features)
+
+        monkeypatch.setattr(net.output, "forward", refuse)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append(bytes_alive()))
+        probabilities(net, images, patch_size=64, device=gpu.device)
+    assert left == [before, before]
+    # Smaller at once: not the same window again with the sums elsewhere.
+    sizes = [np.prod(size) for size in tries[:3]]
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+def bytes_alive():
+    gc.collect()
+    storages = {
+        vars(each)["inner"].untyped_storage().data_ptr(): vars(each)["inner"].nbytes
+        for each in gc.get_objects()
+        if type(each) is Pretended and "inner" in vars(each)
+    }
+    return sum(storages.values())
+
+
+# --- commands ----------------------------------------------------------------------------------
+
+
+def brats(*words, status=0):
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == status, (done.output, done.exception)
+    return done
+
+
+SMALL = [
+    *("--set", "network.channels=4", "--set", "network.levels=3", "--set", "patch_size=16"),
+    *("--set", "steps_per_epoch=2", "--set", "precision=float32", "--workers", "0"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretended")
+    write_phantoms(folder / "data", cases=5, shape=(32, 34, 36))
+    brats("split", folder / "data", "-o", folder / "splits.yaml")
+    return folder
+
+
+def test_the_commands_run_with_gpu_0(data, monkeypatch):
+    monkeypatch.chdir(data)
+    case = min(Path("data").iterdir())
+    with Rehearsal():
+        found = brats("train", "-o", "runs/a", "--epochs", "1", "--gpu", "0", *SMALL)
+        assert "training on cuda:0 (a pretended GPU) in float32" in found.stderr
+        brats("train", "-o", "runs/a", "--epochs", "2", "--gpu", "0", "--resume", "--workers", "0")
+        brats("train", "--gpu", "0", "--summary", *SMALL)
+        several = ["--model", "runs/a", "--model", "runs/a"]
+        options = ["--tta", "--uncertainty", "--probabilities", *several]
+        brats("predict", case, "-o", "there.nii.gz", "--gpu", "0", *options)
+    brats("predict", case, "-o", "here.nii.gz", "--device", "cpu", *options)
+    for kind, step in (("", 0), ("_probabilities", 1e-3), ("_uncertainty", 1)):
+        here, there = (nib.load(f"{place}{kind}.nii.gz").get_fdata() for place in ("here", "there"))
+        np.testing.assert_allclose(there, here, atol=step)
+
+
+def test_a_gpu_that_is_not_there_and_one_that_is_too_small_are_two_lines(data, monkeypatch):
+    monkeypatch.chdir(data)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def refuse(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with Rehearsal():
+        found = brats("train", "-o", "runs/b", "--gpu", "1", *SMALL, status=3)
+        assert found.stderr.splitlines()[0] == (
+            "error: this machine has no GPU 1 (CUDA devices found: 1)"
+        )
+        monkeypatch.setattr(UNet3D, "forward", refuse)
+        found = brats("train", "-o", "runs/b", "--gpu", "0", *SMALL, status=3)
+    error, hint = found.stderr.splitlines()[-2:]
+    assert error.startswith("error: training on 2 patches of 16^3 voxels at once does not fit")
+    assert hint.startswith(" hint: continue with --resume --set batch_size=1")
+
+
+# --- the rehearsal itself ----------------------------------------------------------------------
+
+
+def test_the_rehearsal_raises_what_a_gpu_would():
+    with Rehearsal() as gpu:
+        there = torch.ones(3, device=gpu.device)
+        assert (there + 1).device == gpu.device
+        assert (there * 2).sum().item() == 6
+        with pytest.raises(DeviceMismatch, match="at least two devices, cuda:0 and cpu"):
+            there + torch.ones(3)
+        with pytest.raises(DeviceMismatch, match="generator"):
+            there.normal_(generator=torch.Generator())
+        with pytest.raises(TypeError, match="can't convert cuda:0"):
+            there.numpy()
+    assert gpu.count("wait") == 1  # .item()
+
+
+def test_the_rehearsal_counts_waits():
+    with Rehearsal() as gpu:
+        there = torch.ones(3).to(gpu.device)  # blocks
+        torch.ones(3).to(gpu.device, non_blocking=True)  # of pageable memory: blocks as well
+        torch.ones(3).pin_memory().to(gpu.device, non_blocking=True)
+        there.nonzero()
+        there[there > 0]
+        there.cpu()
+    assert gpu.count("wait") == 5
+
+
+def patches(value):
+    return [np.full((1, 2, 2, 2), value, np.float16)], [np.full((2, 2, 2), value, np.uint8)], ["a"]
+
+
+def test_batches_arrive_as_they_were_stacked():
+    with Rehearsal() as gpu:
+        transfer = Transfer(gpu.device)
+        sent = [transfer.send(transfer.stack(*patches(value))) for value in range(5)]
+        assert gpu.count("wait") == 0
+        assert [batch.images.max().item() for batch in sent] == [0, 1, 2, 3, 4]
+        assert [batch.labels.min().item() for batch in sent] == [0, 1, 2, 3, 4]
+
+
+def test_a_copy_that_is_not_waited_for_is_a_race(monkeypatch):
+    with Rehearsal() as gpu:
+        monkeypatch.setattr(type(torch.cuda.current_stream()), "wait_stream", lambda *_: None)
+        transfer = Transfer(gpu.device)
+        batch = transfer.send(transfer.stack(*patches(1)))
+        with pytest.raises(Race, match="another stream still copies"):
+            batch.images + 1
+
+
+def test_page_locked_memory_that_is_filled_too_early_is_a_race(monkeypatch):
+    with Rehearsal() as gpu:
+        transfer = Transfer(gpu.device)
+        transfer.send(transfer.stack(*patches(1)))
+        buffer = transfer._buffers[transfer._turn]
+        buffer.images.numpy()[:] = 7  # not after its event
+        with pytest.raises(Race, match="overwritten while it was copied"):
+            buffer.copied.synchronize()
+        buffer.images.numpy()[:] = 1  # or it is found again at the end
+
+
+def test_a_half_is_stored_as_a_half():
+    # A case of a store travels as it is, and is widened on the GPU.
+    images = torch.randn(2, 16, 16, 16).half()
+    with Rehearsal() as gpu:
+        net = network(gpu.device)
+        start = len(gpu.events)
+        probabilities(net, images, patch_size=16, device=gpu.device)
+        sizes = [e.size for e in gpu.events[start:] if e.operation == "to the device"]
+    assert sizes[0] == images.nbytes
