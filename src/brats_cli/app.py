@@ -82,7 +82,7 @@ def brats(
 ) -> None:
     """From a folder of BraTS scans to scored segmentations and printable meshes.
 
-    brats split data/ → brats train → brats predict CASE → brats evaluate → brats mesh
+    brats split data/ → brats train → brats predict CASE → brats evaluate → brats view → brats mesh
     """
     console.verbosity = -1 if quiet else int(verbose)
 

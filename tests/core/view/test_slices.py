@@ -1,4 +1,5 @@
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -162,6 +163,9 @@ def test_case_ids_of_any_letters(tmp_path, case):
     scene = scene_of(write_case(tmp_path, labels=None, case=case))
     draw_slices(scene, tmp_path / "v.svg")
     draw_slices(scene, tmp_path / "v.png")
+    # An SVG without text is drawn as paths: what it says of the case must be valid XML.
+    assert ElementTree.parse(tmp_path / "v.svg").getroot().tag.endswith("svg")
+    assert (tmp_path / "v.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_odd_cases_are_drawn(tmp_path):
