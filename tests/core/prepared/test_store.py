@@ -277,11 +277,11 @@ def test_nothing_is_removed_while_another_training_reads(store, case):
 
 
 def test_a_case_that_changes_while_it_is_read_is_prepared_again(store, case, monkeypatch):
-    def slowly(volumes):
+    def slowly(recipe, volumes):
         touch(case.images["t2"].path)
         return prepare(volumes)
 
-    monkeypatch.setattr(store_module, "prepare", slowly)
+    monkeypatch.setattr(store_module, "prepare_by", slowly)
     stored(store, [case])
     monkeypatch.undo()
     assert stored(store, [case]) == [case.id]
@@ -397,12 +397,12 @@ def test_what_a_killed_process_left_is_no_case_and_is_removed(store, case):
 
 
 def test_a_case_that_another_training_stored_meanwhile_is_fine(store, case, monkeypatch):
-    def slowly(volumes):
+    def slowly(recipe, volumes):
         monkeypatch.undo()
         stored(store, [case])  # the other's
         return prepare(volumes)
 
-    monkeypatch.setattr(store_module, "prepare", slowly)
+    monkeypatch.setattr(store_module, "prepare_by", slowly)
     assert stored(store, [case]) == [case.id]
     assert len(places(store)) == 1
 
