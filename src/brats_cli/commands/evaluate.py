@@ -287,7 +287,7 @@ def _show_reliability(report: Report) -> None:
             (region, str(int(each.voxels.sum())), console.number(each.ece, 4))
             for region, each in report.reliability.items()
         ]
-        title = "expected calibration error, of voxels with a probability of at least 0.01"
+        title = "expected calibration error (probabilities from 0.01)"
         console.table(("region", "voxels", "ECE"), rows, title=title)
 
 
