@@ -19,3 +19,29 @@ os.environ["NO_COLOR"] = "1"
 # Networks of two channels gain nothing from threads, and wait for them on a busy machine: a test
 # of one second took thirty.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Files whose tests start processes, browsers or trainings: together they take minutes, each test
+# seconds. `make quick` leaves them out, like the tests that are marked slow by themselves.
+SLOW_FILES = {
+    "test_browser.py",
+    "test_damaged_files.py",
+    "test_demo.py",
+    "test_demo_command.py",
+    "test_distributed.py",
+    "test_examples.py",
+    "test_imported_real.py",
+    "test_machine.py",
+    "test_monai.py",
+    "test_on_a_pretended_gpu.py",
+    "test_pipeline.py",
+    "test_sampling.py",
+    "test_train_command.py",
+    "test_training.py",
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark every test of a slow file as slow."""
+    for item in items:
+        if item.path.name in SLOW_FILES:
+            item.add_marker("slow")
