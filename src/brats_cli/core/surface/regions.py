@@ -168,7 +168,7 @@ def regions_of(
         label_map: As read; its header, its name, its grid and its values decide the scheme.
         wanted: From `wanted_region`: `all` means every region that is not empty.
         labels: The scheme as the user gave it; overrides the others.
-        known: What is known of its values; by default what its own file and name tell.
+        known: What is known of its values; by default what its own file and name say.
 
     Raises:
         LabelError: If several schemes fit and differ in the region, or none has it.

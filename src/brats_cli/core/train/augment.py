@@ -66,7 +66,7 @@ def augment(
                 flips.append(partial(_flip, source, move.flips, target))
         else:
             resamplings.append(Resampling(image, label, move.matrix, move.points, *out))
-    # All of a batch's work in a row, so that no thread is idle for want of a second patch.
+    # All of a batch's work in a row, so that no thread waits for a second patch.
     device = images.device
     _run([partial(each.read, rows) for each in resamplings for rows in each.slabs], device)
     _run([partial(each.write, rows) for each in resamplings for rows in each.slabs] + flips, device)
