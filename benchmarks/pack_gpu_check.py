@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from brats_cli.core.data.cases import find_cases
+from brats_cli.core.data.finding import find_cases
 from brats_cli.core.errors import BratsError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
