@@ -36,7 +36,7 @@ WHEELS = (
         "jaxtyping",
     ),
     *("msgpack", "ndindex", "nibabel", "numexpr", "pydantic", "pydantic-core", "shellingham"),
-    *("torchio", "typer", "typing-inspection", "wadler-lindig", "wrapt"),
+    *("torchio", "typer", "typing-inspection", "wadler-lindig", "wrapt", "zlib-ng"),
 )
 
 # MedPy comes as source; it is pure Python, as far as brats uses it. TorchIO and MedPy import
