@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..data.labels import REGIONS
@@ -148,18 +147,13 @@ class Board:
     def __enter__(self) -> Board:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._writer is None:
             return
         try:
             self._writer.close()
         except OSError as failure:
-            if error is None:  # else a full disk was noticed before
+            if kind is None:  # else a full disk was noticed before
                 reason = failure.strerror or str(failure)
                 raise OutputError(self.folder, reason) from failure
 
