@@ -5,21 +5,19 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import stl
-from typer.testing import CliRunner
-
-from brats_cli.app import app
+from helpers import brats
 
 AFFINE = np.diag([-1.0, -1, 2, 1])
 
 
-def run(*args: object, stdin: str | None = None):
-    return CliRunner().invoke(app, ["mesh", *map(str, args)], input=stdin)
+run = partial(brats, "mesh")
 
 
 def write_seg(path: Path, *values: int) -> Path:
