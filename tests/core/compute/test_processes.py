@@ -10,7 +10,6 @@ import pytest
 
 from brats_cli.core.compute import processes as parallel
 from brats_cli.core.compute.processes import (
-    in_processes,
     in_threads,
     one_ahead,
     process_count,
