@@ -24,7 +24,8 @@ from ..compute.cluster import connected, paths_for
 from ..compute.devices import choose_devices, describe
 from ..compute.executors import as_completed
 from ..compute.processes import Send, streamed
-from ..data.cases import Case, find_each
+from ..data.cases import Case
+from ..data.finding import find_each
 from ..data.labels import LabelScheme, as_scheme
 from ..errors import BratsError, CaseError, ConfigError, OutputError
 from ..images.nifti import is_nifti

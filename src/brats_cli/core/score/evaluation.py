@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
-from ..data.cases import nifti_files
+from ..data.folders import nifti_files
 from ..data.labels import LabelScheme, as_scheme
 from ..data.naming import case_id_of
 from ..errors import BratsError, CaseError, ConfigError, UnreadableFileError

@@ -13,7 +13,9 @@ from typing import Any
 
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
-from ..data.cases import Case, find_each, find_label_maps, nifti_files
+from ..data.cases import Case
+from ..data.finding import find_each, find_label_maps
+from ..data.folders import nifti_files
 from ..data.labels import LabelScheme, as_scheme
 from ..errors import BratsError, CaseError, ConfigError, NoCasesError
 from ..images.nifti import stem
