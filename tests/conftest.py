@@ -39,6 +39,7 @@ SLOW_FILES = {
     "test_shells.py",
     "test_train_command.py",
     "test_training.py",
+    "test_tutorial.py",
 }
 
 

@@ -64,7 +64,6 @@ TESTS_WITHOUT_NETWORK = [
         for name in ("check", "split", "evaluate", "compare", "mesh", "view")
     ),
     "tests/test_app.py",
-    "tests/test_docs.py",
 ]
 
 

@@ -10,6 +10,7 @@ import pytest
 import typer
 import yaml
 from pydantic import BaseModel
+from test_shape import EDGES
 
 import brats_cli
 from brats_cli.app import app
@@ -207,6 +208,20 @@ def test_the_citation_has_what_its_format_asks_for():
     assert "version" not in citation  # it stands in one place
 
 
+def test_the_rooms_that_contributors_read_of_are_those_of_the_core():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*)\|$", text, re.MULTILINE)
+    assert {room: set(re.findall(r"`(\w+)`", edges)) for room, edges in rows} == EDGES
+
+
+def test_the_make_targets_that_contributors_read_of_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    targets = re.findall(r"^make ([\w-]+)", text, re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert len(targets) == 7
+    assert [name for name in targets if f"\n{name}: " not in makefile] == []
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completions_are_what_brats_makes(shell):
     made = program("completions/make.py").script(shell)
@@ -230,8 +245,9 @@ def test_the_references_have_a_meaning_for_every_parameter():
 def test_the_reference_of_a_command_says_what_its_option_is():
     page = program("docs/make.py").commands()
     assert "`brats mesh SEG... [OPTIONS]`" in page
-    assert "| `--space` `ras\\|lps` | Axes of the mesh" in page
+    assert "\n| `--space` `AXES` | Axes of the mesh" in page
     assert "(lps). Default: `ras`. |" in page
+    assert "\n| `--group`, `--no-group` | Keep all visits" in page
     assert "--small" not in page  # hidden: for tests
 
 
