@@ -172,7 +172,9 @@ class Side:
     def cut(self, box: Box) -> Side:
         """What lies inside `box`."""
         volume = self.volume
-        cut = replace(volume, data=volume.data[box], grid=volume.grid.crop(box))
+        # In array order, in which what follows looks at it; files hold the other order.
+        data = np.ascontiguousarray(volume.data[box])
+        cut = replace(volume, data=data, grid=volume.grid.crop(box))
         return replace(self, volume=cut)
 
 
