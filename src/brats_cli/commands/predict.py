@@ -22,8 +22,8 @@ Cases = Annotated[
     list[Path],
     typer.Argument(
         metavar="CASE...",
-        help="Case folders, 4D files, modality files or data set folders; - reads paths from "
-        "standard input.",
+        help="Case folders, 4D files, modality files or data set folders, or a splits file for its "
+        "test cases; - reads paths from standard input.",
     ),
 ]
 Output = Annotated[
@@ -120,7 +120,7 @@ def predict(
 
     Example: brats predict data/BraTS2021_00006 -o seg.nii.gz
 
-    Example: brats predict data/ -o predictions/ --model runs/first --skip-existing
+    Example: brats predict splits.yaml -o predictions/ --model runs/first --skip-existing
     """
     from ..core.predict import many
 

@@ -21,7 +21,8 @@ Case = Annotated[
     list[Path],
     typer.Argument(
         metavar="CASE...",
-        help="Case folders, 4D files, modality files or data sets; - reads paths from stdin.",
+        help="Case folders, 4D files, modality files or data sets, or a splits file for its test "
+        "cases; - reads paths from stdin.",
     ),
 ]
 Seg = Annotated[

@@ -25,7 +25,7 @@ from ..compute.devices import choose_devices, describe
 from ..compute.executors import as_completed
 from ..compute.processes import Send, streamed
 from ..data.cases import Case
-from ..data.finding import find_each
+from ..data.given import find_each
 from ..data.labels import LabelScheme, as_scheme
 from ..errors import BratsError, CaseError, ConfigError, OutputError
 from ..images.nifti import is_nifti
@@ -157,7 +157,8 @@ def predict(
     that fails does not stop the others: its `BratsError` is yielded, not raised.
 
     Args:
-        cases: Case folders, 4D files, modality files or data set folders; one or several.
+        cases: Case folders, 4D files, modality files or data set folders, or a splits file for its
+            test cases; one or several.
         output: File for one case, or folder for several; by default the current folder.
         model: Run folder or checkpoint; several are averaged. By default best.pt of the newest
             run in `runs/`.

@@ -14,8 +14,9 @@ from typing import Any
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
 from ..data.cases import Case
-from ..data.finding import find_each, find_label_maps
+from ..data.finding import find_label_maps
 from ..data.folders import nifti_files
+from ..data.given import find_each
 from ..data.labels import LabelScheme, as_scheme
 from ..errors import BratsError, CaseError, ConfigError, NoCasesError
 from ..images.nifti import stem
@@ -110,7 +111,8 @@ def view(
     """Show cases: slices of every sequence in one picture, or a page that opens offline.
 
     Args:
-        case: Cases (folders, 4D files or modality files) or data sets.
+        case: Cases (folders, 4D files or modality files) or data sets, or a splits file for its
+            test cases.
         seg: The segmentation to show, and a second one to compare it with; files, or folders from
             which each case's is taken. Of one, the case's own label map is the reference.
         output: A file that ends in .html, .png, .pdf or .svg, or a folder for pages with an index.
