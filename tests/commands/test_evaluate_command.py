@@ -217,6 +217,7 @@ def test_the_tolerance_reaches_the_surface_dice(folders):
     assert json.loads(brats(*folders, "--json").stdout)["cases"][0]["surface_dice"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX")
 @pytest.mark.parametrize("seconds", [0.1, 2], ids=["while starting", "while scoring"])
 def test_ctrl_c_ends_every_process_with_status_130_and_no_csv(tmp_path, seconds):
