@@ -68,3 +68,16 @@ def test_one_file_is_two_lines(two):
         "error: there is nothing to compare",
         " hint: give the scores of two models or more",
     ]
+
+
+def test_two_conventions_are_two_lines(two):
+    for path, name in zip(two, ("brats2020", "plain"), strict=True):
+        head, *lines = path.read_text().splitlines()
+        path.write_text("\n".join([f"{head},convention", *(f"{line},{name}" for line in lines)]))
+    result = compare(*two)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.splitlines() == [
+        f"error: {two[1]} and {two[0]} were scored by different rules: convention plain and "
+        "brats2020",
+        " hint: score all models with the same options of brats evaluate",
+    ]
