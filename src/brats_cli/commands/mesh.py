@@ -138,7 +138,7 @@ def mesh(
     """
     from ..core.surface import meshing
 
-    paths = paths_of(segmentations)
+    paths = _label_maps(paths_of(segmentations))
     with console.progress() as bars:
         task = bars.add_task("meshes", total=len(paths))
         meshes = meshing.mesh(
@@ -171,6 +171,18 @@ def mesh(
     raise_failures([each.error for each in meshes.failed], tried=len(paths), of="label maps")
 
 
+def _label_maps(paths: list[Path]) -> list[Path]:
+    """Without the maps that `predict` writes beside label maps, which `predictions/*` names too."""
+    from ..core.data.naming import lies_beside
+    from ..core.images.nifti import stem
+
+    kept = [path for path in paths if not lies_beside(stem(path))]
+    if not kept or len(kept) == len(paths):
+        return paths
+    console.message(f"left out {len(paths) - len(kept)} maps of probabilities or uncertainty")
+    return kept
+
+
 def show_meshes(meshes: Meshes) -> None:
     """The meshes on stdout; where they are, and what is special about them, on stderr."""
     if meshes.made:
@@ -190,8 +202,9 @@ def show_meshes(meshes: Meshes) -> None:
             ],
         )
         folders = {file.parent for file in files}
-        place = f"to {folders.pop()}" if len(folders) == 1 else "beside the label maps"
-        console.message(f"written {place}")
+        if folders != {Path()}:
+            place = f"to {folders.pop()}" if len(folders) == 1 else "beside the label maps"
+            console.message(f"written {place}")
     if meshes.skipped:
         count = len(meshes.skipped)
         console.message(f"skipped {count} mesh{'es' * (count > 1)} that existed")
