@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # seconds. `make quick` leaves them out, like the tests that are marked slow by themselves.
 SLOW_FILES = {
     "test_browser.py",
+    "test_cluster.py",
     "test_damaged_files.py",
     "test_demo.py",
     "test_demo_command.py",
