@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)
 _INTERVALS = "#0072B2"
 """The colour of what belongs to no region."""
 
-_STYLES = {"reference": "--", "prediction": "-"}
+_STYLES: Mapping[str, Literal["-", "--"]] = {"reference": "--", "prediction": "-"}
 """The lines of the two label maps, as `brats view` draws them."""
 
 SHOWN = (
