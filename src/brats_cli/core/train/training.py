@@ -499,7 +499,7 @@ class _Learner:
         if not validation or not due:
             return None, None
         preview, scores = None, []
-        mine = self.group.share(evenly(validation, self.config.validate_cases))
+        mine = self.group.share(evenly(len(validation), self.config.validate_cases))
         self.group.share_buffers(self.kept)
         release_freed_memory()
         release_cached_memory(self.device)
@@ -509,7 +509,7 @@ class _Learner:
             dtype=self.dtype,
             patch_size=self.config.patch_size,
         )
-        for case in one_ahead(StoredCase.read, mine):
+        for case in one_ahead(lambda place: validation[place].read(), mine):
             found = validate(segmenter, case, self.scheme)
             scores.append(list(found.dice.values()))
             if preview is None:
@@ -591,11 +591,10 @@ def validate(segmenter: Segmenter, case: StoredCase, scheme: LabelScheme) -> Cas
     return CaseValidated(case.id, dice, reference, predicted)
 
 
-def evenly(cases: Sequence[StoredCase], most: int | None) -> Sequence[StoredCase]:
-    """At most so many of some cases, spread evenly over them: the same in every epoch."""
-    if most is None or most >= len(cases):
-        return cases
-    return cases[:: -(-len(cases) // most)]
+def evenly(count: int, most: int | None) -> list[int]:
+    """Places of `most` of so many cases, or of all, spread evenly: the same in every epoch."""
+    chosen = count if most is None else min(most, count)
+    return [place * count // chosen for place in range(chosen)]
 
 
 def _shown_modality(config: TrainConfig) -> int:
