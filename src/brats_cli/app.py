@@ -23,7 +23,7 @@ from .commands.predict import predict
 from .commands.split import split
 from .commands.train import train
 from .commands.view import view
-from .core.compute.signals import end_at_once_on_stops, exit_on_sigterm
+from .core.compute.signals import end_at_once_on_stops, exit_on_sigterm, program
 from .core.errors import BratsError, BratsWarning
 
 # OpenMP's threads spin while they wait for each other. Beside patch workers, or any other load,
@@ -107,6 +107,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every letter
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(prog_name="brats")
+        with program():
+            app(prog_name="brats")
     finally:
         end_at_once_on_stops()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,8 @@ class UNet3D(nn.Module):
 
 Network = UNet3D | MonaiNetwork | NnunetNetwork
 
+Foreign = TypeVar("Foreign", MonaiNetwork, NnunetNetwork)
+
 
 def make_network(
     config: NetworkConfig, *, in_channels: int, out_channels: int, patch_size: int
@@ -87,8 +90,16 @@ def make_network(
         return UNet3D(config, in_channels=in_channels, out_channels=out_channels)
     sizes = {"in_channels": in_channels, "out_channels": out_channels, "patch_size": patch_size}
     if isinstance(config, NnunetConfig):
-        return NnunetNetwork(config, **sizes)
-    return MonaiNetwork(config, **sizes)
+        return _avoiding_nan(NnunetNetwork(config, **sizes))
+    return _avoiding_nan(MonaiNetwork(config, **sizes))
+
+
+def _avoiding_nan(network: Foreign) -> Foreign:
+    """`network` with `Conv3d` for PyTorch's own layer, which has the same weights and names."""
+    for layer in network.modules():
+        if type(layer) is nn.Conv3d:
+            layer.__class__ = Conv3d
+    return network
 
 
 def network_without_weights(

@@ -418,7 +418,7 @@ def _trained(
         processes=group.size,
         dtype=_name(arithmetic(device, config.precision)),
         training=len(cases.training),
-        validation=len(evenly(cases.validation, config.validate_cases)),
+        validation=len(evenly(len(cases.validation), config.validate_cases)),
         validation_in_all=len(cases.validation),
         epochs=config.epochs,
         epochs_done=checkpoint.epoch if checkpoint else 0,
