@@ -296,6 +296,27 @@ def test_nothing_on_stdin():
     )
 
 
+def test_the_maps_that_predict_writes_beside_label_maps_are_left_out_of_a_batch(tmp_path):
+    cases = [write_seg(tmp_path / f"{name}.nii.gz", 1) for name in ("A", "B")]
+    for name in ("A_probabilities", "A_uncertainty", "B_unc_whole", "B_unc_core"):
+        nib.save(nib.Nifti1Image(np.zeros((9, 3, 3, 3)), AFFINE), tmp_path / f"{name}.nii.gz")
+    result = run(*sorted(tmp_path.glob("*.nii.gz")), "-o", tmp_path / "meshes")
+    assert result.exit_code == 0, result.stderr
+    assert names(tmp_path / "meshes") == ["A_WT.stl", "B_WT.stl"]
+    assert "left out 4 maps of probabilities or uncertainty" in result.stderr.splitlines()
+    # Named alone, a map is what is asked for, and the error says what it is not.
+    result = run(cases[0].with_name("A_probabilities.nii.gz"))
+    assert result.exit_code == 3
+    assert "it has 4 dimensions" in result.stderr
+
+
+def test_where_meshes_are_is_not_said_of_the_current_folder(seg, monkeypatch):
+    monkeypatch.chdir(seg.parent)
+    result = run("seg.nii.gz")
+    assert result.exit_code == 0
+    assert "written" not in result.stderr
+
+
 def test_in_a_batch_the_others_go_on_and_the_failures_come_last(tmp_path):
     good = [write_seg(tmp_path / f"{name}.nii.gz", 1, 2, 4) for name in "ad"]
     empty = write_seg(tmp_path / "b.nii.gz", 2)

@@ -40,14 +40,17 @@ Output = Annotated[
 Format = Annotated[
     str | None,
     typer.Option(
-        metavar="stl|ply|obj|glb",
-        help="File format; default: by the suffix of OUT, or stl. GLB holds all regions in "
-        "one scene.",
+        metavar="FORMAT",
+        help="stl, ply, obj or glb; default: by the suffix of OUT, or stl. GLB holds all "
+        "regions in one scene.",
     ),
 ]
 Space = Annotated[
     Literal["ras", "lps"],
-    typer.Option(help="Axes of the mesh, noted in the file: NIfTI's (ras) or DICOM's (lps)."),
+    typer.Option(
+        metavar="AXES",
+        help="Axes of the mesh, noted in the file: NIfTI's (ras) or DICOM's (lps).",
+    ),
 ]
 Scale = Annotated[
     float,
@@ -55,7 +58,10 @@ Scale = Annotated[
 ]
 Smooth = Annotated[
     Literal["none", "light", "medium", "strong"],
-    typer.Option(help="Smoothing. The volume stays that of the voxels."),
+    typer.Option(
+        metavar="LEVEL",
+        help="none, light, medium or strong. The volume stays that of the voxels.",
+    ),
 ]
 Interpolate = Annotated[
     bool | None,
@@ -131,7 +137,7 @@ def mesh(
     """
     from ..core.surface import meshing
 
-    paths = paths_of(segmentations)
+    paths = _label_maps(paths_of(segmentations))
     with console.progress() as bars:
         task = bars.add_task("meshes", total=len(paths))
         meshes = meshing.mesh(
@@ -163,6 +169,18 @@ def mesh(
     raise_failures([each.error for each in meshes.failed], tried=len(paths), of="label maps")
 
 
+def _label_maps(paths: list[Path]) -> list[Path]:
+    """Without the maps that `predict` writes beside label maps, which `predictions/*` names too."""
+    from ..core.data.naming import lies_beside
+    from ..core.images.nifti import stem
+
+    kept = [path for path in paths if not lies_beside(stem(path))]
+    if not kept or len(kept) == len(paths):
+        return paths
+    console.message(f"left out {len(paths) - len(kept)} maps of probabilities or uncertainty")
+    return kept
+
+
 def show_meshes(meshes: Meshes) -> None:
     """The meshes on stdout; where they are, and what is special about them, on stderr."""
     if meshes.made:
@@ -182,8 +200,9 @@ def show_meshes(meshes: Meshes) -> None:
             ],
         )
         folders = {file.parent for file in files}
-        place = f"to {folders.pop()}" if len(folders) == 1 else "beside the label maps"
-        console.message(f"written {place}")
+        if folders != {Path()}:
+            place = f"to {folders.pop()}" if len(folders) == 1 else "beside the label maps"
+            console.message(f"written {place}")
     if meshes.skipped:
         count = len(meshes.skipped)
         console.message(f"skipped {count} mesh{'es' * (count > 1)} that existed")
