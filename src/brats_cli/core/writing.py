@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from .errors import OutputError, OutputExistsError
 
@@ -70,6 +71,71 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def growing_file(path: Path) -> Iterator[None]:
+    """Make a file that `append_line` adds to while the block runs; if nothing was, it goes again.
+
+    Raises:
+        OutputError: If it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if not path.stat().st_size:
+                path.unlink()
+                path.parent.rmdir()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, whole or not at all; several processes may do so.
+
+    What a process that was killed left of a line is removed when the next one is appended.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    try:
+        with path.open("ab+", buffering=0) as file:
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            size = _whole_lines(file)
+            try:
+                left = memoryview(f"{line}\n".encode())
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from error
+
+
+def _whole_lines(file: IO[bytes]) -> int:
+    """Cut off a line without an end, and return the size that is left."""
+    size = whole = file.seek(0, os.SEEK_END)
+    while whole:
+        start = max(0, whole - _BLOCK)
+        file.seek(start)
+        block = file.read(whole - start)
+        if (end := block.rfind(b"\n")) >= 0:
+            whole = start + end + 1
+            break
+        whole = start
+    if whole < size:
+        file.truncate(whole)
+    return whole
+
+
+_BLOCK = 4096
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path` that becomes `path` when the block ends well.
@@ -84,7 +150,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise OutputExistsError(path)
-        partial.mkdir(parents=True, exist_ok=True)
+        # That of a process with the same number, as the first one of every container has.
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         _remove_leftovers(path)
         yield partial
         if path.is_dir():

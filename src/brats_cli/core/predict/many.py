@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -23,13 +23,14 @@ from ..compute.processes import Send, streamed
 from ..data.cases import Case
 from ..data.finding import find_each
 from ..data.labels import LabelScheme, as_scheme
-from ..errors import BratsError, CaseError, ConfigError, OutputError
+from ..errors import BratsError, CaseError, ConfigError
 from ..images.nifti import is_nifti
 from ..model.checkpoint import Checkpoint
 from ..model.run_folder import checkpoint_paths
 from ..model.windows import CPU
+from ..reading import read_text
 from ..wording import KILLED, listing
-from ..writing import require_writable
+from ..writing import append_line, growing_file, require_writable
 from .predictor import Loaded, PredictConfig, Predictor, Samples, companion
 
 Item = TypeVar("Item")
@@ -196,7 +197,9 @@ def predict(
     if not found:
         raise _none_found(failed)
     folder, jobs = assign_outputs(found, Path(output) if output is not None else None)
-    todo = [job for job in jobs if not (skip_existing and complete(job, config))]
+    manifest = folder / MANIFEST if folder else None
+    lines = recorded(manifest)
+    todo = [job for job in jobs if not (skip_existing and complete(job, config, lines))]
     # A case that lacks one of its outputs is segmented again, and its other outputs replaced.
     replacing = overwrite or skip_existing
     require_outputs_writable(todo, config, overwrite=replacing)
@@ -204,7 +207,7 @@ def predict(
     batch = Batch(
         models=tuple(path for each in given for path in checkpoint_paths(each)),
         config=config,
-        manifest=folder / MANIFEST if folder else None,
+        manifest=manifest,
         overwrite=replacing,
     )
     devices = choose_devices(device, None if gpu is None else str(gpu))
@@ -213,7 +216,9 @@ def predict(
     yield from failed
     yield from (Skipped(job.case.id, job.file) for job in jobs if job not in todo)
     yield PredictionStarted(len(todo), batch.models, tuple(map(describe, devices)))
-    yield from outcomes
+    # There before the first case: one without a line is then known to be unfinished.
+    with growing_file(manifest) if manifest and todo else nullcontext():
+        yield from outcomes
 
 
 class _Progress:
@@ -401,14 +406,18 @@ class _Stages:
             versions={"brats": __version__, "torch": torch.__version__},
         )
         if self.batch.manifest:
-            append_line(self.batch.manifest, prediction.row())
+            append_line(self.batch.manifest, json.dumps(prediction.row(), allow_nan=False))
         self.on_share(0.1)
         return prediction
 
 
-def complete(job: Job, config: PredictConfig) -> bool:
-    """Whether all outputs of a case exist; since files are never half written, they are whole."""
-    return all(file.exists() for file in outputs(job, config))
+def complete(job: Job, config: PredictConfig, lines: Container[str] | None = None) -> bool:
+    """Whether all outputs of a case exist; since files are never half written, they are whole.
+
+    Of `lines`, the manifest's, its own must be one: a process may have been killed before that.
+    """
+    whole = all(file.exists() for file in outputs(job, config))
+    return whole and (lines is None or job.case.id in lines)
 
 
 def outputs(job: Job, config: PredictConfig) -> list[Path]:
@@ -430,21 +439,15 @@ def require_outputs_writable(
             require_writable(file, overwrite=overwrite)
 
 
-def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Append a line of JSON to a file in one write, so that several processes may do so.
-
-    Raises:
-        OutputError: If it cannot be written.
-    """
-    line = json.dumps(content, allow_nan=False) + "\n"
-    try:
-        place = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(place, line.encode())
-        finally:
-            os.close(place)
-    except OSError as error:
-        raise OutputError(path, error.strerror or str(error)) from error
+def recorded(manifest: Path | None) -> set[str] | None:
+    """Ids of the cases that have a line in a manifest; None if there is no manifest."""
+    if manifest is None or not manifest.is_file():
+        return None
+    found = set()
+    for line in read_text(manifest).splitlines():
+        with suppress(ValueError, LookupError, TypeError):
+            found.add(json.loads(line)["case"])
+    return found
 
 
 # --- at the same time --------------------------------------------------------------------------

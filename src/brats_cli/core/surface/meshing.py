@@ -224,6 +224,14 @@ class MeshConfig:
         return self.region == "all" and self.format == "glb"
 
     @property
+    def is_replacing(self) -> bool:
+        """Whether files may be replaced: those beside a missing mesh are of a run that was cut off.
+
+        A mesh is the last of its files to be written.
+        """
+        return self.overwrite or self.skip_existing
+
+    @property
     def is_textured(self) -> bool:
         """Whether pictures are written; OBJ has no colours of vertices."""
         return self.texture or (self.paint is not None and self.format == "obj")
@@ -405,7 +413,7 @@ def _is_due(file: Path, config: MeshConfig, meshes: Meshes) -> bool:
         meshes.skipped.append(file)
         return False
     for each in files_of(file, textured=config.is_textured):
-        require_writable(each, overwrite=config.overwrite)
+        require_writable(each, overwrite=config.is_replacing)
     return True
 
 
@@ -427,14 +435,14 @@ def _written(
             scene.append((found, surface, model))
             continue
         result = _result(found, surface, image.path, file, config)
-        write_models(file, [model], config.placing, overwrite=config.overwrite)
+        write_models(file, [model], config.placing, overwrite=config.is_replacing)
         yield result
     if scene:
         file = base.of("all")
         results = [_result(*each[:2], image.path, file, config) for each in scene]
         models = [each[2] for each in scene]
         outer = [replace(model, opacity=_OUTER_OPACITY) for model in models[:-1]]
-        write_models(file, [*outer, models[-1]], config.placing, overwrite=config.overwrite)
+        write_models(file, [*outer, models[-1]], config.placing, overwrite=config.is_replacing)
         yield from results
 
 
