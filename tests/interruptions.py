@@ -783,11 +783,14 @@ def damaged_inputs(bench: Bench, tries: int, points: int) -> None:
                 replacing=modes(bench)[-1],
                 statuses=(REFUSED,),
                 partial_failure=True,
-                mend=partial(_restore, bench.root),
+                mend=partial(_restore, bench),
             )
 
 
-def _restore(root: Path) -> None:
+def _restore(bench: Bench) -> None:
+    root = bench.root
+    if bench.scenario.name == "check --fix":  # done without the case, and never done again
+        shutil.rmtree(bench.work / "fixed", ignore_errors=True)
     for path in (root / "pristine").rglob("*"):
         target = root / "given" / path.relative_to(root / "pristine")
         if path.is_file() and (not target.exists() or target.stat().st_size != path.stat().st_size):

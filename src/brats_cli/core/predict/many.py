@@ -19,6 +19,7 @@ import torch
 
 from ... import __version__
 from ..compute.devices import choose_devices, describe
+from ..compute.plan import Plan
 from ..compute.processes import Send, streamed
 from ..data.cases import Case
 from ..data.finding import find_each
@@ -31,7 +32,15 @@ from ..model.windows import CPU
 from ..reading import read_text
 from ..wording import KILLED, listing
 from ..writing import append_line, growing_file, require_writable
-from .predictor import Loaded, PredictConfig, Predictor, Samples, companion
+from .predictor import (
+    MEMORY_OF_NETWORK,
+    Loaded,
+    PredictConfig,
+    Predictor,
+    Samples,
+    companion,
+    memory_of,
+)
 
 Item = TypeVar("Item")
 Input = TypeVar("Input")
@@ -124,7 +133,7 @@ class Skipped:
     file: Path
 
 
-PredictEvent = PredictionStarted | Skipped | Prediction | BratsError
+PredictEvent = PredictionStarted | Plan | Skipped | Prediction | BratsError
 """What `predict` yields; a `BratsError` is a case or a path that failed."""
 
 
@@ -144,6 +153,7 @@ def predict(
     uncertainty: bool = False,
     uncertainty_format: str | None = None,
     skip_existing: bool = False,
+    dry_run: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[float, int], object] = lambda done, total: None,
 ) -> Iterator[PredictEvent]:
@@ -171,13 +181,14 @@ def predict(
         uncertainty_format: Its files, and that they are to be written: `4d` for one file (the
             default), `brats` for `CASE_unc_whole`, `_core` and `_enhance` as in BraTS 2020.
         skip_existing: Skip cases whose outputs exist.
+        dry_run: Write nothing, and yield a `Plan` of what would be done and needed.
         overwrite: Replace outputs that exist.
         on_progress: Called with the number of cases done (in fractions of a case) and their
             total, also from other threads.
 
     Yields:
-        Failures to find a case, a `Skipped` per case skipped, one `PredictionStarted`, then a
-        `Prediction` or a `BratsError` per case.
+        Failures to find a case; then a `Plan`, if only that was asked for, or a `Skipped` per case
+        skipped, one `PredictionStarted`, and a `Prediction` or a `BratsError` per case.
 
     Raises:
         BratsError: Before the first case, if there is no case, a model or device cannot be used,
@@ -211,6 +222,13 @@ def predict(
         overwrite=replacing,
     )
     devices = choose_devices(device, None if gpu is None else str(gpu))
+    left_out = tuple(job.case.id for job in jobs if job not in todo)
+    plan = _plan(todo, left_out, config, tuple(map(describe, devices))).require_room()
+    if dry_run:
+        batch.require_models()
+        yield from failed
+        yield plan
+        return
     progress = _Progress(len(todo), on_progress)
     outcomes = batch.run(todo, devices, progress.add) if todo else iter(())
     yield from failed
@@ -219,6 +237,35 @@ def predict(
     # There before the first case: one without a line is then known to be unfinished.
     with growing_file(manifest) if manifest and todo else nullcontext():
         yield from outcomes
+
+
+# Measured: a case of 240 x 240 x 155 voxels has probabilities of 2 to 5 MB, an uncertainty of 0.5
+# MB, and a label map of 0.05 MB.
+_BYTES_PER_VOXEL = {"probabilities": 0.5, "uncertainty": 0.06}
+_BYTES_OF_LABELS = 0.006
+
+
+def _plan(
+    jobs: Sequence[Job], left_out: tuple[str, ...], config: PredictConfig, devices: tuple[str, ...]
+) -> Plan:
+    """What would be written for which cases; estimated from the shapes in their headers."""
+    share = _BYTES_OF_LABELS
+    share += sum(size for name, size in _BYTES_PER_VOXEL.items() if getattr(config, name))
+    disk: dict[Path, int] = {}
+    for job in jobs:
+        size = int(share * job.case.voxels_on_disk())
+        disk[job.file.parent] = disk.get(job.file.parent, 0) + size
+    # One case is loaded while another is computed.
+    memory = sorted((memory_of(job.case, len(job.case.images)) for job in jobs), reverse=True)
+    return Plan(
+        cases=tuple(job.case.id for job in jobs),
+        outputs=tuple(str(file) for job in jobs for file in outputs(job, config)),
+        skipped=left_out,
+        device=", ".join(devices),
+        disk_bytes=disk,
+        memory_bytes=MEMORY_OF_NETWORK + sum(memory[:2]),
+        least_memory_bytes=memory[-1] if memory else 0,
+    )
 
 
 class _Progress:
@@ -320,6 +367,10 @@ class Batch:
         shares = [jobs[first :: len(devices)] for first in range(len(devices))]
         work = [(device, share) for device, share in zip(devices, shares, strict=True) if share]
         return self._in_processes(work, on_share)
+
+    def require_models(self) -> None:
+        """Read the models, and raise what is wrong with them."""
+        self._predictor(CPU)
 
     def _in_processes(
         self, work: Sequence[tuple[torch.device, Sequence[Job]]], on_share: Share
