@@ -43,6 +43,7 @@ WITHOUT_NETWORK = {"images", "data", "check", "score", "surface", "view"}
 """Rooms that import neither torch nor torchio anywhere."""
 
 AT_HOME = {
+    "distributed": {"core/compute/cluster"},
     "fast_simplification": {"core/surface/reduction"},
     "dynamic_network_architectures": {"core/model/nnunet"},
     "matplotlib": {"core/score/plots", "core/train/figures", "core/view/slices"},

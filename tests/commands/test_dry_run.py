@@ -92,7 +92,9 @@ def test_a_full_disk_is_reported_before_anything_is_written(name, here, monkeypa
 def test_predict_reports_a_bad_model_and_a_bad_path_as_the_run_does(here):
     words = ("predict", "data", "-o", "out", "--device", "cpu", "--dry-run")
     Path("bad.pt").write_text("no")
-    assert_refused(brats(*words, "--model", "bad.pt"), "bad.pt is not a brats checkpoint", "cut short")
+    assert_refused(
+        brats(*words, "--model", "bad.pt"), "bad.pt is not a brats checkpoint", "cut short"
+    )
     result = brats(*words, "nothing", "--model", "model.pt")
     assert result.exit_code == 3
     assert "error: cannot read nothing" in result.stderr

@@ -54,8 +54,10 @@ def show_plan(plan: Plan, *, as_json: bool = False) -> None:
     for folder, disk in content["disk"].items():
         needed, free = size_text(disk["needed_bytes"]), size_text(disk["free_bytes"])
         console.message(f"disk: about {needed} in {folder}, where {free} are free")
-    needed, free = (size_text(content["memory"][key]) for key in ("needed_bytes", "free_bytes"))
-    console.message(f"memory: about {needed}; {free} are free")
+    if plan.memory_bytes:
+        memory = content["memory"]
+        needed, free = size_text(memory["needed_bytes"]), size_text(memory["free_bytes"])
+        console.message(f"memory: about {needed}; {free} are free")
     if plan.device:
         console.message(f"device: {plan.device}")
     console.message("dry run: nothing was written")

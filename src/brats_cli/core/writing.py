@@ -9,8 +9,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from .errors import OutputError, OutputExistsError
 
@@ -92,6 +92,30 @@ def growing_file(path: Path) -> Iterator[None]:
                 path.parent.rmdir()
 
 
+def append(path: Path, content: bytes) -> None:
+    """Append to a file that nobody else writes to, all or nothing.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    try:
+        with path.open("ab", buffering=0) as file:
+            _write_all(file, content, file.seek(0, os.SEEK_END))
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from error
+
+
+def _write_all(file: FileIO, content: bytes, size: int) -> None:
+    """Write all of `content`, or nothing: then the file is as long as before, `size` bytes."""
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[file.write(left) :]
+    except OSError:
+        file.truncate(size)
+        raise
+
+
 def append_line(path: Path, line: str) -> None:
     """Append a line to a file, whole or not at all; several processes may do so.
 
@@ -105,19 +129,12 @@ def append_line(path: Path, line: str) -> None:
             if fcntl is not None:
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(file, fcntl.LOCK_EX)
-            size = _whole_lines(file)
-            try:
-                left = memoryview(f"{line}\n".encode())
-                while left:
-                    left = left[file.write(left) :]
-            except OSError:
-                file.truncate(size)
-                raise
+            _write_all(file, f"{line}\n".encode(), _whole_lines(file))
     except OSError as error:
         raise OutputError(path, error.strerror or str(error)) from error
 
 
-def _whole_lines(file: IO[bytes]) -> int:
+def _whole_lines(file: FileIO) -> int:
     """Cut off a line without an end, and return the size that is left."""
     size = whole = file.seek(0, os.SEEK_END)
     while whole:

@@ -5,7 +5,9 @@ import pytest
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
-@pytest.mark.parametrize(("stop", "raised"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)])
+@pytest.mark.parametrize(
+    ("stop", "raised"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)]
+)
 def test_a_stop_that_python_drops_is_obeyed_a_moment_later(stop, raised):
     code = (
         "import signal, sys, time\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,10 @@ class Plan:
     disk_bytes: Mapping[Path, int] = field(default_factory=dict)
     memory_bytes: int = 0
     least_memory_bytes: int = 0
+
+    def elsewhere(self) -> Plan:
+        """This plan, if other machines do the work: they share the disk and not the memory."""
+        return replace(self, memory_bytes=0, least_memory_bytes=0)
 
     def require_room(self) -> Plan:
         """This plan, if the disk and the memory that are free suffice for it.

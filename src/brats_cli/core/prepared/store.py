@@ -33,7 +33,8 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from ..compute.processes import in_processes, in_threads
+from ..compute.executors import in_order
+from ..compute.processes import in_threads
 from ..data.cases import Case, read_images
 from ..data.labels import REGIONS, LabelScheme, is_predicted, scheme_named
 from ..data.naming import MODALITIES
@@ -308,7 +309,7 @@ class Preparation:
         store._require_room(self.missing)
         work = [(case, self.places[case.id]) for case in self.missing]
         with store.in_use():
-            yield from in_processes(
+            yield from in_order(
                 store._prepare_case, work, workers=workers, name=lambda job: f"case {job[0].id}"
             )
 

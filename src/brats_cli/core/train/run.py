@@ -493,7 +493,8 @@ def _recorded(
     """Train the epochs, each recorded before it is yielded."""
     run, stopped = job.run, None
     to_note = job.resume and group.leads
-    with Stops() as stops, Board(run) as board:
+    board = Board(run)
+    with Stops() as stops:
         for event in training.train(
             job.config,
             cases.training,
