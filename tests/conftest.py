@@ -30,14 +30,17 @@ SLOW_FILES = {
     "test_distributed.py",
     "test_examples.py",
     "test_imported_real.py",
+    "test_interruptions.py",
     "test_learner.py",
     "test_machine.py",
     "test_monai.py",
     "test_on_a_pretended_gpu.py",
     "test_pipeline.py",
     "test_sampling.py",
+    "test_shells.py",
     "test_train_command.py",
     "test_training.py",
+    "test_tutorial.py",
 }
 
 

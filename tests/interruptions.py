@@ -111,7 +111,7 @@ def _scenarios() -> list[Scenario]:
             summaries=("scores.csv", "lesions.csv", "table.md"),
         ),
         Scenario(
-            "evaluate --report",
+            "evaluate--report",
             ("evaluate", *segmented, "--report", "report.html", "--plots", "plots", *alone),
             ("report.html", "plots/*"),
             inputs="predictions/*.nii.gz",
@@ -141,13 +141,13 @@ def _scenarios() -> list[Scenario]:
             summaries=("views/index.html",),
         ),
         Scenario(
-            "view --png",
+            "view--png",
             ("view", case, "-o", "view.png"),
             ("view.png",),
             inputs="data/BraTS-GLI-00000-000/*.nii.gz",
         ),
         Scenario(
-            "check --fix",
+            "check--fix",
             ("check", "../given/broken", "--fix", "fixed", *alone),
             inputs="broken/**/*.nii.gz",
             summaries=("fixed/",),
@@ -789,7 +789,7 @@ def damaged_inputs(bench: Bench, tries: int, points: int) -> None:
 
 def _restore(bench: Bench) -> None:
     root = bench.root
-    if bench.scenario.name == "check --fix":  # done without the case, and never done again
+    if bench.scenario.name == "check--fix":  # done without the case, and never done again
         shutil.rmtree(bench.work / "fixed", ignore_errors=True)
     for path in (root / "pristine").rglob("*"):
         target = root / "given" / path.relative_to(root / "pristine")

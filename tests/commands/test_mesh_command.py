@@ -3,23 +3,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import stl
-from typer.testing import CliRunner
-
-from brats_cli.app import app
+from helpers import brats
 
 AFFINE = np.diag([-1.0, -1, 2, 1])
 
 
-def run(*args: object, stdin: str | None = None):
-    return CliRunner().invoke(app, ["mesh", *map(str, args)], input=stdin)
+run = partial(brats, "mesh")
 
 
 def write_seg(path: Path, *values: int) -> Path:
@@ -353,15 +349,3 @@ def test_a_folder_that_may_not_be_written_to(seg):
         seg.parent.chmod(0o700)
     assert result.exit_code == 3
     assert "no permission to write" in result.stderr
-
-
-def test_meshing_loads_no_torch(seg):
-    code = (
-        "import sys; from brats_cli.app import main\n"
-        f"sys.argv = ['brats', 'mesh', {str(seg)!r}]\n"
-        "try: main()\n"
-        "except SystemExit: print(sorted({'torch', 'torchio', 'medpy'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert seg.with_name("seg_WT.stl").exists()

@@ -45,7 +45,7 @@ class RunRecord(RunFolder):
     """The folder of a run, and what a training writes into it."""
 
     def start(self, config: TrainConfig, split: Split) -> None:
-        """Make the folder, with its config and split; in a folder `runs`, note it as the newest."""
+        """Make the folder, with config and split; in a folder `runs`, record it as the newest."""
         made = (self.log, self.curves, self.validation, self.best, self.last)
         for old in (*made, *self.folder.glob(f"{_EVENTS}*")):
             old.unlink(missing_ok=True)
@@ -64,8 +64,8 @@ class RunRecord(RunFolder):
     def record(self, epoch: Epoch) -> None:
         """Add an epoch to the log, save its checkpoints, and draw the curves again.
 
-        `last.pt` goes after what it makes sure of: if this is cut short before, resuming repeats
-        the epoch and writes the same. A picture is not worth an epoch.
+        `last.pt` is saved after the log and `best.pt`: if this is interrupted before, resuming
+        repeats the epoch and writes the same. The curves come last, so no epoch is lost for them.
         """
         rows = [row for row in self.rows() if int(row["epoch"]) < epoch.number]
         # A log of another version of brats keeps its columns, and has no values in ours.
@@ -116,11 +116,10 @@ class RunRecord(RunFolder):
 
 
 class Board:
-    """A run's events for TensorBoard, in a file of its own in the run's folder.
+    """A run's TensorBoard events, in a file of its own in the run's folder.
 
-    What it shows of an epoch that is added again, after a resume, is what was added last. (torch's
-    `SummaryWriter` writes in a thread: where a disk is full, that prints a traceback, and the
-    training goes on without it.)
+    An epoch that is added again, after a resume, replaces the earlier one. (torch's `SummaryWriter`
+    writes in a thread: where a disk is full, that prints a traceback, and training continues.)
     """
 
     def __init__(self, run: RunFolder) -> None:
