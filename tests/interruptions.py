@@ -8,6 +8,7 @@ leave what an undisturbed run leaves, byte for byte, and nothing else. The fault
 - `kill at a step`: SIGKILL just before the k-th time that a file is opened for writing, renamed,
   removed, or a folder made (Python tells an audit hook of each);
 - `kill in a file`: SIGKILL when a file reaches n bytes (the system's limit of a file's size);
+- `kill of the first process`, `Ctrl-C to all processes`: of the command as a user starts it;
 - `kill at random`, `Ctrl-C at random`: SIGKILL or SIGINT after a random part of the duration;
 - `Ctrl-C at a step`, `SIGTERM at a step`: as above, by the signals that may be answered;
 - `no space at a step`, `no space in a file`: the system refuses from there on;
@@ -44,6 +45,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read by libraries as they load
@@ -263,6 +265,32 @@ def in_child(
     _, how = os.waitpid(child, 0)
     seconds = time.perf_counter() - began
     return Ended(os.waitstatus_to_exitcode(how), said.decode(errors="replace"), seconds)
+
+
+def as_process(words: tuple[str, ...], folder: Path, seconds: float, stop: int) -> Ended:
+    """Run a command as a user does, several processes where it has `--workers`, and stop it.
+
+    Ctrl-C goes to all of its processes, as a terminal sends it; SIGKILL to the first alone.
+    """
+    words = tuple("2" if before == "--workers" else word for before, word in pairwise(("", *words)))
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "brats_cli", *words],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(seconds)
+    with contextlib.suppress(ProcessLookupError):
+        if stop == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, stop)
+    # Until the last process has closed it: those that it started end as well.
+    _, said = process.communicate(timeout=120)
+    return Ended(process.returncode, said, time.perf_counter() - began)
 
 
 def _be_brats(words: tuple[str, ...], folder: Path, said: int, arm: Callable[[], None]) -> None:
@@ -579,12 +607,18 @@ class Bench:
         statuses: tuple[int, ...],
         partial_failure: bool = False,
         prepared: bool = False,
+        process: bool = False,
         mend: Callable[[], None] = lambda: None,
     ) -> None:
         """One fault: `statuses` are those that the command may end with besides 0."""
         if not prepared:
             self.lay_out(replacing=replacing)
-        ended = in_child(self.words(replacing=replacing), self.work, arm, send=send)
+        words = self.words(replacing=replacing)
+        if process:
+            assert send is not None
+            ended = as_process(words, self.work, *send)
+        else:
+            ended = in_child(words, self.work, arm, send=send)
         wrong = self._after_fault(ended, (*statuses, 0), replacing, partial_failure)
         mend()
         again = in_child(self.finishing(replacing=replacing), self.work)
@@ -701,6 +735,23 @@ def stops_at_random(bench: Bench, tries: int, points: int) -> None:
         bench.try_("Ctrl-C at random", replacing=replacing, send=send, statuses=(INTERRUPTED,))
 
 
+def stops_of_processes(bench: Bench, tries: int, points: int) -> None:
+    """From its first import on, and with the processes that share the work."""
+    began = time.perf_counter()
+    bench.lay_out(replacing=False)
+    as_process(bench.words(replacing=False), bench.work, 0, 0)
+    seconds = time.perf_counter() - began
+    chance = random.Random(f"processes {bench.scenario.name}")
+    for _ in range(max(1, tries // 5)):
+        for fault, stop, statuses in (
+            ("kill of the first process", signal.SIGKILL, (KILLED,)),
+            # Python itself, as it starts and as it ends, is killed by it; to a shell that is 130.
+            ("Ctrl-C to all processes", signal.SIGINT, (INTERRUPTED, -signal.SIGINT)),
+        ):
+            send = (chance.uniform(0.4, seconds), stop)
+            bench.try_(fault, replacing=False, process=True, send=send, statuses=statuses)
+
+
 def stops_at_steps(bench: Bench, tries: int, points: int) -> None:
     for fault, stop, status in (
         ("Ctrl-C at a step", signal.SIGINT, INTERRUPTED),
@@ -808,7 +859,15 @@ def can_mount(folder: Path) -> bool:
     return made.returncode == 0
 
 
-FAULTS = (kill_at_steps, kill_in_files, kill_at_random, stops_at_steps, stops_at_random, no_space)
+FAULTS = (
+    kill_at_steps,
+    kill_in_files,
+    kill_at_random,
+    stops_at_steps,
+    stops_at_random,
+    stops_of_processes,
+    no_space,
+)
 FAULTS_OF_INPUTS = (damaged_inputs,)
 FAULTS_OF_ROOT = (full_disk, read_only, no_permission)
 
