@@ -209,3 +209,16 @@ def test_a_killed_process_of_the_same_number_leaves_nothing_in_a_folder(tmp_path
     with whole_folder(tmp_path / "out") as folder:
         (folder / "a").touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+
+
+def test_two_machines_that_write_one_file_do_not_share_the_temporary_one(tmp_path):
+    # As the first processes of two containers do, which have one number.
+    with whole_file(tmp_path / "a") as first, whole_file(tmp_path / "b") as other:
+        assert first.name.partition(".partial")[0] != other.name.partition(".partial")[0]
+        first.touch()
+        other.touch()
+    left = tmp_path / f".{os.getpid()}-0.partial.a"  # of a process that had our number
+    left.touch()
+    with whole_file(tmp_path / "a") as partial:
+        partial.touch()
+    assert not left.exists()

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -58,7 +59,7 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         OutputError: If the system refuses to write (permission, full disk).
     """
     require_writable(path, overwrite=overwrite)
-    partial = path.with_name(f".{os.getpid()}.partial.{_short(path.name)}")
+    partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
@@ -163,14 +164,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         OutputExistsError: If there is something in `path`.
         OutputError: If the system refuses to write.
     """
-    partial = path.with_name(f".{os.getpid()}.partial.{_short(path.name)}")
+    partial = _partial(path)
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise OutputExistsError(path)
-        # That of a process with the same number, as the first one of every container has.
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         _remove_leftovers(path)
+        partial.mkdir(parents=True)
         yield partial
         if path.is_dir():
             path.rmdir()
@@ -215,6 +214,15 @@ def own_folder(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
+def _partial(path: Path) -> Path:
+    """A name beside `path` that says which process writes there.
+
+    Not by its number alone: the first processes of all containers have the same.
+    """
+    writer = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return path.with_name(f".{writer}.partial.{_short(path.name)}")
+
+
 def _short(name: str) -> str:
     """`name`, or a shorter one with its ending, so that something may stand before it."""
     if len(os.fsencode(name)) <= 200:
@@ -225,7 +233,7 @@ def _short(name: str) -> str:
 def _remove_leftovers(path: Path) -> None:
     """Remove what killed processes left of `path`, but not what one that still runs is writing."""
     for left in path.parent.glob(f".*.partial.{glob.escape(_short(path.name))}"):
-        number = left.name[1:].partition(".")[0]
+        number = left.name[1:].partition(".")[0].partition("-")[0]
         if os.name == "posix" and number.isdecimal() and not _runs(int(number)):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
@@ -234,6 +242,9 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _runs(process: int) -> bool:
+    """Whether another process has this number; what has our own, is of one that had it before."""
+    if process == os.getpid():
+        return False
     try:
         os.kill(process, 0)  # 0 sends nothing
     except ProcessLookupError:
