@@ -735,14 +735,20 @@ def stops_at_random(bench: Bench, tries: int, points: int) -> None:
         bench.try_("Ctrl-C at random", replacing=replacing, send=send, statuses=(INTERRUPTED,))
 
 
+_TRIES_PER_PROCESS = 5
+"""A command takes seconds to start: it is started once for so many forks."""
+
+
 def stops_of_processes(bench: Bench, tries: int, points: int) -> None:
     """From its first import on, and with the processes that share the work."""
+    if tries < _TRIES_PER_PROCESS:
+        return
     began = time.perf_counter()
     bench.lay_out(replacing=False)
     as_process(bench.words(replacing=False), bench.work, 0, 0)
     seconds = time.perf_counter() - began
     chance = random.Random(f"processes {bench.scenario.name}")
-    for _ in range(max(1, tries // 5)):
+    for _ in range(tries // _TRIES_PER_PROCESS):
         for fault, stop, statuses in (
             ("kill of the first process", signal.SIGKILL, (KILLED,)),
             # Python itself, as it starts and as it ends, is killed by it; to a shell that is 130.
