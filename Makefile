@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test quick lint completions docs dist check-wheel check-lowest bench-feed bench-train bench-quality bench-predict \
+.PHONY: demo test quick faults lint completions docs dist check-wheel check-lowest bench-feed bench-train bench-quality bench-predict \
 	bench-evaluate bench-mesh gpu-check clean
 
 demo: $(READY)
@@ -19,6 +19,13 @@ test: lint
 # In one process per CPU; a worker that has nothing left to do takes tests from the others.
 quick: $(READY)
 	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
+
+# Interrupts every command that writes, some 200 times each; one after another, each below ten
+# minutes. FAULTS="mesh view" takes these alone.
+FAULTS ?= split compare evaluate evaluate--report mesh view view--png check--fix store predict \
+	train import export demo
+faults: $(READY)
+	@for each in $(FAULTS); do $(BIN)/python tests/interruptions.py $$each || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff check .

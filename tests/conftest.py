@@ -31,6 +31,7 @@ SLOW_FILES = {
     "test_distributed.py",
     "test_examples.py",
     "test_imported_real.py",
+    "test_interruptions.py",
     "test_learner.py",
     "test_machine.py",
     "test_monai.py",

@@ -104,6 +104,16 @@ def test_every_score_goes_to_the_csv(folders, tmp_path):
     assert len(path.read_text().splitlines()) == 1 + 2 * 3
 
 
+def test_plots_that_exist_are_reported_before_anything_is_scored(folders, tmp_path):
+    path = tmp_path / "plots" / "distributions.png"
+    path.parent.mkdir()
+    path.touch()
+    result = brats(*folders, "-o", tmp_path / "scores.csv", "--plots", path.parent)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.splitlines()[0] == f"error: {path} exists already"
+    assert not (tmp_path / "scores.csv").exists()
+
+
 def test_a_csv_that_exists_is_told_before_anything_is_scored(folders, tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text("mine")

@@ -13,7 +13,6 @@ from brats_cli.core.errors import (
     BratsError,
     CaseError,
     CheckpointError,
-    OutputError,
     OutputExistsError,
     UnreadableFileError,
 )
@@ -28,7 +27,6 @@ from brats_cli.core.predict.many import (
     Prediction,
     PredictionStarted,
     Skipped,
-    append_line,
     complete,
     overlapped,
     predict,
@@ -354,15 +352,3 @@ def test_every_output_must_be_free(jobs):
     with pytest.raises(OutputExistsError, match=r"_probabilities.*exists already"):
         require_outputs_writable(jobs, config, overwrite=False)
     require_outputs_writable(jobs, config, overwrite=True)
-
-
-def test_lines_are_added(tmp_path):
-    path = tmp_path / "lines.jsonl"
-    append_line(path, {"a": 1})
-    append_line(path, {"b": "é"})
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": 1}, {"b": "é"}]
-
-
-def test_a_line_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(OutputError, match=f"cannot write {tmp_path / 'no' / 'lines.jsonl'}"):
-        append_line(tmp_path / "no" / "lines.jsonl", {})

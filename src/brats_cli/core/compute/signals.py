@@ -22,6 +22,25 @@ def exit_on_sigterm(status: int = TERMINATED) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(status))
 
 
+def repeat_dropped_stops() -> None:
+    """Stop a moment later, where a stop was raised as Python cleared up an object.
+
+    There it drops every exception, prints it, and goes on as if nothing had been.
+    """
+    before = sys.unraisablehook
+
+    def answer(dropped: Any) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt | SystemExit):
+            number = signal.SIGINT if dropped.exc_type is KeyboardInterrupt else signal.SIGTERM
+            again = threading.Timer(0.01, signal.raise_signal, [number])
+            again.daemon = True
+            again.start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = answer
+
+
 def leave_ctrl_c_to_parent() -> None:
     """In a process that another one started: only SIGTERM ends it.
 

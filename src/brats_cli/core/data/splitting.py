@@ -60,6 +60,7 @@ def split(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     labels: LabelScheme | str | None = None,
+    dry_run: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> NewSplit:
@@ -83,6 +84,7 @@ def split(
         include: Patterns such as `BraTS2021_*`; only cases whose id matches one are split.
         exclude: Patterns; cases whose id matches one are left out.
         labels: Label scheme of the label maps, if names, headers and values leave it open.
+        dry_run: Write nothing; the result is the same.
         overwrite: Replace `output` if it exists.
         on_progress: Called with the number of label maps read and their total.
 
@@ -122,7 +124,7 @@ def split(
         made = replace(made, patients={case.id: case.patient for case in cases})
     if wanted != MODALITIES:
         made = replace(made, modalities=wanted)
-    if output is not None:
+    if output is not None and not dry_run:
         made.save(Path(output), overwrite=overwrite)
     return NewSplit(made, strata, tuple(case.id for case in found if not case.label))
 

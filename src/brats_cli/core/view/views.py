@@ -13,6 +13,8 @@ from typing import Any
 
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
+from ..compute.plan import Plan
+from ..compute.processes import process_count
 from ..data.cases import Case
 from ..data.finding import find_label_maps
 from ..data.folders import nifti_files
@@ -75,6 +77,7 @@ class Views:
         skipped: Ids of cases that were left out because their file exists.
         unmatched: Ids of cases that were left out because they have no segmentation.
         index: The page that lists all pages of the folder, if there is one.
+        planned: What would be done, where that was asked for and nothing else.
     """
 
     made: tuple[View, ...]
@@ -82,6 +85,7 @@ class Views:
     skipped: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     index: Path | None = None
+    planned: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ def view(
     workers: int | None = None,
     executor: Executor | str | None = None,
     skip_existing: bool = False,
+    dry_run: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Views:
@@ -127,6 +132,7 @@ def view(
         workers: Processes; None means one per CPU, 0 and 1 stay in this one.
         executor: Where to draw the cases instead, or the address of a Dask scheduler.
         skip_existing: Skip cases whose file exists.
+        dry_run: Write nothing; the result's `planned` says what would be done and needed.
         overwrite: Replace files that exist.
         on_progress: Called with the number of cases done and their total.
 
@@ -162,6 +168,11 @@ def view(
         require_writable(job.file, overwrite=overwrite)
     if index is not None:
         require_own_index(index, overwrite=overwrite)
+    left_out = tuple(job.case.id for job in jobs if job not in todo)
+    plan = _plan(todo, left_out, index, workers)
+    plan = plan.require_room() if executor is None else plan.elsewhere().require_room()
+    if dry_run:
+        return Views((), tuple(wrong), left_out, unmatched, planned=plan)
     outcomes = []
     for outcome in in_order(
         partial(_show, slices=tuple(slice), montage=montage),
@@ -180,9 +191,36 @@ def view(
     return Views(
         made=tuple(each for each in outcomes if isinstance(each, View)),
         failed=(*wrong, *(each for each in outcomes if isinstance(each, BratsError))),
-        skipped=tuple(job.case.id for job in jobs if job not in todo),
+        skipped=left_out,
         unmatched=unmatched,
         index=index,
+    )
+
+
+# Measured: a page of a case of 240 x 240 x 155 voxels has 8.3 MB, a picture 1.0, and the process
+# that makes either takes 0.4 GB at its largest.
+_BYTES_OF_PAGE, _BYTES_OF_PICTURE = 1.0, 0.12
+_MEMORY, _MEMORY_PER_VOXEL = 120_000_000, 32
+
+
+def _plan(
+    jobs: Sequence[_Job], left_out: tuple[str, ...], index: Path | None, workers: int | None
+) -> Plan:
+    """What would be shown where; estimated from the shapes in the headers."""
+    voxels = [job.case.voxels_on_disk() for job in jobs]
+    disk: dict[Path, int] = {}
+    for job, count in zip(jobs, voxels, strict=True):
+        is_picture = job.file.suffix.lower() in FORMATS
+        size = int(count * (_BYTES_OF_PICTURE if is_picture else _BYTES_OF_PAGE))
+        disk[job.file.parent] = disk.get(job.file.parent, 0) + size
+    processes = max(1, process_count(workers, len(jobs)))
+    return Plan(
+        cases=tuple(job.case.id for job in jobs),
+        outputs=(*(str(job.file) for job in jobs), *([str(index)] if index else [])),
+        skipped=left_out,
+        disk_bytes=disk,
+        memory_bytes=processes * (_MEMORY + _MEMORY_PER_VOXEL * max(voxels, default=0)),
+        least_memory_bytes=_MEMORY_PER_VOXEL * min(voxels, default=0),
     )
 
 
