@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from ..compute.processes import in_processes
 from ..data.cases import Case, find_each, find_label_maps, nifti_files
 from ..data.labels import LabelScheme, as_scheme
+from ..data.meaning import known_of
 from ..errors import BratsError, CaseError, ConfigError, NoCasesError
 from ..images.nifti import stem
 from ..writing import require_writable
@@ -147,6 +148,8 @@ def view(
         require_writable(job.file, overwrite=overwrite)
     if index is not None:
         require_own_index(index, overwrite=overwrite)
+    due = {job.case.id for job in todo}
+    todo = _with_known(todo)
     task = partial(_show, slices=tuple(slice), montage=montage, overwrite=overwrite)
     outcomes = []
     for outcome in in_processes(task, todo, workers=workers, name=lambda job: job.case.id):
@@ -159,7 +162,7 @@ def view(
     return Views(
         made=tuple(each for each in outcomes if isinstance(each, View)),
         failed=(*wrong, *(each for each in outcomes if isinstance(each, BratsError))),
-        skipped=tuple(job.case.id for job in jobs if job not in todo),
+        skipped=tuple(job.case.id for job in jobs if job.case.id not in due),
         unmatched=unmatched,
         index=index,
     )
@@ -286,6 +289,24 @@ class _Sources:
                 "maps, or give one case and one file",
             )
         return jobs, tuple(unmatched)
+
+
+def _with_known(jobs: Sequence[_Job]) -> list[_Job]:
+    """The jobs, with what the label maps of one folder or data set say together of their values."""
+    shown = [(job.case, job.wanted.prediction, job.wanted.reference) for job in jobs]
+    predictions = {path: case.id for case, path, _ in shown if path}
+    own = {path: case.id for case, _, path in shown if path and path == case.label}
+    references = {path: case.id for case, _, path in shown if path and path not in own}
+    known = {
+        **known_of(predictions),
+        **known_of(references),
+        **known_of(own, {case.id: case for case, *_ in shown}),
+    }
+    return [
+        # Its own files alone: a job travels to another process.
+        replace(job, wanted=replace(job.wanted, known={path: known[path] for path in of if path}))
+        for job, (_, *of) in zip(jobs, shown, strict=True)
+    ]
 
 
 def _of_case(source: Path | Mapping[str, Path], case_id: str) -> Path | None:
