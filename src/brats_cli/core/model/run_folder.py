@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import CheckpointError, OutputError, OutputExistsError
+from ..reading import read_text
 from ..writing import require_writable, whole_file
 
 Kind = TypeVar("Kind", bound="RunFolder")
@@ -75,7 +76,8 @@ class RunFolder:
                 f"there is no trained model in {RUNS.absolute()}",
                 hint="train one with `brats train --epochs 100`, or name one with --model",
             )
-        return cls(RUNS / pointer.read_text(encoding="utf-8").strip())
+        name = read_text(pointer, hint="remove it, and name the run with --model").strip()
+        return cls(RUNS / name)
 
     @classmethod
     def named_by_time(cls: type[Kind]) -> Kind:

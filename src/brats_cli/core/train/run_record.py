@@ -39,6 +39,8 @@ COLUMNS = (
     "peak_memory_mb",
 )
 
+_NEEDED = ("loss", "seconds", "validation_seconds")
+
 
 class RunRecord(RunFolder):
     """The folder of a run, and what a training writes into it."""
@@ -102,9 +104,11 @@ class RunRecord(RunFolder):
         rows = read_table(self.log)
         try:
             for row in rows:
-                int(row["epoch"])
-                for name in ("loss", "seconds", "validation_seconds"):
-                    float(row[name])
+                if not 0 < int(row["epoch"]) < 1_000_000_000:
+                    raise ValueError(row["epoch"])
+                for name in COLUMNS:  # of another version of brats, some are not there
+                    if row.get(name) or name in _NEEDED:
+                        float(row[name])
         except (KeyError, ValueError) as error:
             raise UnreadableFileError(
                 self.log,

@@ -82,29 +82,54 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def read_summary(page: Path) -> dict[str, Any] | None:
-    """What a page says of itself, or None if it is none of ours."""
-    with page.open("rb") as file:
-        start = file.read(_SUMMARY_WITHIN).decode("utf-8", errors="replace")
-    _, _, rest = start.partition(_SUMMARY)
+    """What a page says of itself, or None if it is none of ours, or cannot be read."""
+    _, _, rest = _start(page, _SUMMARY_WITHIN).partition(_SUMMARY)
     text, end, _ = rest.partition("</script>")
     try:
         summary = json.loads(text) if end else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    ours = isinstance(summary, dict) and summary.get("format") == FORMAT
-    return summary if ours else None
+    return summary if _is_ours(summary) else None
+
+
+def _is_ours(summary: Any) -> bool:
+    """Whether a page's summary is as `summarise` writes it; pages of others may lie beside ours."""
+    if not isinstance(summary, dict) or summary.get("format") != FORMAT:
+        return False
+    tables = [summary.get("volumes_mm3"), summary.get("scores")]
+    rows = [row for table in tables if isinstance(table, dict) for row in table.values()]
+    numbers = [number for row in rows if isinstance(row, dict) for number in row.values()]
+    return (
+        all(isinstance(each, dict) for each in (*tables, *rows))
+        and all(_is_number(number) for number in (*numbers, summary.get("review")))
+        and isinstance(summary.get("notes"), list)
+        and all(isinstance(note, str) for note in summary["notes"])
+        and {"case", "thumbnail"} <= set(summary)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is None or a number that can be shown."""
+    kind = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (kind and abs(value) < 1e12)
 
 
 def require_own_index(index: Path, *, overwrite: bool) -> None:
     """Check that `index` may be written: it is made anew each time, but nobody else's is."""
     require_writable(index, overwrite=True)
-    if index.exists() and not overwrite and f"brats index {FORMAT}" not in _start(index):
+    if index.exists() and not overwrite and f"brats index {FORMAT}" not in _start(index, 4096):
         raise OutputExistsError(index)
 
 
-def _start(path: Path) -> str:
-    with path.open("rb") as file:
-        return file.read(4096).decode("utf-8", errors="replace")
+def _start(path: Path, most: int) -> str:
+    """The first bytes of a file as text; nothing of what is no file or may not be read."""
+    try:
+        if not path.is_file():  # a pipe would never end
+            return ""
+        with path.open("rb") as file:
+            return file.read(most).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def write_index(path: Path) -> None:

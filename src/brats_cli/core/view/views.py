@@ -16,6 +16,7 @@ from ..data.labels import LabelScheme, as_scheme
 from ..data.meaning import known_of
 from ..errors import BratsError, CaseError, ConfigError, NoCasesError
 from ..images.nifti import stem
+from ..reading import read_text
 from ..writing import require_writable
 from .index import INDEX, require_own_index, summarise, write_index
 from .page import write_page
@@ -340,13 +341,13 @@ def _reviews(folder: Path) -> dict[str, float]:
     if not manifest.is_file():
         return {}
     reviews = {}
-    for line in manifest.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_text(manifest).splitlines():
         try:
             row = json.loads(line)
             reviews[str(row["case"])] = float(row["review"])  # of several lines the last holds
-        except (ValueError, KeyError, TypeError):
+        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
             continue
-    return reviews
+    return {case: review for case, review in reviews.items() if math.isfinite(review)}
 
 
 # --- one case ----------------------------------------------------------------------------------
