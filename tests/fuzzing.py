@@ -41,12 +41,13 @@ def only_brats_errors(call):
         warnings.simplefilter("ignore", BratsWarning)
         try:
             return call()
-        except BratsError as error:
-            assert str(error)
-            assert error.hint
-            assert "\n" not in str(error) + error.hint
-            assert len(str(error)) < 5000
-            return error
+        except BratsError as caught:
+            error = caught
+    assert str(error)
+    assert error.hint
+    assert "\n" not in str(error) + error.hint
+    assert len(str(error)) < 5000
+    return error
 
 
 # --- values ------------------------------------------------------------------------------------

@@ -3,9 +3,10 @@
 import gzip
 import io
 import json
-import struct
+import tempfile
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +23,7 @@ from brats_cli.core.check.report import check_data_set
 from brats_cli.core.data.cases import declared_beside, find_cases, survey
 from brats_cli.core.data.dataset_json import channel_order, declared_schemes
 from brats_cli.core.data.splits import Split
-from brats_cli.core.data.splitting import parse_ratios, with_patients
+from brats_cli.core.data.splitting import with_patients
 from brats_cli.core.data.strata import table_strata
 from brats_cli.core.errors import BratsError
 from brats_cli.core.images.nifti import (
@@ -269,3 +270,189 @@ def test_the_log_of_a_run(here, content):
             patch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: None)
             patch.setattr("pathlib.Path.replace", lambda self, target: None)
             only_brats_errors(lambda: draw_curves(rows, here / "curves.png"))
+
+
+# --- NIfTI -------------------------------------------------------------------------------------
+
+
+def _whole_images():
+    """Headers and voxels of every kind that is read: both versions, both orders of bytes."""
+    labels = np.zeros((6, 5, 4), np.uint8)
+    labels[2:4, 1:4, 1:3] = 2
+    labels[3, 2, 1:3] = 1, 4
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        for data in (labels, labels.astype(np.float32), labels.astype(np.int16)[..., None]):
+            image = kind(data, np.diag([-1.0, 1, 1, 1]))
+            image.header.set_xyzt_units("mm")
+            yield image.to_bytes(), image.header.template_dtype
+    swapped = nib.Nifti1Image(labels, np.eye(4), nib.Nifti1Header(endianness=">"))
+    yield swapped.to_bytes(), swapped.header.template_dtype.newbyteorder(">")
+
+
+WHOLE = list(_whole_images())
+FLOATS = st.one_of(
+    st.sampled_from([0.0, np.nan, np.inf, -np.inf, 1e-30, 1e30, -1.0, 0.001, 1000.0, 1e-45]),
+    st.floats(width=32),
+)
+
+
+@st.composite
+def images(draw):
+    """Bytes of an image with some fields of its header changed, zipped or not, then damaged."""
+    content, kind = draw(st.sampled_from(WHOLE))
+    header = np.frombuffer(content[: kind.itemsize], kind).copy()
+    for _ in range(draw(st.integers(0, 4))):
+        name = draw(st.sampled_from(kind.names))
+        field = header[name].reshape(-1)
+        if field.dtype.kind == "f":
+            value = draw(FLOATS)
+            with np.errstate(over="ignore"):
+                field[draw(st.integers(0, field.size - 1))] = value
+        elif field.dtype.kind in "iu":
+            limits = np.iinfo(field.dtype)
+            small = st.sampled_from([-1, 0, 1, 2, 3, 4, 5, 7, 8, 16, 64, 128, 512, 2304, 32767])
+            value = draw(st.one_of(small, st.integers(int(limits.min), int(limits.max))))
+            field[draw(st.integers(0, field.size - 1))] = np.clip(value, limits.min, limits.max)
+        else:
+            header[name] = draw(st.binary(max_size=field.dtype.itemsize))
+    found = header.tobytes() + content[kind.itemsize :]
+    if draw(st.integers(0, 3)) == 0:
+        found = draw(damaged(found))
+    if draw(st.booleans()):
+        found = gzip.compress(found, 1, mtime=0)
+        if draw(st.integers(0, 3)) == 0:
+            found = draw(damaged(found))
+    return found
+
+
+@fuzzed(content=images())
+def test_images(here, content):
+    path = here / "x.nii"
+    path.write_bytes(content)
+    shape_on_disk(path)
+    note_on_disk(path)
+    only_brats_errors(lambda: count_labels(path))
+    for read in (read_volume, read_image, read_labels):
+        found = only_brats_errors(lambda: read(path))  # noqa: B023
+        if not isinstance(found, BratsError) and read is not read_volume:
+            write_image(here / "o.nii.gz", found.data, found.grid, overwrite=True)
+            again = read(here / "o.nii.gz")
+            np.testing.assert_array_equal(again.data, found.data)
+
+
+@pytest.fixture(scope="module")
+def around(here):
+    """A case of three sound sequences, where the fourth and the label map are put."""
+    image = np.arange(120, dtype=np.int16).reshape(6, 5, 4)
+    for name in ("t1", "t1ce", "flair"):
+        path = here / f"around/X/X_{name}.nii"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(image, np.diag([-1.0, 1, 1, 1])), path)
+    return here / "around"
+
+
+@fuzzed(scan=images(), label=images())
+def test_images_in_a_data_set(around, scan, label):
+    (around / "X/X_t2.nii").write_bytes(scan)
+    (around / "X/X_seg.nii").write_bytes(label)
+    report = only_brats_errors(lambda: check_data_set(around, workers=0))
+    if not isinstance(report, BratsError):
+        json.dumps(_finite(report.as_dict()), allow_nan=False)
+
+
+@fuzzed(content=images())
+def test_label_maps_scored_and_meshed(here, content):
+    path = here / "y_seg.nii"
+    path.write_bytes(content)
+    only_brats_errors(lambda: brats_cli.evaluate(path, path, workers=0))
+    only_brats_errors(
+        lambda: brats_cli.mesh(
+            path, region="all", output=here / "meshes", workers=0, overwrite=True
+        )
+    )
+
+
+# --- checkpoints -------------------------------------------------------------------------------
+
+
+def _checkpoint():
+    torch.manual_seed(0)
+    network = make_network(CONFIG.network, in_channels=4, out_channels=3, patch_size=16)
+    return Checkpoint(
+        weights=network.state_dict(),
+        config={
+            **CONFIG.model_dump(mode="json"),
+            "preparation": {"orientation": "LPS", "crop": "nonzero", "spacing_mm": [1, 1, 1]},
+            "inference": {"rule": "monai", "window": [16, 16, 16], "overlap": 0.5},
+            "origin": {"kind": "x", "name": "y", "licence": "z"},
+        },
+        labels="brats2020",
+        epoch=3,
+        scores={"WT": 0.9, "TC": 0.8, "ET": 0.7},
+        preparation="brats-recipe/1",
+        state={"progress": {"epoch": 3}, "optimizer": {"state": {}, "param_groups": [{}]}},
+    )
+
+
+def _content(checkpoint):
+    """What a checkpoint's file holds, as a tree; and its bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(Path(folder) / "m.pt")
+        content = (Path(folder) / "m.pt").read_bytes()
+    tree = dict(torch.load(io.BytesIO(content), weights_only=True))
+    tree["weights"] = "WEIGHTS"  # tensors would fill pages of a report
+    tree["decision"] = {
+        "thresholds": {"WT": 0.4}, "smallest_et_mm3": 5.0, "rule": "thresholds",
+        "temperatures": {"WT": 1.2},
+    }  # fmt: skip
+    return tree, content
+
+
+CHECKPOINT = _checkpoint()
+TREE, BYTES = _content(CHECKPOINT)
+TENSORS = st.sampled_from(
+    [
+        torch.zeros(0), torch.zeros(2), torch.zeros(()), torch.zeros(3, dtype=torch.int64),
+        torch.full((3,), torch.nan), torch.zeros(1).expand(3), torch.zeros(1, 1).to_sparse(),
+        torch.zeros(3, dtype=torch.complex64), torch.zeros(3, device="meta"),
+        torch.zeros(1).expand(10**6, 10**6), torch.nn.Parameter(torch.zeros(3)),
+    ]
+)  # fmt: skip
+
+
+def with_weights(tree, tensors):
+    """A tree with the weights in their place, some of them other ones."""
+    if isinstance(tree, dict) and tree.get("weights") == "WEIGHTS":
+        return {**tree, "weights": {**CHECKPOINT.weights, **tensors}}
+    return tree
+
+
+def use(path):
+    """All that a command asks a checkpoint for."""
+    found = Checkpoint.load(path)
+    found.network()
+    replace(found, labels=found.scheme.name)
+    sliding = found.sliding
+    if sliding:
+        sliding.mirrors, sliding.starts(sliding.window[0], 0, sliding.overlap)
+    return found.modalities, found.recipe, found.origin, found.saw_missing_modalities
+
+
+@fuzzed(
+    tree=changed(TREE),
+    tensors=st.dictionaries(st.sampled_from([*CHECKPOINT.weights, "more"]), TENSORS, max_size=1),
+)
+def test_what_a_checkpoint_holds(here, tree, tensors):
+    path = here / "m.pt"
+    try:
+        torch.save(with_weights(tree, tensors), path)
+    except (OverflowError, UnicodeEncodeError, RuntimeError):
+        return  # no such file can be
+    only_brats_errors(lambda: use(path))
+
+
+@fuzzed(content=damaged(BYTES))
+def test_the_bytes_of_a_checkpoint(here, content):
+    path = here / "b.pt"
+    path.write_bytes(content)
+    only_brats_errors(lambda: use(path))

@@ -21,6 +21,18 @@ def listing(items: Sequence[object], *, shown: int = 3) -> str:
     return ", ".join(map(str, items[:shown])) + more
 
 
+def brief(value: object) -> str:
+    """A value as a message shows it: what it is in Python, cut off behind 60 characters.
+
+    >>> brief([1, 2])
+    '[1, 2]'
+    >>> len(brief("x" * 1000))
+    60
+    """
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def size_text(count: int) -> str:
     """Bytes as people write them: `13.4 GB`, `75.2 MB`.
 

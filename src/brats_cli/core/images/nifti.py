@@ -146,7 +146,8 @@ def read_volume(path: Path) -> Volume:
         raise UnreadableFileError(path, f"it has {times(data.shape)} voxels")
     x, y, z = (*data.shape, 1, 1)[:3]
     codes = int(written["sform_code"]), int(written["qform_code"])
-    grid = Grid((x, y, z), affine, codes, _qform(written), int(written["xyzt_units"]))
+    units = int(written["xyzt_units"]) & 0xFF  # NIfTI-2 has room for more than NIfTI-1
+    grid = Grid((x, y, z), affine, codes, _qform(written), units)
     return Volume(data, grid, path, written, gzipped)
 
 
@@ -429,7 +430,7 @@ def _qform(header: Any) -> npt.NDArray[np.float64] | None:
         qform: npt.NDArray[np.float64] = header.get_qform()
     except _DAMAGED:
         return None
-    return qform
+    return qform if np.isfinite(qform).all() else None
 
 
 def _short(error: BaseException) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from ..data.labels import REGION_COLOURS
 from ..errors import OutputExistsError
+from ..reading import parse_json
 from ..writing import require_writable, whole_file
 from .page import render
 from .scene import Scene
@@ -86,8 +86,8 @@ def read_summary(page: Path) -> dict[str, Any] | None:
     _, _, rest = _start(page, _SUMMARY_WITHIN).partition(_SUMMARY)
     text, end, _ = rest.partition("</script>")
     try:
-        summary = json.loads(text) if end else None
-    except (ValueError, RecursionError):
+        summary = parse_json(text) if end else None
+    except ValueError:
         return None
     return summary if _is_ours(summary) else None
 
@@ -104,7 +104,7 @@ def _is_ours(summary: Any) -> bool:
         and all(_is_number(number) for number in (*numbers, summary.get("review")))
         and isinstance(summary.get("notes"), list)
         and all(isinstance(note, str) for note in summary["notes"])
-        and {"case", "thumbnail"} <= set(summary)
+        and {"case", "review", "thumbnail"} <= set(summary)
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +15,7 @@ from ..data.labels import LabelScheme, as_scheme
 from ..data.meaning import known_of
 from ..errors import BratsError, CaseError, ConfigError, NoCasesError
 from ..images.nifti import stem
-from ..reading import read_text
+from ..reading import parse_json, read_text
 from ..writing import require_writable
 from .index import INDEX, require_own_index, summarise, write_index
 from .page import write_page
@@ -343,9 +342,9 @@ def _reviews(folder: Path) -> dict[str, float]:
     reviews = {}
     for line in read_text(manifest).splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             reviews[str(row["case"])] = float(row["review"])  # of several lines the last holds
-        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+        except (ArithmeticError, LookupError, TypeError, ValueError):
             continue
     return {case: review for case, review in reviews.items() if math.isfinite(review)}
 
