@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from brats_cli.core.data.cases import find_cases
+from brats_cli.core.data.finding import find_cases
 
 CASES, RUNS = 10_000, 5
 SUFFIXES = ("t1n", "t1c", "t2w", "t2f", "seg")

@@ -28,7 +28,8 @@ import numpy as np
 import torch
 
 from brats_cli.core.compute.devices import arithmetic, choose_device, describe
-from brats_cli.core.data.cases import Case, case_at, find_cases
+from brats_cli.core.data.cases import Case
+from brats_cli.core.data.finding import case_at, find_cases
 from brats_cli.core.data.labels import REGIONS, scheme_named
 from brats_cli.core.data.splits import Split
 from brats_cli.core.images.nifti import read_labels

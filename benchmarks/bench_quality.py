@@ -26,8 +26,10 @@ import numpy as np
 import torch
 import yaml
 
-from brats_cli.core.data.cases import Case, find_cases, with_schemes
+from brats_cli.core.data.cases import Case
+from brats_cli.core.data.finding import find_cases
 from brats_cli.core.data.labels import REGIONS, LabelScheme, scheme_named
+from brats_cli.core.data.schemes import with_schemes
 from brats_cli.core.data.splits import Fold, Split
 from brats_cli.core.images.nifti import count_labels, read_labels
 from brats_cli.core.score.conventions import BRATS_2022

@@ -17,7 +17,7 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from brats_cli.core.data.cases import find_cases
+from brats_cli.core.data.finding import find_cases
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.prepared.store import Store
 

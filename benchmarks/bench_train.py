@@ -26,12 +26,13 @@ import feeds
 import torch
 
 from brats_cli.core.compute.devices import arithmetic, choose_device, describe
-from brats_cli.core.data.cases import find_cases
+from brats_cli.core.data.finding import find_cases
 from brats_cli.core.data.labels import REGIONS
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.train.config import TrainConfig
-from brats_cli.core.train.training import Epoch, train
+from brats_cli.core.train.events import Epoch
+from brats_cli.core.train.training import train
 
 BATCH = 2
 WORKERS = 1

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from brats_cli.core.data.cases import find_cases, with_schemes
+from brats_cli.core.data.finding import find_cases
 from brats_cli.core.data.labels import LabelScheme, scheme_named
+from brats_cli.core.data.schemes import with_schemes
 from brats_cli.core.images.nifti import count_labels, read_labels
 from brats_cli.core.prepared.store import Store, StoredCases, training_scheme
 from brats_cli.core.train.config import AugmentConfig, TrainConfig
@@ -111,7 +112,7 @@ def _note(folders: Folders) -> Path:
 
 
 def brats(folders: Folders, *, augmented: bool) -> Iterator[torch.Tensor]:
-    """Our store, queue and augmentation, as `core/training.py` uses them."""
+    """Our store, queue and augmentation, as `core/train/training.py` uses them."""
     from brats_cli.core.compute.distributed import ALONE
     from brats_cli.core.train.augment import augment
     from brats_cli.core.train.sampling import Patches, batches

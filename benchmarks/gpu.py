@@ -10,8 +10,9 @@ import torch
 from brats_cli.core.compute.devices import describe
 from brats_cli.core.train.augment import augment
 from brats_cli.core.train.config import TrainConfig
+from brats_cli.core.train.events import Epoch
 from brats_cli.core.train.sampling import Patches, batches
-from brats_cli.core.train.training import Epoch, train
+from brats_cli.core.train.training import train
 
 MOST_WAIT_PERCENT = 5.0
 MOST_AUGMENTATION_PERCENT = 10.0

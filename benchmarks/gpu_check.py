@@ -34,6 +34,8 @@ from brats_cli.core.model.network import on_device
 from brats_cli.core.model.segmenter import Segmenter
 from brats_cli.core.train import training
 from brats_cli.core.train.config import TrainConfig
+from brats_cli.core.train.events import Epoch
+from brats_cli.core.train.learner import Learner
 from brats_cli.core.train.transfer import Batch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -254,7 +256,7 @@ def epochs(check: Check) -> None:
     cases, scheme = feeds.stored_cases(check.folders), feeds.stored_scheme(check.folders)
     config = check.config(epochs=2, steps_per_epoch=check.steps * 2, validate_every=2)
     events = training.train(config, cases, cases[:2], scheme, check.device)
-    epoch = [event for event in events if isinstance(event, training.Epoch)][-1]
+    epoch = [event for event in events if isinstance(event, Epoch)][-1]
     step = 1000 * epoch.seconds / config.steps_per_epoch
     check.report(
         f"epoch: {step:.1f} ms per step, {epoch.patches_per_second:.1f} patches/s; idle for "
@@ -356,7 +358,7 @@ def _learner(check: Check, **settings: object) -> Any:
     """A network in training."""
     config = check.config(steps_per_epoch=1000, **settings)
     scheme = feeds.stored_scheme(check.folders)
-    learner = training._Learner(config, scheme, check.device, None, ALONE)
+    learner = Learner(config, scheme, check.device, None, ALONE)
     learner.network.train()
     return learner
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from brats_cli.core.data.cases import find_cases
+from brats_cli.core.data.finding import find_cases
 from brats_cli.core.errors import BratsError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ WHEELS = (
         "jaxtyping",
     ),
     *("msgpack", "ndindex", "nibabel", "numexpr", "pydantic", "pydantic-core", "shellingham"),
-    *("torchio", "typer", "typing-inspection", "wadler-lindig", "wrapt"),
+    *("torchio", "typer", "typing-inspection", "wadler-lindig", "wrapt", "zlib-ng"),
 )
 
 # MedPy comes as source; it is pure Python, as far as brats uses it. TorchIO and MedPy import

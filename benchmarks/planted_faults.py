@@ -109,7 +109,7 @@ FAULTS = (
     # Waits.
     Fault(
         ".item() of each loss",
-        "train/training",
+        "train/learner",
         "losses.append(self._learn(batch, number))",
         "losses.append(self._learn(batch, number)); losses[-1].item()",
         STEP,
@@ -144,7 +144,7 @@ FAULTS = (
     ),
     Fault(
         "optimiser that asks whether float16 overflowed",
-        "train/training",
+        "train/optimizer",
         'settings["fused"] = True',
         'settings["foreach"] = True',
         "step_never_waits and float16",
@@ -180,14 +180,14 @@ FAULTS = (
     ),
     Fault(
         "scaler of another precision loaded",
-        "train/training",
+        "train/learner",
         "if scaler and self.scaler.is_enabled():",
         "if scaler is not None:",
         "another_precision",
     ),
     Fault(
         "out of memory in a step not caught",
-        "train/training",
+        "train/learner",
         "if not is_out_of_memory(error):",
         "if True:",
         "does_not_fit",
@@ -195,7 +195,7 @@ FAULTS = (
     # Several processes.
     Fault(
         "statistics of each process its own",
-        "train/training",
+        "train/learner",
         "        self.group.share_buffers(self.kept)\n",
         "",
         "two_processes_validate",

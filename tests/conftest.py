@@ -30,6 +30,7 @@ SLOW_FILES = {
     "test_distributed.py",
     "test_examples.py",
     "test_imported_real.py",
+    "test_learner.py",
     "test_machine.py",
     "test_monai.py",
     "test_on_a_pretended_gpu.py",

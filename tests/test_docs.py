@@ -43,6 +43,12 @@ def shown(words):
 
 
 IN_README = [words for block in code_blocks(README) for words in brats_lines(block)]
+IN_DOCS = [
+    words
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    for block in code_blocks(path.read_text(encoding="utf-8"))
+    for words in brats_lines(block)
+]
 IN_EXAMPLES = [
     words
     for path in sorted((ROOT / "examples").glob("*.sh"))
@@ -85,7 +91,10 @@ DIALECT = re.compile(
 )
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
+DOCUMENTS = ["README.md", "CHANGELOG.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_documents_use_the_words_of_the_field(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert [found.group() for found in DIALECT.finditer(text)] == []
@@ -106,6 +115,11 @@ def test_there_are_lines_to_check():
 
 @pytest.mark.parametrize("words", IN_README, ids=shown)
 def test_the_readmes_commands_exist(words):
+    check_call(words)
+
+
+@pytest.mark.parametrize("words", IN_DOCS, ids=shown)
+def test_the_commands_of_docs_exist(words):
     check_call(words)
 
 
@@ -146,9 +160,12 @@ def test_the_sections_that_errors_point_to_exist(heading):
     assert re.search(rf"^#+ {heading}$", README, re.MULTILINE)
 
 
-def test_links_of_the_readme_lead_somewhere():
-    targets = re.findall(r"\]\((?!http)([^)#]*)(?:#[^)]*)?\)", README)
-    assert [target for target in targets if target and not (ROOT / target).exists()] == []
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name):
+    document = ROOT / name
+    text = document.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!http)([^)#]*)(?:#[^)]*)?\)", text)
+    assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
 def test_the_changelog_has_this_version():

@@ -23,15 +23,10 @@ from brats_cli.core.model.network import UNet3D, make_network, on_device
 from brats_cli.core.model.windows import probabilities
 from brats_cli.core.prepared.store import StoredCase
 from brats_cli.core.train.config import AugmentConfig, TrainConfig
+from brats_cli.core.train.events import CaseValidated, Epoch, StepDone
+from brats_cli.core.train.learner import TrainingError
 from brats_cli.core.train.thresholds import select_thresholds
-from brats_cli.core.train.training import (
-    CaseValidated,
-    Epoch,
-    StepDone,
-    TrainingError,
-    profile,
-    train,
-)
+from brats_cli.core.train.training import profile, train
 from brats_cli.core.train.transfer import Transfer
 
 CPU = torch.device("cpu")
@@ -116,7 +111,7 @@ def test_a_training_step_never_waits_for_the_gpu(cases, settings):
     # The first step as well: before it, there is the network alone, a copy for each weight.
     assert {where.split(":")[0] for _, where, *_ in gpu.waits()} <= {
         "core/model/network.py",
-        "core/train/training.py",
+        "core/train/learner.py",
     }
     # PyTorch's scaler inverts its scale in float64 where gradients are clipped.
     assert gpu.count("float64") == 0 or config.precision == "float16"

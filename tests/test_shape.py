@@ -57,6 +57,7 @@ AT_HOME = {
     "sklearn": {"core/data/splitting"},
     "stl": {"core/surface/files"},
     "torchio": {"core/train/sampling"},
+    "zlib_ng": {"core/images/gzipped"},
 }
 """The modules that a library may be imported in."""
 

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from .core.score.comparison import compare as compare
     from .core.score.evaluation import evaluate as evaluate
     from .core.surface.meshing import mesh as mesh
+    from .core.train.events import Epoch as Epoch
     from .core.train.run import train as train
-    from .core.train.training import Epoch as Epoch
     from .core.view.views import view as view
 
 _HOMES = {
     "BratsError": "errors",
-    "Epoch": "train.training",
+    "Epoch": "train.events",
     "ExportedModel": "model.onnx_export",
     "ImportedModel": "model.imported",
     "Prediction": "predict.many",

@@ -26,9 +26,8 @@ from brats_cli.commands.train_view import Pace
 from brats_cli.core.data.phantom import write_phantoms
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.run_folder import checkpoint_paths
-from brats_cli.core.train.events import RunStarted
+from brats_cli.core.train.events import Profile, RunStarted, StepDone
 from brats_cli.core.train.run_record import RunRecord
-from brats_cli.core.train.training import Profile, StepDone
 
 IDS = [f"BraTS-GLI-0000{patient}-000" for patient in range(3)]
 
@@ -264,11 +263,11 @@ def test_a_resumed_run_is_the_unbroken_one(here):
 # Each kills the process, as a lack of memory or of electricity would, in its third epoch.
 KILLS = {
     "at a step": """
-def learn(learner, batch, number, learn=training._Learner._learn):
+def learn(learner, batch, number, learn=Learner._learn):
     if learner.progress.epoch == 2 and number == 2:
         kill()
     return learn(learner, batch, number)
-training._Learner._learn = learn
+Learner._learn = learn
 """,
     "before last.pt": """
 def save(checkpoint, path, save=Checkpoint.save):
@@ -305,7 +304,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(here, moment):
     done("-c", "four.yaml", "-o", "straight")
     code = (
         "import os, signal, sys, torch\nfrom pathlib import Path\nfrom brats_cli.app import main\n"
-        "from brats_cli.core.train import training\n"
+        "from brats_cli.core.train.learner import Learner\n"
         "from brats_cli.core.model.checkpoint import Checkpoint\n"
         f"def kill(): os.kill(os.getpid(), signal.SIGKILL)\n{KILLS[moment]}\nmain()\n"
     )
@@ -772,7 +771,7 @@ def test_a_stop_that_python_dropped_is_not_lost(here, monkeypatch):
         Cleared()
         return images.float(), labels
 
-    monkeypatch.setattr("brats_cli.core.train.training.augment", augment_and_stop)
+    monkeypatch.setattr("brats_cli.core.train.learner.augment", augment_and_stop)
     assert train("-c", "tiny.yaml", "-o", "run").exit_code == 143
     assert written(here / "run") == ["config.yaml", "splits.yaml"]
 

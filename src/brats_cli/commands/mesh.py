@@ -40,14 +40,17 @@ Output = Annotated[
 Format = Annotated[
     str | None,
     typer.Option(
-        metavar="stl|ply|obj|glb",
-        help="File format; default: by the suffix of OUT, or stl. GLB holds all regions in "
-        "one scene.",
+        metavar="FORMAT",
+        help="stl, ply, obj or glb; default: by the suffix of OUT, or stl. GLB holds all "
+        "regions in one scene.",
     ),
 ]
 Space = Annotated[
     Literal["ras", "lps"],
-    typer.Option(help="Axes of the mesh, noted in the file: NIfTI's (ras) or DICOM's (lps)."),
+    typer.Option(
+        metavar="AXES",
+        help="Axes of the mesh, noted in the file: NIfTI's (ras) or DICOM's (lps).",
+    ),
 ]
 Scale = Annotated[
     float,
@@ -55,7 +58,10 @@ Scale = Annotated[
 ]
 Smooth = Annotated[
     Literal["none", "light", "medium", "strong"],
-    typer.Option(help="Smoothing. The volume stays that of the voxels."),
+    typer.Option(
+        metavar="LEVEL",
+        help="none, light, medium or strong. The volume stays that of the voxels.",
+    ),
 ]
 Interpolate = Annotated[
     bool | None,

@@ -51,12 +51,14 @@ Overlap = Annotated[
     typer.Option(
         min=0,
         max=0.9,
+        metavar="F",
         help="Overlap of neighbouring windows, as a fraction of a window; default: 0.25, or "
         "0.5 for networks with instance normalisation.",
     ),
 ]
 BatchWindows = Annotated[
-    int, typer.Option(min=1, help="Number of windows computed at the same time.")
+    int,
+    typer.Option(min=1, metavar="N", help="Number of windows computed at the same time."),
 ]
 AllowMissing = Annotated[
     bool,

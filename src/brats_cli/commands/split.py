@@ -27,7 +27,10 @@ Data = Annotated[
 ]
 Output = Annotated[Path, output("Splits file to write.")]
 Ratios = Annotated[
-    str, typer.Option(help="Percentages of the patients for training/validation/test.")
+    str,
+    typer.Option(
+        metavar="A/B/C", help="Percentages of the patients for training, validation and test."
+    ),
 ]
 Folds = Annotated[
     int | None,
@@ -37,7 +40,9 @@ Folds = Annotated[
         help="Split into K folds for cross-validation; the test cases follow --ratios.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same split.")]
+Seed = Annotated[
+    int, typer.Option(metavar="N", help="Random seed; the same seed gives the same split.")
+]
 Group = Annotated[
     bool,
     typer.Option("--group/--no-group", help="Keep all visits of a patient in the same part."),
@@ -45,15 +50,17 @@ Group = Annotated[
 Stratify = Annotated[
     str | None,
     typer.Option(
-        metavar="TABLE.csv:COLUMN",
-        help="Balance the parts by this column; default: by tumour size and enhancement.",
+        metavar="TABLE:COLUMN",
+        help="Balance the parts by this column of a CSV file; default: by tumour size and "
+        "enhancement.",
     ),
 ]
 Patients = Annotated[
     str | None,
     typer.Option(
-        metavar="REGEX|TABLE.csv:COLUMN",
-        help="Who the patient of a case is, if names follow no known scheme.",
+        metavar="RULE",
+        help="Who the patient of a case is, if names follow no known scheme: a regular "
+        "expression, or TABLE.csv:COLUMN.",
     ),
 ]
 Modalities = Annotated[

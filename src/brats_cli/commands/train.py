@@ -31,25 +31,34 @@ def _option(help: str, *names: str, **kwargs: Any) -> Any:  # noqa: A002
 
 
 Output = Annotated[Path | None, output("Folder of the run; default: runs/DATE_TIME.")]
-Epochs = Annotated[int | None, _option("Number of epochs; default: 100.")]
-Config = Annotated[Path | None, _option("YAML file with settings.", "--config", "-c")]
+Epochs = Annotated[int | None, _option("Number of epochs; default: 100.", metavar="N")]
+Config = Annotated[
+    Path | None, _option("YAML file with settings.", "--config", "-c", metavar="YAML")
+]
 Settings = Annotated[
     list[str] | None,
     _option("Any setting, such as network.channels=16; can be repeated.", "--set", metavar="K=V"),
 ]
-Fold = Annotated[str, _option("Fold of the split to train on, or all, one after another.")]
+Fold = Annotated[
+    str, _option("Fold of the split to train on, or all, one after another.", metavar="K")
+]
 MaxTime = Annotated[
     float | None,
     _option("Stop after this time: 2h, 90m or 1h30m.", parser=_seconds, metavar="TIME"),
 ]
 Patience = Annotated[
-    int | None, _option("Validations without a better score before training stops; default: 30.")
+    int | None,
+    _option("Validations without a better score before training stops; default: 30.", metavar="N"),
 ]
 Workers = Annotated[
-    int | None, _option("Processes that read patches; default: one per CPU, less one, at most 8.")
+    int | None,
+    _option("Processes that read patches; default: one per CPU, less one, at most 8.", metavar="N"),
 ]
 StoreFolder = Annotated[
-    Path | None, _option("Folder for prepared cases; default: brats-store beside the splits file.")
+    Path | None,
+    _option(
+        "Folder for prepared cases; default: brats-store beside the splits file.", metavar="DIR"
+    ),
 ]
 Init = Annotated[
     Path | None,

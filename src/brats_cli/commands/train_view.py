@@ -15,10 +15,10 @@ from ..core.wording import listing, size_text
 
 if TYPE_CHECKING:
     from ..core.train import events as e
+    from ..core.train.events import Epoch, Profile, StepDone
     from ..core.train.run import Event
     from ..core.train.start import Initialised
     from ..core.train.thresholds import SelectionPass
-    from ..core.train.training import Epoch, Profile, StepDone
 
 REGIONS = ("WT", "TC", "ET")
 
@@ -59,9 +59,9 @@ class TrainView:
     def show(self, event: Event) -> None:
         """Show what has happened."""
         from ..core.train import events as e
+        from ..core.train.events import CaseValidated, Epoch, Profile, StepDone
         from ..core.train.start import Initialised
         from ..core.train.thresholds import SelectionPass
-        from ..core.train.training import CaseValidated, Epoch, Profile, StepDone
 
         match event:
             case StepDone() if self._pace:

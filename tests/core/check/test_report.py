@@ -17,7 +17,7 @@ from brats_cli.core.check.report import (
     summarize,
 )
 from brats_cli.core.check.rules import ERROR, NOTE, WARNING, Finding, not_orthonormal, print_of
-from brats_cli.core.data.cases import case_at
+from brats_cli.core.data.finding import case_at
 from brats_cli.core.images.grid import Grid, Volume
 
 

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brats_cli.core.data.cases import find_cases
+from brats_cli.core.data.finding import find_cases
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.data.naming import MODALITIES
 

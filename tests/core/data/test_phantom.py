@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from brats_cli.core.data.cases import case_at, find_cases, read_images
+from brats_cli.core.data.cases import read_images
+from brats_cli.core.data.finding import case_at, find_cases
 from brats_cli.core.data.labels import label_scheme, noted_scheme
 from brats_cli.core.data.phantom import SCHEME, SHAPE, TISSUES, make_phantom, write_phantoms
 from brats_cli.core.errors import OutputExistsError

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from helpers import REAL, needs_real, write_case
 
-from brats_cli.core.data.cases import Case, find_cases
+from brats_cli.core.data.cases import Case
+from brats_cli.core.data.finding import find_cases
 from brats_cli.core.data.labels import SCHEMES, write_labels
 from brats_cli.core.data.splitting import (
     make_split,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from brats_cli.core.data.cases import case_at
+from brats_cli.core.data.finding import case_at
 from brats_cli.core.errors import CheckpointError, ConfigError, OutputExistsError
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.imported import import_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import REAL, needs_real
 
-from brats_cli.core.data.cases import case_at
+from brats_cli.core.data.finding import case_at
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.imported import import_model
 from brats_cli.core.predict.predictor import Predictor

@@ -118,7 +118,8 @@ def test_the_command_prints_what_a_program_has_to_know(tmp_path):
 @pytest.mark.slow
 @needs_real
 def test_a_real_case_has_the_same_masks(tmp_path):
-    from brats_cli.core.data.cases import case_at, read_images
+    from brats_cli.core.data.cases import read_images
+    from brats_cli.core.data.finding import case_at
     from brats_cli.core.prepared.preparation import prepare
 
     made = save(tmp_path / "model.pt", channels=8, levels=4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from brats_cli import __version__
-from brats_cli.core.data.cases import find_cases
+from brats_cli.core.data.finding import find_cases
 from brats_cli.core.errors import (
     BratsError,
     CaseError,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from brats_cli.core.data.cases import case_at, read_images
+from brats_cli.core.data.cases import read_images
+from brats_cli.core.data.finding import case_at
 from brats_cli.core.data.labels import SCHEMES, noted_scheme
 from brats_cli.core.errors import (
     BratsError,

@@ -315,7 +315,8 @@ def test_an_image_of_zeros_names_the_file():
 @pytest.mark.real
 @needs_real
 def test_a_real_label_map_goes_there_and_back_voxel_for_voxel():
-    from brats_cli.core.data.cases import case_at, read_images
+    from brats_cli.core.data.cases import read_images
+    from brats_cli.core.data.finding import case_at
     from brats_cli.core.images.nifti import read_labels
 
     case = case_at(REAL / "cases" / "BraTS-GLI-00000-000")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import REAL, needs_real
 
-from brats_cli.core.data.cases import case_at, find_cases
+from brats_cli.core.data.finding import case_at, find_cases
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import (
     BratsError,

@@ -11,16 +11,18 @@ from brats_cli.core.errors import ConfigError
 from brats_cli.core.train import run
 from brats_cli.core.train.events import (
     CasePrepared,
+    CaseValidated,
+    Epoch,
     FoldsFinished,
     NetworkCosts,
     Prepared,
     Preparing,
     RunFinished,
     RunStarted,
+    StepDone,
 )
 from brats_cli.core.train.run import ProcessesNeeded
 from brats_cli.core.train.thresholds import SelectionPass
-from brats_cli.core.train.training import CaseValidated, Epoch, StepDone
 
 IDS = [f"BraTS-GLI-0000{patient}-000" for patient in range(3)]
 

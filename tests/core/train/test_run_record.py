@@ -14,9 +14,9 @@ from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.train.config import TrainConfig, load_config
+from brats_cli.core.train.events import Epoch
 from brats_cli.core.train.figures import Preview
 from brats_cli.core.train.run_record import COLUMNS, Board, RunRecord
-from brats_cli.core.train.training import Epoch
 
 CONFIG = TrainConfig(patch_size=8, network=UNetConfig(channels=1, levels=2))
 WEIGHTS = UNet3D(CONFIG.network, in_channels=4, out_channels=3).state_dict()

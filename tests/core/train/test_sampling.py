@@ -15,7 +15,7 @@ import pytest
 import torch
 import torchio as tio
 
-from brats_cli.core.data.cases import find_cases
+from brats_cli.core.data.finding import find_cases
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import UnreadableFileError
 from brats_cli.core.prepared.store import Store
@@ -374,7 +374,7 @@ SCRIPT = """
 import multiprocessing, shutil, sys
 from dataclasses import replace
 from pathlib import Path
-from brats_cli.core.data.cases import find_cases
+from brats_cli.core.data.finding import find_cases
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.train.sampling import Patches, batches
 from brats_cli.core.prepared.store import Store

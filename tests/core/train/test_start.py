@@ -11,8 +11,8 @@ from brats_cli.core.errors import CheckpointError, ConfigError
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.network import make_network
 from brats_cli.core.train.config import TrainConfig
+from brats_cli.core.train.events import Epoch
 from brats_cli.core.train.start import Initialised
-from brats_cli.core.train.training import Epoch
 
 SMALL = {"channels": 4, "levels": 3, "residual": True}
 QUICK = {"steps_per_epoch": 3, "batch_size": 1, "workers": 0}

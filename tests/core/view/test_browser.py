@@ -9,7 +9,7 @@ import pytest
 from browser import Browser, chromium
 from viewcases import BRAIN, CORE, ENHANCING, MARK, SHAPE, TUMOUR, images, write, write_case
 
-from brats_cli.core.data.cases import case_at
+from brats_cli.core.data.finding import case_at
 from brats_cli.core.data.labels import REGION_COLOURS
 from brats_cli.core.view.index import summarise, write_index
 from brats_cli.core.view.page import write_page

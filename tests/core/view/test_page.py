@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from viewcases import ENHANCING, SHAPE, TUMOUR, images, write, write_case
 
-from brats_cli.core.data.cases import case_at
+from brats_cli.core.data.finding import case_at
 from brats_cli.core.errors import OutputExistsError
 from brats_cli.core.view.page import as_json, asset, quantised, write_page
 from brats_cli.core.view.scene import Scan, Wanted, load_scene

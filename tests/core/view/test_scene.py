@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from viewcases import BRATS, CORE, ENHANCING, SHAPE, TUMOUR, images, label_map, write, write_case
 
-from brats_cli.core.data.cases import case_at
+from brats_cli.core.data.finding import case_at
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import GridMismatchError, LabelError, UnreadableFileError
 from brats_cli.core.view.scene import Wanted, load_scene

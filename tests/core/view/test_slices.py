@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from viewcases import SHAPE, TUMOUR, brain, images, write, write_case
 
-from brats_cli.core.data.cases import case_at
+from brats_cli.core.data.finding import case_at
 from brats_cli.core.data.labels import REGION_COLOURS
 from brats_cli.core.errors import ConfigError, OutputExistsError
 from brats_cli.core.view.scene import Wanted, load_scene

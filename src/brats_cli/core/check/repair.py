@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..compute.processes import in_processes
-from ..data.cases import Case, survey
+from ..data.cases import Case
+from ..data.finding import survey
 from ..errors import OutputError, OutputExistsError
 from ..images.grid import Grid, Volume
 from ..images.nifti import read_volume, stem, write_image

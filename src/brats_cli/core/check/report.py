@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..compute.processes import in_processes
-from ..data.cases import Case, alike_in_labels, scheme_of_all, survey
+from ..data.cases import Case
+from ..data.finding import survey
 from ..data.labels import LabelScheme, fitting_schemes
 from ..data.naming import MODALITIES
+from ..data.schemes import alike_in_labels, scheme_of_all
 from ..errors import LabelError, UnreadableFileError
 from ..images.background import on_zero
 from ..images.grid import Volume, times

@@ -10,9 +10,12 @@ from pathlib import Path
 from ..compute.processes import in_threads
 from ..errors import BratsError
 from ..images.nifti import count_labels, note_on_disk, shape_on_disk
-from .cases import Case, declared_beside, unclear_labels
+from .cases import Case
+from .dataset_json import Declared, declared_schemes, read_description
+from .folders import LABELS
 from .labels import LabelScheme, fitting_schemes, label_scheme, noted_scheme, tightest_schemes
 from .naming import naming_of, schemes_by_name
+from .schemes import unclear_labels
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,18 @@ def known_of(
     for groups in kin.values():
         found |= _together(groups, found)
     return found
+
+
+def declared_beside(label_map: Path) -> Declared:
+    """What a dataset.json beside a label map, or above its `labelsTr`, says of its values.
+
+    nnU-Net copies the one of the data set that it was trained on into the folder of predictions.
+    """
+    folder = label_map.absolute().parent
+    description = read_description(folder)
+    if not description and LABELS.fullmatch(folder.name):
+        description = read_description(folder.parent)
+    return declared_schemes(description)
 
 
 def _together(

@@ -16,7 +16,8 @@ from ..errors import SplitError, UnreadableFileError
 from ..reading import parse_yaml, read_text
 from ..wording import brief, did_you_mean, listing
 from ..writing import whole_file
-from .cases import Case, find_cases
+from .cases import Case
+from .finding import find_cases
 from .labels import LabelScheme, scheme_named
 from .naming import MODALITIES, patient_of
 

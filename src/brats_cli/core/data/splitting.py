@@ -19,9 +19,11 @@ from ..errors import BratsWarning, LabelError, SplitError, UnreadableFileError
 from ..images.nifti import LabelCount, count_labels, read_image
 from ..wording import listing
 from ..writing import require_writable
-from .cases import Case, ImageFile, find_cases, with_schemes
+from .cases import Case, ImageFile
+from .finding import find_cases
 from .labels import LabelScheme, as_scheme, is_predicted
 from .naming import MODALITIES, ROLES, VISITS, naming_of
+from .schemes import with_schemes
 from .splits import Fold, Split
 from .strata import column_by_case, table_strata, tumour_strata
 

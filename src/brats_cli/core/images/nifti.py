@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import logging
 import math
 import stat
 import struct
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -25,14 +23,13 @@ from nibabel.wrapstruct import WrapStructError
 
 from ..errors import BratsWarning, LabelError, UnreadableFileError
 from ..writing import whole_file
+from . import gzipped
 from .grid import MILLIMETRES_IN, Grid, Volume, times
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 
 ROUNDS_TO_LABEL = 0.01
 """How far from a whole number a label may be to be that number, spoilt by a float format."""
-
-_GZIP = b"\x1f\x8b"
 
 # The size of the header, with which a file begins, tells the version and the order of bytes.
 _KINDS = {
@@ -42,10 +39,7 @@ _KINDS = {
 }
 
 _CHUNK = 1 << 20
-"""Bytes that are unzipped at once."""
-
-_DEFLATE_RATIO = 1032
-"""No byte of a gzip file makes more than this many (zlib's technical details)."""
+"""Bytes that are read at once of a file that is not gzipped."""
 
 # What nibabel raises for headers that say something impossible.
 _DAMAGED = (
@@ -109,9 +103,9 @@ def _start(path: Path) -> bytes:
             return b""
         with path.open("rb") as file:
             start = file.read(4096)
-        if start[:2] == _GZIP:
-            return zlib.decompressobj(wbits=31).decompress(start, 348)
-    except (OSError, zlib.error):
+        if start[:2] == gzipped.MAGIC:
+            return gzipped.first_unzipped(start, 348)
+    except (OSError, gzipped.DamagedGzipError):
         return b""
     return start[:348]
 
@@ -126,7 +120,7 @@ def read_volume(path: Path) -> Volume:
     Raises:
         UnreadableFileError: Saying in which way it is damaged, or that its voxels are not numbers.
     """
-    content, gzipped = _content(path)
+    content, was_gzipped = _content(path)
     written = _header(content, path)
     header = written.copy()
     try:
@@ -148,7 +142,7 @@ def read_volume(path: Path) -> Volume:
     codes = int(written["sform_code"]), int(written["qform_code"])
     units = int(written["xyzt_units"]) & 0xFF  # NIfTI-2 has room for more than NIfTI-1
     grid = Grid((x, y, z), affine, codes, _qform(written), units)
-    return Volume(data, grid, path, written, gzipped)
+    return Volume(data, grid, path, written, was_gzipped)
 
 
 def read_image(path: Path, channel: int | None = None) -> Volume:
@@ -319,16 +313,18 @@ def _content(path: Path) -> tuple[bytes, bool]:
         if not status.st_size:
             raise UnreadableFileError(path, "it is empty (0 bytes)")
         with path.open("rb") as file:
-            gzipped = file.read(2) == _GZIP
+            is_gzipped = file.read(2) == gzipped.MAGIC
             file.seek(0)
-            pieces = _unzipped(file) if gzipped else iter(lambda: file.read(_CHUNK), b"")
-            most = status.st_size * (_DEFLATE_RATIO if gzipped else 1)
-            return _gathered(pieces, path, most=most), gzipped
+            if not is_gzipped:
+                pieces = iter(lambda: file.read(_CHUNK), b"")
+                return _gathered(pieces, path, most=status.st_size), False
+            most = status.st_size * gzipped.MOST_RATIO
+            return _gathered(gzipped.unzipped(file), path, most=most), True
     except FileNotFoundError as error:
         raise UnreadableFileError(path, "there is no such file", hint="check the path") from error
     except EOFError as error:
         raise UnreadableFileError(path, "it is cut short") from error
-    except (zlib.error, gzip.BadGzipFile) as error:
+    except gzipped.DamagedGzipError as error:
         raise UnreadableFileError(path, "its bytes are damaged (checksum)") from error
     except OSError as error:
         raise UnreadableFileError(path, error.strerror or str(error)) from error
@@ -364,33 +360,6 @@ def _gathered(pieces: Iterator[bytes], path: Path, *, most: int) -> bytes:
 
 
 _HEADER_BYTES = nib.Nifti2Header.template_dtype.itemsize  # the larger of the two
-
-
-def _unzipped(file: IO[bytes]) -> Iterator[bytes]:
-    """The unzipped bytes of a file of one or more gzip members, in bounded pieces.
-
-    Raises:
-        EOFError: If it ends too soon.
-        zlib.error: If a checksum does not fit.
-    """
-    member = zlib.decompressobj(wbits=31)
-    while read := file.read(_CHUNK):
-        while read:
-            if member.eof:
-                read = read.lstrip(b"\0")  # some programs fill up the last block
-                if not read:
-                    break
-                member = zlib.decompressobj(wbits=31)
-            piece = member.decompress(read, _CHUNK)
-            read = member.unused_data if member.eof else member.unconsumed_tail
-            if piece:
-                yield piece
-    # What is left of the last read may still be in the decompressor.
-    while not member.eof:
-        piece = member.decompress(member.unconsumed_tail, _CHUNK)
-        if not piece:
-            raise EOFError
-        yield piece
 
 
 def _header(content: bytes, path: Path) -> Any:
@@ -479,4 +448,6 @@ def write_image(
     if step != 1:
         image.header.set_slope_inter(step, 0)
     with whole_file(path, overwrite=overwrite) as partial:
-        nib.save(image, partial)
+        content = image.to_bytes()
+        is_gzipped = path.suffix.lower() == ".gz"
+        partial.write_bytes(gzipped.zipped(content) if is_gzipped else content)

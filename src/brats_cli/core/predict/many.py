@@ -20,7 +20,8 @@ import torch
 from ... import __version__
 from ..compute.devices import choose_devices, describe
 from ..compute.processes import Send, streamed
-from ..data.cases import Case, find_each
+from ..data.cases import Case
+from ..data.finding import find_each
 from ..data.labels import LabelScheme, as_scheme
 from ..errors import BratsError, CaseError, ConfigError, OutputError
 from ..images.nifti import is_nifti

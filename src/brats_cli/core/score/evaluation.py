@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..compute.processes import in_processes
-from ..data.cases import nifti_files
+from ..data.folders import nifti_files
 from ..data.labels import LabelScheme, as_scheme
 from ..data.naming import case_id_of
 from ..errors import BratsError, CaseError, ConfigError, UnreadableFileError

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.cases import Case, ImageFile, find_label_maps, survey
+from ..data.cases import Case, ImageFile
+from ..data.finding import find_label_maps, survey
 from ..data.labels import LabelScheme, is_predicted
 from ..data.meaning import Known, known_of
 from ..errors import BratsWarning, CaseError, LabelError, NoCasesError

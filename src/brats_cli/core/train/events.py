@@ -1,14 +1,25 @@
-"""What happens during a training, beside its steps, cases and epochs, as `run.train` yields it."""
+"""What happens during a training, as `run.train` yields it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
+import torch
+
+from ..model.checkpoint import Checkpoint
 from ..model.decision import Decision
 from ..model.summary import Cost
-from .training import Stop
+from .figures import Preview
+
+WAIT_IS_LONG = 10.0
+"""Percent of the time spent waiting for patches from which the data are the bottleneck."""
+
+Stop = Literal["patience", "time"]
+"""Why a training ends before its last epoch."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,83 @@ class RunStarted:
     epochs: int
     epochs_done: int
     steps_per_epoch: int
+
+
+@dataclass(frozen=True, eq=False)
+class StepDone:
+    """A step of an epoch.
+
+    Attributes:
+        step: Its number, from 1.
+        steps: Steps per epoch.
+        device_loss: Its loss, still on the device.
+    """
+
+    step: int
+    steps: int
+    device_loss: torch.Tensor
+
+    @property
+    def loss(self) -> float:
+        """The loss; to ask for it waits for the GPU."""
+        return self.device_loss.item()
+
+
+@dataclass(frozen=True, eq=False)
+class CaseValidated:
+    """A validation case, segmented by the network as it is.
+
+    Attributes:
+        case_id: Its id.
+        dice: By region.
+        reference: Masks of WT, TC and ET as the expert drew them, (3, X, Y, Z), where it computed.
+        predicted: Those of the network, in the same place.
+    """
+
+    case_id: str
+    dice: Mapping[str, float]
+    reference: torch.Tensor
+    predicted: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Epoch:
+    """What happened in one epoch.
+
+    Attributes:
+        number: From 1.
+        loss: Mean training loss.
+        dice: Validation Dice by region, mean over cases; None if not validated.
+        is_best: Whether the mean of `dice` is the best so far.
+        learning_rate: Of the epoch's last step.
+        seconds: Of training, validation excluded.
+        validation_seconds: Of validation.
+        data_wait_percent: Share of `seconds` that the device waited for patches: that a GPU idled.
+        patches_per_second: Patches trained on in a second.
+        peak_memory_mb: The most memory this process has held so far, in 10^6 bytes.
+        stops: Why this is the last epoch, where it is not by number.
+        checkpoint: All that `last.pt` needs; shares the network's tensors, so save it at once.
+        preview: A slice of the first validation case; None if not validated.
+    """
+
+    number: int
+    loss: float
+    dice: Mapping[str, float] | None
+    is_best: bool
+    learning_rate: float
+    seconds: float
+    validation_seconds: float
+    data_wait_percent: float
+    patches_per_second: float
+    peak_memory_mb: float
+    stops: Stop | None
+    checkpoint: Checkpoint
+    preview: Preview | None = None
+
+    @property
+    def mean_dice(self) -> float | None:
+        """Mean Dice of the regions, by which the best epoch is chosen."""
+        return None if self.dice is None else float(np.mean(list(self.dice.values())))
 
 
 @dataclass(frozen=True)
@@ -159,3 +247,29 @@ class NetworkCosts:
         Weights, gradients and Adam's two moments are float32.
         """
         return 4 * 4 * self.total.parameters + self.batch_size * self.total.kept_bytes
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of training goes.
+
+    Attributes:
+        data_wait_percent: Share of it that the device waited for patches: that a GPU idled.
+        patches_per_second: Patches trained on in a second.
+        workers: Processes that read patches.
+        cpus: CPUs that there are.
+        device: What computes, such as `cuda`.
+        precision: The network's arithmetic, such as `bfloat16`.
+    """
+
+    data_wait_percent: float
+    patches_per_second: float
+    workers: int
+    cpus: int
+    device: str = "cpu"
+    precision: str = "float32"
+
+    @property
+    def data_is_bottleneck(self) -> bool:
+        """Whether the network waits for the data for long, not the data for the network."""
+        return self.data_wait_percent >= WAIT_IS_LONG

@@ -29,18 +29,23 @@ from . import training
 from .config import TrainConfig, initial_model, load_config, parse_setting
 from .events import (
     CasePrepared,
+    CaseValidated,
+    Epoch,
     FoldsFinished,
     NetworkCosts,
     Prepared,
     Preparing,
+    Profile,
     RunFinished,
     RunStarted,
+    StepDone,
+    Stop,
     Stopped,
 )
 from .run_record import Board, RunRecord
 from .start import Initialised, settings_of, starting_point
 from .thresholds import SelectionPass, select_thresholds
-from .training import CaseValidated, Epoch, Profile, StepDone, Stop, evenly
+from .validation import evenly
 
 Event = (
     Preparing

@@ -16,9 +16,9 @@ from ..model.run_folder import RunFolder
 from ..reading import read_table
 from ..writing import whole_file
 from .config import TrainConfig
+from .events import Epoch
 from .figures import draw_curves
 from .thresholds import FinalScore
-from .training import Epoch
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

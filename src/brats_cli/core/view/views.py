@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..compute.processes import in_processes
-from ..data.cases import Case, find_each, find_label_maps, nifti_files
+from ..data.cases import Case
+from ..data.finding import find_each, find_label_maps
+from ..data.folders import nifti_files
 from ..data.labels import LabelScheme, as_scheme
 from ..data.meaning import known_of
 from ..errors import BratsError, CaseError, ConfigError, NoCasesError
