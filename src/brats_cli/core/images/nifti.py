@@ -38,6 +38,9 @@ _KINDS = {
     for order in "<>"
 }
 
+MOST_VOXELS = 4 * 512**3
+"""No image of more voxels is read: a small file of zeros, zipped, would fill any memory."""
+
 _CHUNK = 1 << 20
 """Bytes that are read at once of a file that is not gzipped."""
 
@@ -390,6 +393,12 @@ def _bytes_due(header: Any, path: Path) -> int:
         raise UnreadableFileError(path, f"its header is damaged ({_short(error)})") from error
     if not 1 <= int(header["dim"][0]) <= 7 or min(shape) < 0 or not itemsize:
         raise UnreadableFileError(path, f"its header is damaged (dim {header['dim'].tolist()})")
+    if math.prod(shape) > MOST_VOXELS:
+        raise UnreadableFileError(
+            path,
+            f"its header claims {times(shape)} voxels, which is no head scan",
+            hint=f"brats reads up to {MOST_VOXELS:,} voxels, four volumes of 512 x 512 x 512",
+        )
     return int(start + math.prod(shape) * itemsize)
 
 

@@ -21,7 +21,7 @@ from ..writing import whole_file
 from .archive import DAMAGED, load_archive
 from .config import UNetConfig, stored_network_config
 from .decision import Decision
-from .network import Network, network_without_weights
+from .network import Network, is_far_larger, network_without_weights
 from .sliding import SlidingWindow
 
 FORMAT = "brats-checkpoint/1"
@@ -302,16 +302,18 @@ def _wrong_weights(content: Mapping[str, Any]) -> str:
         for name, weight in weights.items()
     ):
         return "its weights are not tensors"
+    sizes = {
+        "in_channels": len(config["modalities"]),
+        "out_channels": len(REGIONS),
+        "patch_size": config["patch_size"],
+    }
     try:
         shape = stored_network_config(config["network"])
         if not isinstance(shape, UNetConfig):
-            return ""  # MONAI's takes seconds to make, and is compared when it is needed
-        network = network_without_weights(
-            shape,
-            in_channels=len(config["modalities"]),
-            out_channels=len(REGIONS),
-            patch_size=config["patch_size"],
-        )
+            # It takes seconds to make, and is compared when it is needed.
+            larger = is_far_larger(shape, weights, **sizes)
+            return f"its network {shape.name} has more weights than it holds" if larger else ""
+        network = network_without_weights(shape, **sizes)
     except (BratsError, *DAMAGED) as error:  # pydantic's is a ValueError
         return f"its network is {brief(config['network'])} ({_first_line(error)})"
     due = {name: (value.shape, value.dtype) for name, value in network.state_dict().items()}

@@ -18,8 +18,9 @@ from ..prepared.recipe import RECIPE, Recipe
 from ..reading import parse_json, read_text
 from .archive import DAMAGED, load_archive
 from .checkpoint import Checkpoint
-from .config import NetworkConfig
+from .config import MonaiConfig, NetworkConfig, NnunetConfig
 from .decision import Decision
+from .network import is_far_larger
 from .sliding import SlidingWindow
 
 MOST_PATCH = 128
@@ -232,6 +233,21 @@ def checkpoint_of(
             hint=f"each side has to be a multiple of {multiple}",
         )
     return checkpoint
+
+
+def require_fitting(
+    network: MonaiConfig | NnunetConfig, weights: Mapping[str, torch.Tensor], source: Path
+) -> None:
+    """Check, before a network is made, that it is not far larger than the weights for it.
+
+    Raises:
+        CheckpointError: If it is.
+    """
+    if is_far_larger(network, weights, in_channels=4, out_channels=3, patch_size=MOST_PATCH):
+        raise CheckpointError(
+            f"{source} does not hold the weights of its network, which has many more",
+            hint="is it whole, and do the files beside it belong to it?",
+        )
 
 
 def _as_float32(value: torch.Tensor) -> torch.Tensor:
