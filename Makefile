@@ -6,7 +6,10 @@ BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict \
+# Inputs per reader of `make fuzz`.
+FUZZ ?= 10000
+
+.PHONY: demo test quick fuzz lint completions bench-feed bench-train bench-quality bench-predict \
 	bench-evaluate bench-mesh gpu-check clean
 
 demo: $(READY)
@@ -18,6 +21,10 @@ test: lint
 
 quick: $(READY)
 	$(BIN)/pytest -m "not slow"
+
+# Nightly: so many inputs, other ones each time, for every reader of files.
+fuzz: $(READY)
+	FUZZ=$(FUZZ) $(BIN)/pytest tests/test_fuzzed_files.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

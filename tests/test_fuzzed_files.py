@@ -10,20 +10,23 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import peers
 import pytest
 import torch
 import yaml
 from fuzzing import VALUES, changed, damaged, encoded, fuzzed, only_brats_errors, sprinkled
 from helpers import TINY, write_case
+from hypothesis import example
 from hypothesis import strategies as st
 
 import brats_cli
 from brats_cli.console import _finite
 from brats_cli.core.check.report import check_data_set
-from brats_cli.core.data.cases import declared_beside, find_cases, survey
 from brats_cli.core.data.dataset_json import channel_order, declared_schemes
+from brats_cli.core.data.finding import find_cases, survey
+from brats_cli.core.data.meaning import declared_beside
 from brats_cli.core.data.splits import Split
-from brats_cli.core.data.splitting import with_patients
+from brats_cli.core.data.splitting import make_split, parse_ratios, with_patients
 from brats_cli.core.data.strata import table_strata
 from brats_cli.core.errors import BratsError
 from brats_cli.core.images.nifti import (
@@ -35,7 +38,11 @@ from brats_cli.core.images.nifti import (
     shape_on_disk,
     write_image,
 )
+from brats_cli.core.model import nnunet
 from brats_cli.core.model.checkpoint import Checkpoint
+from brats_cli.core.model.config import NnunetConfig
+from brats_cli.core.model.foreign import Source
+from brats_cli.core.model.monai_files import from_bundle
 from brats_cli.core.model.network import make_network
 from brats_cli.core.model.run_folder import RunFolder
 from brats_cli.core.score.comparison import read_scores
@@ -456,3 +463,130 @@ def test_the_bytes_of_a_checkpoint(here, content):
     path = here / "b.pt"
     path.write_bytes(content)
     only_brats_errors(lambda: use(path))
+
+
+# --- networks of others ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nnunet_model(here):
+    """A folder of nnU-Net v2 with a small network, and what its three files hold."""
+    pytest.importorskip("dynamic_network_architectures")
+    torch.manual_seed(0)
+    plans = peers.nnunet_plans((16, 16, 16))
+    stages = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    shape = NnunetConfig(
+        name="nnunet/PlainConvUNet",
+        features=stages["features_per_stage"],
+        kernels=stages["kernel_sizes"],
+        strides=stages["strides"],
+        blocks=stages["n_conv_per_stage"],
+        decoder_blocks=stages["n_conv_per_stage_decoder"],
+    )
+    network = nnunet.made(shape, in_channels=4, classes=3)
+    folder = here / "model"
+    (folder / "fold_0").mkdir(parents=True)
+    content = {
+        "init_args": {"configuration": "3d_fullres"},
+        "network_weights": dict(network.state_dict()),
+        "current_epoch": 3,
+        "inference_allowed_mirroring_axes": [0, 1, 2],
+    }
+    torch.save(content, folder / "fold_0/checkpoint_final.pth")
+    return folder
+
+
+PLANS = peers.nnunet_plans((16, 16, 16))
+DESCRIPTION = peers.nnunet_dataset(peers.REGION_LABELS)
+
+
+@fuzzed(plans=as_json(PLANS), dataset=st.one_of(st.just(b""), as_json(DESCRIPTION)))
+@example(json.dumps(PLANS).encode(), b"")
+def test_plans_of_nnunet(here, nnunet_model, plans, dataset):
+    (nnunet_model / "plans.json").write_bytes(plans)
+    (nnunet_model / "dataset.json").write_bytes(dataset or json.dumps(DESCRIPTION).encode())
+    imported = only_brats_errors(
+        lambda: brats_cli.import_model(nnunet_model, output=here / "n.pt", overwrite=True)
+    )
+    if plans == json.dumps(PLANS).encode() and not dataset:
+        assert [each.kind for each in imported] == ["nnU-Net v2"]  # what is changed is sound
+
+
+BUNDLE = {
+    "name": "BraTS MRI segmentation",
+    "version": "0.5.2",
+    "network_data_format": {
+        "inputs": {"image": {"channel_def": dict(peers.BUNDLE_CHANNELS)}},
+        "outputs": {"pred": {"channel_def": {"0": "Tumor core", "1": "Whole tumor", "2": "ET"}}},
+    },
+}
+INFERENCE = {
+    "preprocessing": {"transforms": [{"_target_": "LoadImaged", "keys": "image"}]},
+    "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [16, 16, 16], "overlap": 0.5},
+}
+
+
+@fuzzed(metadata=as_json(BUNDLE), inference=as_json(INFERENCE))
+def test_settings_of_a_monai_bundle(metadata, inference, here):
+    folder = here / "bundle/configs"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metadata.json").write_bytes(metadata)
+    (folder / "inference.json").write_bytes(inference)
+    weights = {
+        "convInit.conv.weight": torch.zeros(8, 4, 3, 3, 3),
+        "conv_final.2.conv.weight": torch.zeros(3, 8, 1, 1, 1),
+    }
+    source = Source(folder / "model.pt", weights, here / "bundle")
+    torch.save(weights, source.weights)
+    only_brats_errors(lambda: from_bundle(source))
+
+
+AUTO3DSEG = {
+    "network": {
+        "_target_": "SegResNetDS", "init_filters": 4, "blocks_down": [1, 1], "norm": "INSTANCE",
+        "in_channels": 4, "out_channels": 3, "dsdepth": 1,
+    },
+    "class_names": ["wt", "tc", "et"],
+    "class_index": [[1, 2, 3], [1, 3], [3]],
+    "sigmoid": True,
+    "roi_size": [16, 16, 16],
+    "crop_foreground": True,
+    "orientation_ras": True,
+    "resample": False,
+    "resample_resolution": [1.0, 1.0, 1.0],
+    "normalize_mode": "meanstd",
+    "sliding_inferrer": {"overlap": 0.5, "mode": "gaussian"},
+}  # fmt: skip
+
+
+@fuzzed(config=changed(AUTO3DSEG), epoch=VALUES)
+def test_settings_of_auto3dseg(here, config, epoch):
+    pytest.importorskip("monai")
+    path = here / "a.pt"
+    weights = {"encoder.conv_init.weight": torch.zeros(4, 4, 3, 3, 3)}
+    try:
+        torch.save({"config": config, "state_dict": weights, "epoch": epoch}, path)
+    except (OverflowError, UnicodeEncodeError):
+        return  # no such file can be
+    only_brats_errors(lambda: brats_cli.import_model(path, output=here / "o.pt", overwrite=True))
+
+
+# --- options that are text ---------------------------------------------------------------------
+
+NUMBERS = st.sampled_from(["", "0", "1", "70", "15", "-1", "nan", "inf", "1e400", "1e-400", "x"])
+
+
+@fuzzed(ratios=st.lists(NUMBERS, max_size=4).map("/".join))
+def test_ratios(cases, ratios):
+    def parts():
+        shares = parse_ratios(ratios)
+        strata = {case.id: "a" for case in cases}
+        return make_split(cases, data=Path(), strata=strata, ratios=shares)
+
+    only_brats_errors(parts)
+
+
+@fuzzed(text=sprinkled(st.sampled_from(["WT.dice=0.8", "TC.hausdorff95_mm=5", "ET.dice"])))
+def test_limits_to_fail_under(here, text):
+    path = here / "data/BraTS2021_00000/BraTS2021_00000_seg.nii.gz"
+    only_brats_errors(lambda: brats_cli.evaluate(path, path, workers=0, fail_under=[text]))

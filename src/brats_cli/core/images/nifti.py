@@ -344,10 +344,18 @@ def _gathered(pieces: Iterator[bytes], path: Path, *, most: int) -> bytes:
     start = b""
     while len(start) < _HEADER_BYTES and (piece := next(pieces, b"")):
         start += piece
-    due = _bytes_due(_header(start, path), path)
+    header = _header(start, path)
+    due = _bytes_due(header, path)
     if due > most:
         raise UnreadableFileError(
             path, f"its header claims {due:,} bytes, more than the file can hold"
+        )
+    shape = header.get_data_shape()
+    if math.prod(shape) > MOST_VOXELS:
+        raise UnreadableFileError(
+            path,
+            f"its header claims {times(shape)} voxels, which is no head scan",
+            hint=f"brats reads up to {MOST_VOXELS:,} voxels, four volumes of 512 x 512 x 512",
         )
     kept, size = [start], len(start)
     for piece in pieces:
@@ -393,12 +401,6 @@ def _bytes_due(header: Any, path: Path) -> int:
         raise UnreadableFileError(path, f"its header is damaged ({_short(error)})") from error
     if not 1 <= int(header["dim"][0]) <= 7 or min(shape) < 0 or not itemsize:
         raise UnreadableFileError(path, f"its header is damaged (dim {header['dim'].tolist()})")
-    if math.prod(shape) > MOST_VOXELS:
-        raise UnreadableFileError(
-            path,
-            f"its header claims {times(shape)} voxels, which is no head scan",
-            hint=f"brats reads up to {MOST_VOXELS:,} voxels, four volumes of 512 x 512 x 512",
-        )
     return int(start + math.prod(shape) * itemsize)
 
 

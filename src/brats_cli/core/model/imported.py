@@ -169,6 +169,8 @@ def _sources(path: Path, fold: str) -> Iterator[tuple[str, Source]]:
     if path.is_file():
         yield path.stem, _read(path)
         return
+    if not path.is_dir():
+        raise UnreadableFileError(path, "it is not a regular file", hint="give a file or a folder")
     folds = _folds(path)
     if folds:
         wanted = [each for each in folds if fold in ("all", each.parent.name.removeprefix("fold_"))]
