@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 import brats_cli
 from brats_cli.console import _finite
 from brats_cli.core.check.report import check_data_set
+from brats_cli.core.data.cases import Case
 from brats_cli.core.data.dataset_json import channel_order, declared_schemes
 from brats_cli.core.data.finding import find_cases, survey
+from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.data.meaning import declared_beside
 from brats_cli.core.data.splits import Split
 from brats_cli.core.data.splitting import make_split, parse_ratios, with_patients
@@ -42,7 +44,7 @@ from brats_cli.core.model import nnunet
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import NnunetConfig
 from brats_cli.core.model.foreign import Source
-from brats_cli.core.model.monai_files import from_bundle
+from brats_cli.core.model.imported import _checkpoint
 from brats_cli.core.model.network import make_network
 from brats_cli.core.model.run_folder import RunFolder
 from brats_cli.core.score.comparison import read_scores
@@ -382,7 +384,7 @@ def test_label_maps_scored_and_meshed(here, content):
 # --- checkpoints -------------------------------------------------------------------------------
 
 
-def _checkpoint():
+def _trained():
     torch.manual_seed(0)
     network = make_network(CONFIG.network, in_channels=4, out_channels=3, patch_size=16)
     return Checkpoint(
@@ -415,7 +417,7 @@ def _content(checkpoint):
     return tree, content
 
 
-CHECKPOINT = _checkpoint()
+CHECKPOINT = _trained()
 TREE, BYTES = _content(CHECKPOINT)
 TENSORS = st.sampled_from(
     [
@@ -492,8 +494,9 @@ def nnunet_model(here):
         "current_epoch": 3,
         "inference_allowed_mirroring_axes": [0, 1, 2],
     }
-    torch.save(content, folder / "fold_0/checkpoint_final.pth")
-    return folder
+    path = folder / "fold_0/checkpoint_final.pth"
+    torch.save(content, path)
+    return Source(path, content, folder)
 
 
 PLANS = peers.nnunet_plans((16, 16, 16))
@@ -502,14 +505,13 @@ DESCRIPTION = peers.nnunet_dataset(peers.REGION_LABELS)
 
 @fuzzed(plans=as_json(PLANS), dataset=st.one_of(st.just(b""), as_json(DESCRIPTION)))
 @example(json.dumps(PLANS).encode(), b"")
-def test_plans_of_nnunet(here, nnunet_model, plans, dataset):
-    (nnunet_model / "plans.json").write_bytes(plans)
-    (nnunet_model / "dataset.json").write_bytes(dataset or json.dumps(DESCRIPTION).encode())
-    imported = only_brats_errors(
-        lambda: brats_cli.import_model(nnunet_model, output=here / "n.pt", overwrite=True)
-    )
+def test_plans_of_nnunet(nnunet_model, plans, dataset):
+    source = nnunet_model
+    (source.folder / "plans.json").write_bytes(plans)
+    (source.folder / "dataset.json").write_bytes(dataset or json.dumps(DESCRIPTION).encode())
+    imported = only_brats_errors(lambda: _checkpoint(source, None))
     if plans == json.dumps(PLANS).encode() and not dataset:
-        assert [each.kind for each in imported] == ["nnU-Net v2"]  # what is changed is sound
+        assert imported.origin["kind"] == "nnU-Net v2"  # what is changed is sound
 
 
 BUNDLE = {
@@ -538,7 +540,7 @@ def test_settings_of_a_monai_bundle(metadata, inference, here):
     }
     source = Source(folder / "model.pt", weights, here / "bundle")
     torch.save(weights, source.weights)
-    only_brats_errors(lambda: from_bundle(source))
+    only_brats_errors(lambda: _checkpoint(source, None))
 
 
 AUTO3DSEG = {
@@ -563,12 +565,10 @@ AUTO3DSEG = {
 def test_settings_of_auto3dseg(here, config, epoch):
     pytest.importorskip("monai")
     path = here / "a.pt"
+    path.touch()
     weights = {"encoder.conv_init.weight": torch.zeros(4, 4, 3, 3, 3)}
-    try:
-        torch.save({"config": config, "state_dict": weights, "epoch": epoch}, path)
-    except (OverflowError, UnicodeEncodeError):
-        return  # no such file can be
-    only_brats_errors(lambda: brats_cli.import_model(path, output=here / "o.pt", overwrite=True))
+    content = {"config": config, "state_dict": weights, "epoch": epoch}
+    only_brats_errors(lambda: _checkpoint(Source(path, content), None))
 
 
 # --- options that are text ---------------------------------------------------------------------
@@ -577,13 +577,17 @@ NUMBERS = st.sampled_from(["", "0", "1", "70", "15", "-1", "nan", "inf", "1e400"
 
 
 @fuzzed(ratios=st.lists(NUMBERS, max_size=4).map("/".join))
-def test_ratios(cases, ratios):
-    def parts():
-        shares = parse_ratios(ratios)
-        strata = {case.id: "a" for case in cases}
-        return make_split(cases, data=Path(), strata=strata, ratios=shares)
+def test_ratios(ratios):
+    cases = [Case(f"c{n}", f"c{n}", {}, None, SCHEMES["brats2020"]) for n in range(12)]
 
-    only_brats_errors(parts)
+    def parts():
+        strata = {case.id: "a" for case in cases}
+        return make_split(cases, data=Path(), strata=strata, ratios=parse_ratios(ratios))
+
+    made = only_brats_errors(parts)
+    if not isinstance(made, BratsError):
+        assert made.folds[0].train
+        assert made.folds[0].val
 
 
 @fuzzed(text=sprinkled(st.sampled_from(["WT.dice=0.8", "TC.hausdorff95_mm=5", "ET.dice"])))

@@ -138,7 +138,7 @@ def parse_ratios(text: str) -> tuple[float, float, float]:
         train, val, test = map(float, text.split("/"))
     except ValueError:
         train = val = test = -1.0
-    if not (train > 0 and val > 0 and 0 <= test < float("inf")):
+    if not (train > 0 and val > 0 and test >= 0 and math.isfinite(train + val + test)):
         raise SplitError(
             f"--ratios {text} is not of the form training/validation/test, such as 70/15/15",
             hint="give three numbers; only the last one may be 0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -109,7 +110,8 @@ class RunFolder:
         for runs in list(folder.parents)[:2]:  # the second, of the folds of a run
             if runs.name == RUNS.name:
                 with whole_file(runs / "latest") as partial:
-                    partial.write_text(f"{folder.relative_to(runs)}\n", encoding="utf-8")
+                    name = str(folder.relative_to(runs))
+                    partial.write_bytes(os.fsencode(name) + b"\n")
 
     def require_absent(self, *, overwrite: bool) -> None:
         """Check that a new run may go here.

@@ -14,6 +14,7 @@ from ..errors import OutputError, UnreadableFileError
 from ..model.checkpoint import Checkpoint
 from ..model.run_folder import RunFolder
 from ..reading import read_table
+from ..score.scores import write_csv
 from ..writing import whole_file
 from .config import TrainConfig
 from .events import Epoch
@@ -83,14 +84,18 @@ class RunRecord(RunFolder):
 
     def conclude(self, best: Checkpoint, final: Sequence[FinalScore]) -> None:
         """Save the best checkpoint with its decision, and the final scores of each case."""
+        rows = [
+            {
+                "case": case.case_id,
+                "region": region,
+                "dice": f"{found.dice:.6f}",
+                "hausdorff95_mm": f"{found.hausdorff95_mm:.6f}",
+            }
+            for case in final
+            for region, found in case.scores.items()
+        ]
         columns = ("case", "region", "dice", "hausdorff95_mm")
-        with whole_file(self.validation) as partial, partial.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            for case in final:
-                for region, found in case.scores.items():
-                    numbers = (found.dice, found.hausdorff95_mm)
-                    writer.writerow([case.case_id, region, *(f"{value:.6f}" for value in numbers)])
+        write_csv(self.validation, columns, rows, overwrite=True)
         best.save(self.best)
 
     def rows(self) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -158,7 +159,7 @@ def write_index(path: Path) -> None:
         rows="\n".join(_row(page, summary, columns) for page, summary in found),
     )
     with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 Column = tuple[str, Callable[[Mapping[str, Any]], float | None]]
@@ -193,7 +194,7 @@ def _sorter(name: str) -> str:
 
 
 def _row(page: str, summary: Mapping[str, Any], columns: Sequence[Column]) -> str:
-    link = html.escape(quote(page), quote=True)
+    link = html.escape(quote(os.fsencode(page)), quote=True)
     case = html.escape(str(summary["case"]))
     notes = html.escape(" ".join(summary["notes"]))
     thumbnail = html.escape(str(summary["thumbnail"]), quote=True)
