@@ -6,7 +6,10 @@ BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test quick faults lint completions docs dist check-wheel check-lowest bench-feed bench-train bench-quality bench-predict \
+# Inputs per reader of `make fuzz`.
+FUZZ ?= 10000
+
+.PHONY: demo test quick faults fuzz lint completions docs dist check-wheel check-lowest bench-feed bench-train bench-quality bench-predict \
 	bench-evaluate bench-mesh gpu-check clean
 
 demo: $(READY)
@@ -26,6 +29,10 @@ FAULTS ?= split compare evaluate evaluate--report mesh view view--png check--fix
 	train import export demo
 faults: $(READY)
 	@for each in $(FAULTS); do $(BIN)/python tests/interruptions.py $$each || exit 1; done
+
+# Nightly: so many inputs, other ones each time, for every reader of files.
+fuzz: $(READY)
+	FUZZ=$(FUZZ) $(BIN)/pytest tests/test_fuzzed_files.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -28,11 +28,14 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
 
     Raises:
         OutputExistsError: If `path` exists and `overwrite` is false.
-        OutputError: If `path` is a folder, or if its folder may not be written to.
+        OutputError: If `path` is a folder or a device, or if its folder may not be written to.
     """
     try:
         if path.is_dir():
             raise OutputError(path, "it is a folder")
+        if path.exists() and not path.is_file():
+            # A pipe or a device, such as /dev/null, would be replaced by the file.
+            raise OutputError(path, "it is not a regular file")
         if path.exists() and not overwrite:
             raise OutputExistsError(path)
         folder = path.parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -139,7 +140,7 @@ def parse_ratios(text: str) -> tuple[float, float, float]:
         train, val, test = map(float, text.split("/"))
     except ValueError:
         train = val = test = -1.0
-    if not (train > 0 and val > 0 and 0 <= test < float("inf")):
+    if not (train > 0 and val > 0 and test >= 0 and math.isfinite(train + val + test)):
         raise SplitError(
             f"--ratios {text} is not of the form training/validation/test, such as 70/15/15",
             hint="give three numbers; only the last one may be 0",
@@ -316,7 +317,10 @@ def _require_different(
 def _clue_on_disk(path: Path) -> bytes:
     """A few bytes that are equal for equal images: gzip's own checksum and size, or the middle."""
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would never end
+            raise UnreadableFileError(path, "it is not a regular file", hint="give a NIfTI file")
+        size = status.st_size
         with path.open("rb") as file:
             if path.name.lower().endswith(".gz"):
                 file.seek(max(0, size - 8))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import ConfigError
-from .config import NetworkConfig, NnunetConfig, UNetConfig
+from . import monai, nnunet
+from .config import MonaiConfig, NetworkConfig, NnunetConfig, UNetConfig
 from .monai import MonaiNetwork
 from .nnunet import NnunetNetwork
 
@@ -116,6 +117,33 @@ def network_without_weights(
         return make_network(
             config, in_channels=in_channels, out_channels=out_channels, patch_size=patch_size
         )
+
+
+def is_far_larger(
+    config: MonaiConfig | NnunetConfig,
+    weights: Mapping[str, torch.Tensor],
+    *,
+    in_channels: int,
+    out_channels: int,
+    patch_size: int,
+) -> bool:
+    """Whether a network would have far more weights than there are, found without making them.
+
+    A file may name a network that takes all memory. (The few of MONAI's networks that compute with
+    numbers while they are made cannot be asked, and count as fitting.)
+    """
+    sizes = {"in_channels": in_channels, "out_channels": out_channels, "img_size": patch_size}
+    try:
+        with torch.device("meta"):
+            if isinstance(config, NnunetConfig):
+                network = nnunet.made(config, in_channels=in_channels, classes=out_channels)
+            else:
+                network = monai.made(config, sizes)
+    except ConfigError:
+        return False
+    found = sum(weight.numel() for weight in weights.values())
+    # nnU-Net's have outputs of lower resolutions, which brats does not keep.
+    return sum(weight.numel() for weight in network.parameters()) > 2 * found + 100_000
 
 
 def in_two_parts(

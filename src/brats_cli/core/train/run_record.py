@@ -18,6 +18,7 @@ from ..errors import UnreadableFileError
 from ..model.checkpoint import Checkpoint
 from ..model.run_folder import RunFolder
 from ..reading import read_table
+from ..score.scores import write_csv
 from ..writing import append, whole_file
 from .config import TrainConfig
 from .events import Epoch
@@ -39,6 +40,8 @@ COLUMNS = (
     "patches_per_second",
     "peak_memory_mb",
 )
+
+_NEEDED = ("loss", "seconds", "validation_seconds")
 
 
 class RunRecord(RunFolder):
@@ -82,14 +85,18 @@ class RunRecord(RunFolder):
 
     def conclude(self, best: Checkpoint, final: Sequence[FinalScore]) -> None:
         """Save the best checkpoint with its decision, and the final scores of each case."""
+        rows = [
+            {
+                "case": case.case_id,
+                "region": region,
+                "dice": f"{found.dice:.6f}",
+                "hausdorff95_mm": f"{found.hausdorff95_mm:.6f}",
+            }
+            for case in final
+            for region, found in case.scores.items()
+        ]
         columns = ("case", "region", "dice", "hausdorff95_mm")
-        with whole_file(self.validation) as partial, partial.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            for case in final:
-                for region, found in case.scores.items():
-                    numbers = (found.dice, found.hausdorff95_mm)
-                    writer.writerow([case.case_id, region, *(f"{value:.6f}" for value in numbers)])
+        write_csv(self.validation, columns, rows, overwrite=True)
         best.save(self.best)
 
     def rows(self) -> list[dict[str, str]]:
@@ -103,9 +110,11 @@ class RunRecord(RunFolder):
         rows = read_table(self.log)
         try:
             for row in rows:
-                int(row["epoch"])
-                for name in ("loss", "seconds", "validation_seconds"):
-                    float(row[name])
+                if not 0 < int(row["epoch"]) < 1_000_000_000:
+                    raise ValueError(row["epoch"])
+                for name in COLUMNS:  # of another version of brats, some are not there
+                    if row.get(name) or name in _NEEDED:
+                        float(row[name])
         except (KeyError, ValueError) as error:
             raise UnreadableFileError(
                 self.log,

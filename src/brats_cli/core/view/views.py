@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ from ..data.finding import find_label_maps
 from ..data.folders import nifti_files
 from ..data.given import find_each
 from ..data.labels import LabelScheme, as_scheme
+from ..data.meaning import known_of
 from ..errors import BratsError, CaseError, ConfigError, NoCasesError
 from ..images.nifti import stem
+from ..reading import parse_json, read_text
 from ..writing import require_writable
 from .index import INDEX, require_own_index, summarise, write_index
 from .page import write_page
@@ -173,6 +174,7 @@ def view(
     plan = plan.require_room() if executor is None else plan.elsewhere().require_room()
     if dry_run:
         return Views((), tuple(wrong), left_out, unmatched, planned=plan)
+    todo = _with_known(todo)
     outcomes = []
     for outcome in in_order(
         partial(_show, slices=tuple(slice), montage=montage),
@@ -340,6 +342,24 @@ class _Sources:
         return jobs, tuple(unmatched)
 
 
+def _with_known(jobs: Sequence[_Job]) -> list[_Job]:
+    """The jobs, with what the label maps of one folder or data set say together of their values."""
+    shown = [(job.case, job.wanted.prediction, job.wanted.reference) for job in jobs]
+    predictions = {path: case.id for case, path, _ in shown if path}
+    own = {path: case.id for case, _, path in shown if path and path == case.label}
+    references = {path: case.id for case, _, path in shown if path and path not in own}
+    known = {
+        **known_of(predictions),
+        **known_of(references),
+        **known_of(own, {case.id: case for case, *_ in shown}),
+    }
+    return [
+        # Its own files alone: a job travels to another process.
+        replace(job, wanted=replace(job.wanted, known={path: known[path] for path in of if path}))
+        for job, (_, *of) in zip(jobs, shown, strict=True)
+    ]
+
+
 def _of_case(source: Path | Mapping[str, Path], case_id: str) -> Path | None:
     return source if isinstance(source, Path) else source.get(case_id)
 
@@ -371,13 +391,13 @@ def _reviews(folder: Path) -> dict[str, float]:
     if not manifest.is_file():
         return {}
     reviews = {}
-    for line in manifest.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_text(manifest).splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             reviews[str(row["case"])] = float(row["review"])  # of several lines the last holds
-        except (ValueError, KeyError, TypeError):
+        except (ArithmeticError, LookupError, TypeError, ValueError):
             continue
-    return reviews
+    return {case: review for case, review in reviews.items() if math.isfinite(review)}
 
 
 # --- one case ----------------------------------------------------------------------------------
