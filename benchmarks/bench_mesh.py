@@ -34,13 +34,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from scipy import ndimage
 
+from brats_cli.core.compute.machine import keep_freed_memory
 from brats_cli.core.images.grid import Grid
 from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.surface.distances import _to_triangles, voxel_distances
 from brats_cli.core.surface.files import Model, Placing, _stl
 from brats_cli.core.surface.regions import RegionMask, region_masks
 from brats_cli.core.surface.surfaces import SurfaceConfig, surface_of
-from brats_cli.core.surface.triangles import TriangleMesh, is_closed
+from brats_cli.core.surface.triangles import TriangleMesh, corners_of, is_closed
 from brats_cli.core.surface.voxels import VoxelSurface, voxel_surface
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -111,7 +112,7 @@ def shells_lost(mesh: TriangleMesh, voxels: VoxelSurface, affine: Any) -> int:
     rank = np.arange(len(shell)) - first[shell]
     chosen = order[rank < 20]
     points = voxels.vertices[chosen] @ affine[:3, :3].T + affine[:3, 3]
-    corners = list(np.moveaxis(mesh.vertices[mesh.faces], 1, 0))
+    corners = corners_of(mesh.vertices.T, mesh.faces)
     nearest = np.full(len(voxels.shell_voxels), np.inf)
     np.minimum.at(nearest, voxels.shell[chosen], _to_triangles(points, corners))
     return int((nearest > 0.5).sum())
@@ -542,6 +543,7 @@ def main() -> int:
     parser.add_argument("--peers-every", type=int, default=6, help="likewise, beside the peers")
     parser.add_argument("--fuzz", type=int, default=4000, help="how many random masks")
     given = parser.parse_args()
+    keep_freed_memory()  # as `brats mesh` does
     parts = {
         "goals": lambda: goals(given.data, given.every),
         "peers": lambda: peers(given.data, given.peers_every),
