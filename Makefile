@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test quick lint completions bench-feed bench-train bench-quality bench-predict \
+.PHONY: demo test quick lint completions docs dist check-wheel check-lowest bench-feed bench-train bench-quality bench-predict \
 	bench-evaluate bench-mesh gpu-check clean
 
 demo: $(READY)
@@ -67,6 +67,23 @@ bench-mesh: .venv/peers
 completions: $(READY)
 	$(BIN)/python completions/make.py
 
+docs: $(READY)
+	$(BIN)/python docs/make.py
+
+# The source distribution, and the wheel made of it.
+dist: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build
+
+# Installs the wheel outside this folder and uses it there; CHECK= takes options: see the script.
+check-wheel: dist
+	$(PYTHON) tests/installed.py dist/*.whl $(CHECK)
+
+# torch alone stays as constraints.txt has it, because an index may have no other CPU build;
+# CHECK="--torch 2.6.0" takes another.
+check-lowest: dist
+	$(PYTHON) tests/installed.py dist/*.whl --lowest $(CHECK)
+
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist demo src/*.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .gpu build dist demo src/*.egg-info
 	find src tests -name __pycache__ -type d -exec rm -r {} +

@@ -36,8 +36,10 @@ SLOW_FILES = {
     "test_on_a_pretended_gpu.py",
     "test_pipeline.py",
     "test_sampling.py",
+    "test_shells.py",
     "test_train_command.py",
     "test_training.py",
+    "test_tutorial.py",
 }
 
 

@@ -11,10 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers import brats, stdout_of
 from pretended_gpu import DeviceMismatch, Pretended, Race, Rehearsal
-from typer.testing import CliRunner
 
-from brats_cli.app import app
 from brats_cli.core.data.labels import REGIONS, SCHEMES
 from brats_cli.core.data.phantom import write_phantoms
 from brats_cli.core.model.checkpoint import Checkpoint
@@ -321,12 +320,6 @@ def bytes_alive():
 # --- commands ----------------------------------------------------------------------------------
 
 
-def brats(*words, status=0):
-    done = CliRunner().invoke(app, list(map(str, words)))
-    assert done.exit_code == status, (done.output, done.exception)
-    return done
-
-
 SMALL = [
     *("--set", "network.channels=4", "--set", "network.levels=3", "--set", "patch_size=16"),
     *("--set", "steps_per_epoch=2", "--set", "precision=float32", "--workers", "0"),
@@ -337,7 +330,7 @@ SMALL = [
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretended")
     write_phantoms(folder / "data", cases=5, shape=(32, 34, 36))
-    brats("split", folder / "data", "-o", folder / "splits.yaml")
+    stdout_of("split", folder / "data", "-o", folder / "splits.yaml")
     return folder
 
 
@@ -346,13 +339,16 @@ def test_the_commands_run_with_gpu_0(data, monkeypatch):
     case = min(Path("data").iterdir())
     with Rehearsal():
         found = brats("train", "-o", "runs/a", "--epochs", "1", "--gpu", "0", *SMALL)
+        assert found.exit_code == 0, found.output
         assert "training on cuda:0 (a pretended GPU) in float32" in found.stderr
-        brats("train", "-o", "runs/a", "--epochs", "2", "--gpu", "0", "--resume", "--workers", "0")
-        brats("train", "--gpu", "0", "--summary", *SMALL)
+        stdout_of(
+            "train", "-o", "runs/a", "--epochs", "2", "--gpu", "0", "--resume", "--workers", "0"
+        )
+        stdout_of("train", "--gpu", "0", "--summary", *SMALL)
         several = ["--model", "runs/a", "--model", "runs/a"]
         options = ["--tta", "--uncertainty", "--probabilities", *several]
-        brats("predict", case, "-o", "there.nii.gz", "--gpu", "0", *options)
-    brats("predict", case, "-o", "here.nii.gz", "--device", "cpu", *options)
+        stdout_of("predict", case, "-o", "there.nii.gz", "--gpu", "0", *options)
+    stdout_of("predict", case, "-o", "here.nii.gz", "--device", "cpu", *options)
     for kind, step in (("", 0), ("_probabilities", 1e-3), ("_uncertainty", 1)):
         here, there = (nib.load(f"{place}{kind}.nii.gz").get_fdata() for place in ("here", "there"))
         np.testing.assert_allclose(there, here, atol=step)
@@ -366,12 +362,14 @@ def test_a_gpu_that_is_not_there_and_one_that_is_too_small_are_two_lines(data, m
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with Rehearsal():
-        found = brats("train", "-o", "runs/b", "--gpu", "1", *SMALL, status=3)
+        found = brats("train", "-o", "runs/b", "--gpu", "1", *SMALL)
+        assert found.exit_code == 3, found.output
         assert found.stderr.splitlines()[0] == (
             "error: this machine has no GPU 1 (CUDA devices found: 1)"
         )
         monkeypatch.setattr(UNet3D, "forward", refuse)
-        found = brats("train", "-o", "runs/b", "--gpu", "0", *SMALL, status=3)
+        found = brats("train", "-o", "runs/b", "--gpu", "0", *SMALL)
+        assert found.exit_code == 3, found.output
     error, hint = found.stderr.splitlines()[-2:]
     assert error.startswith("error: training on 2 patches of 16^3 voxels at once does not fit")
     assert hint.startswith(" hint: continue with --resume --set batch_size=1")

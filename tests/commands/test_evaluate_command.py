@@ -217,16 +217,6 @@ def test_the_tolerance_reaches_the_surface_dice(folders):
     assert json.loads(brats(*folders, "--json").stdout)["cases"][0]["surface_dice"] == 1
 
 
-def test_evaluating_loads_neither_torch_nor_torchio(folders):
-    code = (
-        "import sys; from typer.testing import CliRunner; from brats_cli.app import app; "
-        f"done = CliRunner().invoke(app, ['evaluate', {str(folders[0])!r}, {str(folders[1])!r}]); "
-        "print(done.exit_code, sorted({'torch', 'torchio', 'skimage'} & set(sys.modules)))"
-    )
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert made.stdout == "0 []\n"
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX")
 @pytest.mark.parametrize("seconds", [0.1, 2], ids=["while starting", "while scoring"])
 def test_ctrl_c_ends_every_process_with_status_130_and_no_csv(tmp_path, seconds):

@@ -38,6 +38,15 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs th
 SkipExisting = Annotated[
     bool, typer.Option("--skip-existing", help="Skip cases whose outputs exist.")
 ]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Let the workers of a Dask scheduler at tcp://HOST:PORT process the cases; all "
+        "machines need the same paths.",
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(min=0, metavar="N", help="Number of processes; default: one per CPU."),

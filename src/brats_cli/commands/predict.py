@@ -12,7 +12,7 @@ import typer
 from .. import console
 from ..core.errors import BratsError
 from .batch import paths_of, raise_failures
-from .options import Device, Gpu, Json, Overwrite, SkipExisting, output, scheme
+from .options import Device, Gpu, Json, Overwrite, Scheduler, SkipExisting, output, scheme
 
 if TYPE_CHECKING:
     from ..core.predict.many import PredictEvent, Prediction, PredictionStarted
@@ -97,6 +97,7 @@ def predict(
     model: Model = None,
     gpu: Gpu = None,
     device: Device = "auto",
+    executor: Scheduler = None,
     labels: Labels = None,
     tta: Tta = False,
     overlap: Overlap = None,
@@ -132,6 +133,7 @@ def predict(
             model=model,
             gpu=gpu,
             device=device,
+            executor=executor,
             labels=labels,
             tta=tta,
             overlap=overlap,

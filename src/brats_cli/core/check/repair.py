@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..compute.processes import in_processes
+from ..compute.executors import in_order
 from ..data.cases import Case
 from ..data.finding import survey
 from ..errors import OutputError, OutputExistsError
@@ -38,7 +38,7 @@ def repair_data_set(report: DataReport, out: Path, *, workers: int | None = None
         return []
     with whole_folder(out) as folder:
         task = partial(_repair_case, root=report.root, out=folder)
-        list(in_processes(task, broken, workers=workers))
+        list(in_order(task, broken, workers=workers))
     return sorted(case.id for case, _ in broken)
 
 

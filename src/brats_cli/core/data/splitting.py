@@ -376,6 +376,7 @@ def make_split(
         tuple(Fold(tuple(i for i in rest if i not in part), tuple(sorted(part))) for part in parts),
         tuple(sorted(case_id for case_id, group in groups.items() if group in held_out)),
         grouped,
+        listing={case.id: case for case in cases},
     )
 
 

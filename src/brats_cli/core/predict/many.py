@@ -6,10 +6,12 @@ import json
 import os
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,9 @@ from typing import Any, TypeVar
 import torch
 
 from ... import __version__
+from ..compute.cluster import connected, paths_for
 from ..compute.devices import choose_devices, describe
+from ..compute.executors import as_completed
 from ..compute.processes import Send, streamed
 from ..data.cases import Case
 from ..data.finding import find_each
@@ -134,6 +138,7 @@ def predict(
     model: str | Path | Sequence[str | Path] | None = None,
     gpu: str | int | None = None,
     device: str = "auto",
+    executor: Executor | str | None = None,
     labels: LabelScheme | str | None = None,
     tta: bool = False,
     overlap: float | None = None,
@@ -158,6 +163,8 @@ def predict(
             run in `runs/`.
         gpu: Number of the CUDA GPU; several, as "0,1", share the cases.
         device: auto, cpu, cuda or mps.
+        executor: Where to segment the cases instead of in this process, or the address of a Dask
+            scheduler. Every worker computes on the one `gpu` or `device` as it sees it.
         labels: Label scheme of the predictions; by default that of the training.
         tta: Average over the eight flips of a case (test-time augmentation).
         overlap: Overlap of neighbouring windows, as a fraction of a window; by default 0.25, or
@@ -192,28 +199,37 @@ def predict(
         uncertainty=uncertainty or uncertainty_format is not None,
         uncertainty_format=uncertainty_format or "4d",
     )
-    found, failed = find_each(_paths(cases))
+    path = paths_for(executor)
+    found, failed = find_each([path(each) for each in _paths(cases)])
     if not found:
         raise _none_found(failed)
-    folder, jobs = assign_outputs(found, Path(output) if output is not None else None)
+    folder, jobs = assign_outputs(found, path(output or "") if output or executor else None)
     todo = [job for job in jobs if not (skip_existing and complete(job, config))]
     # A case that lacks one of its outputs is segmented again, and its other outputs replaced.
     replacing = overwrite or skip_existing
     require_outputs_writable(todo, config, overwrite=replacing)
     given: Sequence[Path | None] = _paths(model) if model else [None]
     batch = Batch(
-        models=tuple(path for each in given for path in checkpoint_paths(each)),
+        models=tuple(path(model) for each in given for model in checkpoint_paths(each)),
         config=config,
         manifest=folder / MANIFEST if folder else None,
         overwrite=replacing,
     )
-    devices = choose_devices(device, None if gpu is None else str(gpu))
     progress = _Progress(len(todo), on_progress)
-    outcomes = batch.run(todo, devices, progress.add) if todo else iter(())
-    yield from failed
-    yield from (Skipped(job.case.id, job.file) for job in jobs if job not in todo)
-    yield PredictionStarted(len(todo), batch.models, tuple(map(describe, devices)))
-    yield from outcomes
+    gpus = None if gpu is None else str(gpu)
+    with ExitStack() as until_done:
+        if executor is None:
+            devices = choose_devices(device, gpus)
+            described = [describe(each) for each in devices]
+            outcomes = batch.run(todo, devices, progress.add) if todo else iter(())
+        else:
+            workers = until_done.enter_context(connected(executor))
+            described = device_of_workers(workers, device, gpus)
+            outcomes = batch.run_over(workers, todo, device, gpus, progress.add)
+        yield from failed
+        yield from (Skipped(job.case.id, job.file) for job in jobs if job not in todo)
+        yield PredictionStarted(len(todo), batch.models, tuple(described))
+        yield from outcomes
 
 
 class _Progress:
@@ -316,6 +332,38 @@ class Batch:
         work = [(device, share) for device, share in zip(devices, shares, strict=True) if share]
         return self._in_processes(work, on_share)
 
+    def run_over(
+        self,
+        executor: Executor,
+        jobs: Sequence[Job],
+        device: str,
+        gpu: str | None,
+        on_share: Share = lambda share: None,
+    ) -> Iterator[Prediction | BratsError]:
+        """As `run`, but on the device of whoever does the work, in any process of any machine.
+
+        The manifest is written here: lines that several machines append to one file may get lost.
+        """
+        self._predictor(CPU)  # for what is wrong with the models
+        # A case whose worker was lost may have been written.
+        away = replace(self, manifest=None, overwrite=True)
+        return self._over(executor, _Segment(away, device, gpu), jobs, on_share)
+
+    def _over(
+        self, executor: Executor, task: _Segment, jobs: Sequence[Job], on_share: Share
+    ) -> Iterator[Prediction | BratsError]:
+        for outcome in as_completed(
+            task,
+            jobs,
+            executor=executor,
+            name=lambda job: f"case {job.case.id}",
+            lost=lambda job, error: error,
+        ):
+            if self.manifest and isinstance(outcome, Prediction):
+                append_line(self.manifest, outcome.row())
+            on_share(1)
+            yield outcome
+
     def _in_processes(
         self, work: Sequence[tuple[torch.device, Sequence[Job]]], on_share: Share
     ) -> Iterator[Prediction | BratsError]:
@@ -406,6 +454,79 @@ class _Stages:
         return prediction
 
 
+# --- on the workers of an executor ---------------------------------------------------------------
+
+_CASES_AT_A_TIME = 3
+"""Of a worker with many threads: one is read, one computed and one written."""
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Segments one case on a worker, which keeps the models for the others of the batch."""
+
+    batch: Batch
+    device: str
+    gpu: str | None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __call__(self, job: Job) -> Prediction | BratsError:
+        here = _here(self)
+        try:
+            with here.room:
+                work = here.stages.load(job)
+                with here.turn:
+                    work = here.stages.compute(work)
+                return here.stages.finish(work)
+        except (BratsError, MemoryError) as error:
+            return _as_error(error)
+
+
+class _Here:
+    """The models of a batch in this process, whose threads take turns at the device."""
+
+    def __init__(self, task: _Segment) -> None:
+        self.id = task.id
+        self.room = threading.Semaphore(_CASES_AT_A_TIME)
+        self.turn = threading.Lock()
+        [device] = choose_devices(task.device, task.gpu)
+        predictor = task.batch._predictor(device)
+        self.stages = _Stages(task.batch, predictor, lambda share: None)
+
+
+_of_last_batch: list[_Here] = []
+_reading = threading.Lock()
+
+
+def _here(task: _Segment) -> _Here:
+    """The models of a batch, which are read when its first case comes."""
+    with _reading:
+        if not any(each.id == task.id for each in _of_last_batch):
+            _of_last_batch.clear()  # before others are read: they take memory
+            _of_last_batch.append(_Here(task))
+        return _of_last_batch[0]
+
+
+def device_of_workers(executor: Executor, device: str, gpu: str | None) -> list[str]:
+    """The device that the first worker to answer computes on.
+
+    Raises:
+        ConfigError: If several GPUs are asked for.
+        DeviceError: If that worker has no such device.
+    """
+    if gpu is not None and "," in gpu:
+        raise ConfigError(
+            f"--gpu {gpu} is for one machine; each worker of a scheduler has one device",
+            hint="start one worker per GPU, each with its own CUDA_VISIBLE_DEVICES, and leave out "
+            "--gpu",
+        )
+    return list(as_completed(_describe_chosen, [(device, gpu)], executor=executor))
+
+
+def _describe_chosen(wanted: tuple[str, str | None]) -> str:
+    [device] = choose_devices(*wanted)
+    return f"{describe(device)} of each worker"
+
+
 def complete(job: Job, config: PredictConfig) -> bool:
     """Whether all outputs of a case exist; since files are never half written, they are whole."""
     return all(file.exists() for file in outputs(job, config))
@@ -486,13 +607,16 @@ def _outcome(future: Future[Any]) -> Any:
     """The result of a future, or the `BratsError` that it ended with."""
     try:
         return future.result()
-    except BratsError as error:
+    except (BratsError, MemoryError) as error:
+        return _as_error(error)
+
+
+def _as_error(error: BratsError | MemoryError) -> BratsError:
+    if isinstance(error, BratsError):
         return error
-    except MemoryError as error:
-        return BratsError(
-            f"not enough memory: {error}",
-            hint="end other programs, or use a machine with more memory",
-        )
+    return BratsError(
+        f"not enough memory: {error}", hint="end other programs, or use a machine with more memory"
+    )
 
 
 def _ended(device: torch.device, jobs: Sequence[Job], status: int) -> BratsError:

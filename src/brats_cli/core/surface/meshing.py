@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from ..compute.cluster import paths_for
+from ..compute.executors import in_order
 from ..compute.machine import keep_freed_memory
-from ..compute.processes import in_processes
-from ..data.labels import REGION_COLOURS, LabelScheme, scheme_named
+from ..data.labels import REGION_COLOURS, SCHEMES, LabelScheme, scheme_named
 from ..data.meaning import Known, known_of
 from ..data.naming import case_id_of
 from ..errors import BratsError, ConfigError, MeshError
@@ -249,6 +252,7 @@ def mesh(
     fill_holes: bool = False,
     labels: LabelScheme | str | None = None,
     workers: int | None = None,
+    executor: Executor | str | None = None,
     skip_existing: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -275,6 +279,7 @@ def mesh(
         fill_holes: Fill cavities.
         labels: Label scheme, if names, headers and values leave it open.
         workers: Number of processes; None: one per CPU, where that pays.
+        executor: Where to mesh instead, or the address of a Dask scheduler.
         skip_existing: Whether to keep meshes that exist.
         overwrite: Whether to replace them.
         on_progress: Called with the numbers of label maps done and of all.
@@ -285,15 +290,16 @@ def mesh(
     """
     is_one = isinstance(segmentations, str | Path)
     given = [segmentations] if isinstance(segmentations, str | Path) else segmentations
-    paths = [Path(each) for each in given]
-    target = None if output is None else Path(output)
+    path = paths_for(executor)
+    paths = [path(each) for each in given]
+    target = None if output is None else path(output)
     config = MeshConfig(
         region=wanted_region(region),
         surface=SurfaceConfig(smooth=smooth, faces=faces, reduce=reduce, interpolate=interpolate),
         islands=Islands(min_volume=min_volume, largest=largest, fill_holes=fill_holes),
         format=format_of(format, target, to_folder=len(paths) > 1),
         placing=Placing(space, scale),
-        paint=None if paint is None else Path(paint),
+        paint=None if paint is None else path(paint),
         texture=texture,
         labels=scheme_named(labels) if isinstance(labels, str) else labels,
         skip_existing=skip_existing,
@@ -303,11 +309,18 @@ def mesh(
         known = known_of({path: case_id_of(path) for path in paths})
     else:  # no need to read all of a folder first
         known = dict.fromkeys(paths, Known())
-    bases = _bases(paths, target, config)
-    jobs = [(path, base, known[path]) for path, base in zip(paths, bases, strict=True)]
+    bases = [
+        replace(base, existing=_existing(base, config)) for base in _bases(paths, target, config)
+    ]
+    jobs = [_Job(path, base, known[path]) for path, base in zip(paths, bases, strict=True)]
     parts = []
-    for part in in_processes(
-        partial(_meshes_of, config=config), jobs, workers=workers, name=lambda job: str(job[0])
+    for part in in_order(
+        partial(_meshes_of, config=config),
+        jobs,
+        executor=executor,
+        workers=workers,
+        name=lambda job: str(job.path),
+        lost=lambda job, error: Meshes(failed=[MeshFailure(job.path, error)]),
     ):
         parts.append(part)
         on_progress(len(parts), len(jobs))
@@ -372,45 +385,79 @@ def _bases(paths: Sequence[Path], output: Path | None, config: MeshConfig) -> li
 
 @dataclass(frozen=True)
 class _Base:
-    """Where the meshes of a label map are written: a path to which region and suffix are added."""
+    """Where the meshes of a label map are written: a path to which region and suffix are added.
+
+    Attributes:
+        path: Without both.
+        suffix: With its dot.
+        is_whole: Whether no region is added.
+        existing: What was there before any work. A file that comes later is of a process that was
+            lost after it had written it, and is replaced when its label map is done again.
+    """
 
     path: Path
     suffix: str
     is_whole: bool = False
+    existing: frozenset[Path] = frozenset()
 
     def of(self, region: str) -> Path:
         region = "" if self.is_whole else f"_{region}"
         return self.path.with_name(f"{self.path.name}{region}{self.suffix}")
 
 
-def _meshes_of(job: tuple[Path, _Base, Known], config: MeshConfig) -> Meshes:
+def _existing(base: _Base, config: MeshConfig) -> frozenset[Path]:
+    """The files among those that may be written for a label map that are there already."""
+    regions = {config.region}
+    if config.region == "all" and not config.is_scene:
+        regions = {region.name for scheme in SCHEMES.values() for region in scheme.regions}
+    files = [base.of(region) for region in regions]
+    every = {each for file in files for each in files_of(file, textured=config.is_textured)}
+    return frozenset(each for each in every if _exists(each))
+
+
+def _exists(file: Path) -> bool:
+    with contextlib.suppress(OSError):  # a name that is too long is refused in its turn
+        return file.exists()
+    return False
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A label map, where its meshes are written, and what is known of it."""
+
+    path: Path
+    base: _Base
+    known: Known
+
+
+def _meshes_of(job: _Job, config: MeshConfig) -> Meshes:
     """What came of one label map; a failure is part of the result and does not stop the others."""
-    path, base, known = job
     meshes = Meshes()
     keep_freed_memory()  # else a fifth of the time is page faults
     try:
         is_known = config.region != "all" or config.is_scene
-        if is_known and not _is_due(base.of(config.region), config, meshes):
+        if is_known and not _is_due(job.base, config.region, config, meshes):
             return meshes
-        image = read_image(path) if config.region == BRAIN else read_labels(path)
-        for result in _written(image, base, known, config, meshes):
+        image = read_image(job.path) if config.region == BRAIN else read_labels(job.path)
+        for result in _written(image, job.base, job.known, config, meshes):
             meshes.made.append(result)
     except BratsError as error:
-        meshes.failed.append(MeshFailure(path, error))
+        meshes.failed.append(MeshFailure(job.path, error))
     return meshes
 
 
-def _is_due(file: Path, config: MeshConfig, meshes: Meshes) -> bool:
+def _is_due(base: _Base, region: str, config: MeshConfig, meshes: Meshes) -> bool:
     """Whether a mesh is to be made; if it exists and may be kept, that is noted.
 
     Raises:
         OutputError: If it cannot be written.
     """
-    if config.skip_existing and file.exists():
+    file = base.of(region)
+    if config.skip_existing and file in base.existing:
         meshes.skipped.append(file)
         return False
     for each in files_of(file, textured=config.is_textured):
-        require_writable(each, overwrite=config.overwrite)
+        require_writable(each, overwrite=config.overwrite or each not in base.existing)
     return True
 
 
@@ -423,23 +470,28 @@ def _written(
         image, config.region, labels=config.labels, known=known, islands=config.islands
     )
     for found in masks:
-        file = base.of(found.region.name)
-        if config.region == "all" and not config.is_scene and not _is_due(file, config, meshes):
+        name = found.region.name
+        if (
+            config.region == "all"
+            and not config.is_scene
+            and not _is_due(base, name, config, meshes)
+        ):
             continue
+        file = base.of(name)
         surface = surface_of(found.mask, found.grid, config.surface)
         model = _model(found, surface, image, config)
         if config.is_scene:
             scene.append((found, surface, model))
             continue
         result = _result(found, surface, image.path, file, config)
-        write_models(file, [model], config.placing, overwrite=config.overwrite)
+        write_models(file, [model], config.placing, overwrite=True)
         yield result
     if scene:
         file = base.of("all")
         results = [_result(*each[:2], image.path, file, config) for each in scene]
         models = [each[2] for each in scene]
         outer = [replace(model, opacity=_OUTER_OPACITY) for model in models[:-1]]
-        write_models(file, [*outer, models[-1]], config.placing, overwrite=config.overwrite)
+        write_models(file, [*outer, models[-1]], config.placing, overwrite=True)
         yield from results
 
 

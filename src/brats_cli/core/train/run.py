@@ -163,14 +163,9 @@ def train(
         yield from _Work(jobs, place).prepare_all()
         return
     devices, group = choose_devices(device, gpus), Group.from_environment()
-    for job in [] if profile or not group.leads else jobs:
-        if not job.resume:
-            job.run.require_absent(overwrite=overwrite)
-    for job in jobs:
-        # What cannot be made or does not fit is reported now, not after preparing the cases.
-        network = _network(job.config)
-        if job.config.init and not (job.resume and job.run.last.exists()):
-            starting_point(job.config, network)
+    if group.leads and not profile:
+        _require_absent(jobs, overwrite=overwrite)
+    _require_sound(jobs)
     if len(devices) > 1 and group.size == 1 and not profile:
         raise ProcessesNeeded(len(devices))
     if not (profile or resume or output) and group.leads:
@@ -267,6 +262,21 @@ def _jobs(
         else:
             jobs.append(job(each, whole, number, resume=False))
     return jobs
+
+
+def _require_absent(jobs: Sequence[_Job], *, overwrite: bool) -> None:
+    """Check that no new run would replace one that is there, unless that is wanted."""
+    for job in jobs:
+        if not job.resume:
+            job.run.require_absent(overwrite=overwrite)
+
+
+def _require_sound(jobs: Sequence[_Job]) -> None:
+    """Report networks that cannot be made, or do not fit their checkpoint, before any work."""
+    for job in jobs:
+        network = _network(job.config)
+        if job.config.init and not (job.resume and job.run.last.exists()):
+            starting_point(job.config, network)
 
 
 def _in_folder(jobs: Sequence[_Job], old: RunRecord, new: RunRecord) -> list[_Job]:

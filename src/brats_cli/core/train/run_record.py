@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..data.labels import REGIONS
@@ -44,7 +43,7 @@ class RunRecord(RunFolder):
     """The folder of a run, and what a training writes into it."""
 
     def start(self, config: TrainConfig, split: Split) -> None:
-        """Make the folder, with its config and split; in a folder `runs`, note it as the newest."""
+        """Make the folder, with config and split; in a folder `runs`, record it as the newest."""
         made = (self.log, self.curves, self.validation, self.best, self.last)
         for old in (*made, *self.folder.glob(f"{_EVENTS}*")):
             old.unlink(missing_ok=True)
@@ -63,8 +62,8 @@ class RunRecord(RunFolder):
     def record(self, epoch: Epoch) -> None:
         """Add an epoch to the log, save its checkpoints, and draw the curves again.
 
-        `last.pt` goes after what it makes sure of: if this is cut short before, resuming repeats
-        the epoch and writes the same. A picture is not worth an epoch.
+        `last.pt` is saved after the log and `best.pt`: if this is interrupted before, resuming
+        repeats the epoch and writes the same. The curves come last, so no epoch is lost for them.
         """
         rows = [row for row in self.rows() if int(row["epoch"]) < epoch.number]
         # A log of another version of brats keeps its columns, and has no values in ours.
@@ -115,9 +114,9 @@ class RunRecord(RunFolder):
 
 
 class Board:
-    """A run's events for TensorBoard, in its folder; a context, at whose end they are all written.
+    """A run's TensorBoard events, in its folder; a context, at whose end they are all written.
 
-    What it shows of an epoch that is added again, after a resume, is what was added last.
+    An epoch that is added again, after a resume, replaces the earlier one.
     """
 
     def __init__(self, run: RunFolder) -> None:
@@ -148,18 +147,13 @@ class Board:
     def __enter__(self) -> Board:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._writer is None:
             return
         try:
             self._writer.close()
         except OSError as failure:
-            if error is None:  # else a full disk was noticed before
+            if kind is None:  # else a full disk was noticed before
                 reason = failure.strerror or str(failure)
                 raise OutputError(self.folder, reason) from failure
 

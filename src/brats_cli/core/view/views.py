@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..compute.processes import in_processes
+from ..compute.cluster import paths_for
+from ..compute.executors import in_order
 from ..data.cases import Case
 from ..data.finding import find_each, find_label_maps
 from ..data.folders import nifti_files
@@ -100,6 +102,7 @@ def view(
     probabilities: StrPath | None = None,
     labels: LabelScheme | str | None = None,
     workers: int | None = None,
+    executor: Executor | str | None = None,
     skip_existing: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
@@ -120,6 +123,7 @@ def view(
             CASE_probabilities.
         labels: Label scheme of label maps whose header and data set leave it open.
         workers: Processes; None means one per CPU, 0 and 1 stay in this one.
+        executor: Where to draw the cases instead, or the address of a Dask scheduler.
         skip_existing: Skip cases whose file exists.
         overwrite: Replace files that exist.
         on_progress: Called with the number of cases done and their total.
@@ -131,7 +135,8 @@ def view(
         BratsError: If nothing can be shown: no case, no match, or an output that exists.
     """
     scheme = as_scheme(labels)
-    paths = [Path(each) for each in ([case] if isinstance(case, str | Path) else case)]
+    path = paths_for(executor)
+    paths = [path(each) for each in ([case] if isinstance(case, str | Path) else case)]
     cases, wrong = find_each(paths)
     batch = len(cases) + len(wrong) > 1
     if wrong and not (cases and batch):
@@ -139,19 +144,31 @@ def view(
     if not cases:
         raise ValueError("no case was given")
     default = "views" if batch else f"{cases[0].id}{_PAGE}"
-    target = Path(default if output is None else output)
+    target = path(default if output is None else output)
     index = None if target.suffix.lower() in (_PAGE, *FORMATS) else target / INDEX
     files = _files(cases, target, montage=montage)
-    sources = _Sources.of(seg, uncertainty, probabilities, scheme, batch=batch)
+    maps = {"uncertainty": uncertainty, "probabilities": probabilities}
+    sources = _Sources.of(
+        [path(each) for each in seg],
+        {kind: path(given) for kind, given in maps.items() if given is not None},
+        scheme,
+        batch=batch,
+    )
     jobs, unmatched = sources.jobs(cases, files)
     todo = [job for job in jobs if not (skip_existing and job.file.exists())]
     for job in todo:
         require_writable(job.file, overwrite=overwrite)
     if index is not None:
         require_own_index(index, overwrite=overwrite)
-    task = partial(_show, slices=tuple(slice), montage=montage, overwrite=overwrite)
     outcomes = []
-    for outcome in in_processes(task, todo, workers=workers, name=lambda job: job.case.id):
+    for outcome in in_order(
+        partial(_show, slices=tuple(slice), montage=montage),
+        todo,
+        executor=executor,
+        workers=workers,
+        name=lambda job: f"case {job.case.id}",
+        lost=lambda job, error: error,
+    ):
         if isinstance(outcome, BratsError) and not batch:
             raise outcome
         outcomes.append(outcome)
@@ -214,9 +231,8 @@ class _Sources:
     @classmethod
     def of(
         cls,
-        seg: Sequence[StrPath],
-        uncertainty: StrPath | None,
-        probabilities: StrPath | None,
+        seg: Sequence[Path],
+        maps: Mapping[str, Path],
         labels: LabelScheme | None,
         *,
         batch: bool,
@@ -232,22 +248,16 @@ class _Sources:
                 f"{len(seg)} segmentations are too many for one picture",
                 hint="give one or two: --seg PREDICTION --seg REFERENCE",
             )
-        given = [Path(each) for each in seg]
-        maps = {
-            kind: Path(path)
-            for kind, path in (("uncertainty", uncertainty), ("probabilities", probabilities))
-            if path is not None
-        }
-        for path in (*given, *maps.values()):
+        for path in (*seg, *maps.values()):
             if batch and not path.is_dir():
                 raise ConfigError(
                     f"{path} is not a folder, and there are several cases",
                     hint="give a folder in which each case has a file of its id",
                 )
         return cls(
-            tuple(find_label_maps(path) if path.is_dir() else path for path in given),
+            tuple(find_label_maps(path) if path.is_dir() else path for path in seg),
             {kind: _maps_in(path, kind) if path.is_dir() else path for kind, path in maps.items()},
-            _reviews(given[0] if given[0].is_dir() else given[0].parent) if given else {},
+            _reviews(seg[0] if seg[0].is_dir() else seg[0].parent) if seg else {},
             labels,
         )
 
@@ -333,10 +343,11 @@ def _reviews(folder: Path) -> dict[str, float]:
 # --- one case ----------------------------------------------------------------------------------
 
 
-def _show(
-    job: _Job, *, slices: Sequence[str], montage: int | None, overwrite: bool
-) -> View | BratsError:
-    """Draw one case; what is wrong with it comes back as an error, for a batch to go on."""
+def _show(job: _Job, *, slices: Sequence[str], montage: int | None) -> View | BratsError:
+    """Draw one case; what is wrong with it comes back as an error, for a batch to go on.
+
+    Its file may be there if the process that drew it before was lost, and is replaced.
+    """
     try:
         scene = load_scene(job.case, job.wanted)
         made = View(
@@ -351,7 +362,7 @@ def _show(
             notes=scene.notes,
         )
         if job.file.suffix.lower() in FORMATS:
-            draw_slices(scene, job.file, slices=slices, montage=montage, overwrite=overwrite)
+            draw_slices(scene, job.file, slices=slices, montage=montage, overwrite=True)
         else:
             chosen = parse_slices(scene, slices)
             focus = [chosen.get(plane, scene.fullest[axis]) for plane, axis in PLANES.items()]
@@ -360,7 +371,7 @@ def _show(
                 job.file,
                 summary=summarise(made.row(), scene),
                 focus=(focus[2], focus[1], focus[0]),
-                overwrite=overwrite,
+                overwrite=True,
             )
     except BratsError as error:
         return error
