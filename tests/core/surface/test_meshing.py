@@ -184,6 +184,7 @@ def test_one_path_that_fails_raises_and_of_a_list_each_is_named(seg, tmp_path):
     assert done == [(1, 2), (2, 2)]
 
 
+@pytest.mark.slow
 def test_several_processes_give_what_one_gives(tmp_path):
     segs = [write_seg(tmp_path / f"{name}.nii.gz", radius=6 + name) for name in range(4)]
     segs.insert(2, tmp_path / "missing.nii.gz")
