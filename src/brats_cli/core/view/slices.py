@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from ..data.labels import REGION_COLOURS
 from ..errors import ConfigError
+from ..wording import printable
 from ..writing import whole_file
 from .scene import PLANES, SEQUENCES, Heat, Scene, Segmentation
 
@@ -161,7 +163,10 @@ def draw_slices(
     with (
         matplotlib.rc_context({"svg.hashsalt": "brats"}),
         whole_file(path, overwrite=overwrite) as partial,
+        warnings.catch_warnings(),
     ):
+        # A letter that the font lacks, as in a Chinese name, is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         figure.savefig(
             partial,
             format=suffix.lstrip("."),
@@ -347,7 +352,8 @@ class _Sheet:
     def _write(self, figure: Figure, left: float, top: float, text: str, **style: Any) -> None:
         """Text on the sheet, in inches from the top left; `$` in a case id is no formula."""
         style = {"color": _INK, "fontsize": 9, "va": "top", **style}
-        figure.text(left / self.width, 1 - top / self.height, text, parse_math=False, **style)
+        place = left / self.width, 1 - top / self.height
+        figure.text(*place, printable(text), parse_math=False, **style)
 
     def _draw_words(self, figure: Figure) -> None:
         self._write(figure, 0.12, 0.08, self.scene.case, fontsize=12, weight="bold")
