@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 BUILT = shutil.ignore_patterns(
     ".git", ".venv*", ".*_cache", "__pycache__", "*.egg-info", "build", "dist", "demo", "runs",
-    "scratch", "brats-store", ".gpu", "gpu-check", "node_modules",
+    "scratch", "brats-store", ".gpu", "gpu-check", "node_modules", ".hypothesis",
 )  # fmt: skip
 """What lies in a checkout and is no part of the project."""
 
