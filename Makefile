@@ -1,12 +1,15 @@
 # From a bare Python to everything: `make demo` shows all of brats, `make test` checks all of it,
-# and `make quick` runs the tests that are not slow, in about three minutes.
+# and `make quick` runs the tests that are not slow, in about a minute.
 
 PYTHON ?= python3
 BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
-.PHONY: demo test quick lint completions docs dist check-wheel check-lowest bench-feed bench-train bench-quality bench-predict \
+# Inputs per reader of `make fuzz`.
+FUZZ ?= 10000
+
+.PHONY: demo test quick faults fuzz lint completions docs dist check-wheel check-lowest bench-feed bench-train bench-quality bench-predict \
 	bench-evaluate bench-mesh gpu-check clean
 
 demo: $(READY)
@@ -16,8 +19,20 @@ demo: $(READY)
 test: lint
 	$(BIN)/pytest
 
+# In one process per CPU; a worker that has nothing left to do takes tests from the others.
 quick: $(READY)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
+
+# Interrupts every command that writes, some 200 times each; one after another, each below ten
+# minutes. FAULTS="mesh view" takes these alone.
+FAULTS ?= split compare evaluate evaluate--report mesh view view--png check--fix store predict \
+	train import export demo
+faults: $(READY)
+	@for each in $(FAULTS); do $(BIN)/python tests/interruptions.py $$each || exit 1; done
+
+# Nightly: so many inputs, other ones each time, for every reader of files.
+fuzz: $(READY)
+	FUZZ=$(FUZZ) $(BIN)/pytest tests/test_fuzzed_files.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -24,12 +24,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # seconds. `make quick` leaves them out, like the tests that are marked slow by themselves.
 SLOW_FILES = {
     "test_browser.py",
+    "test_cluster.py",
     "test_damaged_files.py",
     "test_demo.py",
     "test_demo_command.py",
     "test_distributed.py",
     "test_examples.py",
     "test_imported_real.py",
+    "test_interruptions.py",
     "test_learner.py",
     "test_machine.py",
     "test_monai.py",

@@ -37,7 +37,8 @@ def code_blocks(text):
 
 def brats_lines(text):
     """Every call of `brats` in shell text, as words, wherever it stands in a line."""
-    joined = re.sub(r"\$\w+", "0", text.replace("\\\n", " "))  # a variable may stand for anything
+    joined = text.replace("\\\n", " ").replace('"$@"', "")  # what else a script is given
+    joined = re.sub(r"\$\w+", "0", joined)  # a variable may stand for anything
     calls = []
     for line in joined.splitlines():
         for call in re.split(r"&&|\|\||[|;]|\b(?:do|then|else|try)\b|\$ ", line):

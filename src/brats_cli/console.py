@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,27 +21,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from .core.wording import printable
+
 _stderr = Console(stderr=True)  # a single one, so that messages and progress bars do not mix
 
 _PIPED_WIDTH = 1000
 
 verbosity = 0
 """-1 for -q, 0, or 1 for -v; set once by the app."""
-
-
-# What would move the cursor, change colours or the direction of writing, or cannot be encoded.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """`text` as it may be printed: control characters and undecoded bytes as escapes."""
-
-    def escaped(found: re.Match[str]) -> str:
-        code = ord(found[0])
-        code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0  # a byte of a name that is not UTF-8
-        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-
-    return _UNPRINTABLE.sub(escaped, text)
 
 
 def message(text: str, *, style: str = "") -> None:

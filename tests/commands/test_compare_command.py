@@ -74,7 +74,7 @@ def test_two_conventions_are_two_lines(two):
     for path, name in zip(two, ("brats2020", "plain"), strict=True):
         head, *lines = path.read_text().splitlines()
         path.write_text("\n".join([f"{head},convention", *(f"{line},{name}" for line in lines)]))
-    result = brats(*two)
+    result = compare(*two)
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.splitlines() == [
         f"error: {two[1]} and {two[0]} were scored by different rules: convention plain and "

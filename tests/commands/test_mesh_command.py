@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import stl
-from helpers import brats
+from helpers import brats, save_nifti
 
 AFFINE = np.diag([-1.0, -1, 2, 1])
 
@@ -22,8 +22,7 @@ def write_seg(path: Path, *values: int) -> Path:
     """A label map with one voxel of 1 x 1 x 2 mm for each value, none beside another."""
     data = np.zeros((9, 3, 3), dtype=np.uint8)
     data[1 : 2 * len(values) : 2, 1, 1] = values
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(data, AFFINE), path)
+    save_nifti(path, data, AFFINE)
     return path
 
 

@@ -9,7 +9,7 @@ import typer
 
 from .. import console
 from . import options
-from .batch import paths_of, raise_failures
+from .batch import paths_of, raise_failures, show_plan
 
 if TYPE_CHECKING:
     from ..core.surface.meshing import Meshes
@@ -126,6 +126,7 @@ def mesh(
     workers: options.Workers = None,
     executor: options.Scheduler = None,
     skip_existing: options.SkipExisting = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
@@ -161,10 +162,13 @@ def mesh(
             workers=workers,
             executor=executor,
             skip_existing=skip_existing,
+            dry_run=dry_run,
             overwrite=overwrite,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    if as_json:
+    if meshes.planned is not None:
+        show_plan(meshes.planned, as_json=as_json)
+    elif as_json:
         console.result_json(meshes.to_json_dict())
     else:
         show_meshes(meshes)

@@ -1,16 +1,21 @@
-"""How text, YAML and tables that people wrote are read: regular files only, in any encoding."""
+"""How text, YAML, JSON and tables of others are read: regular files only, in any encoding."""
 
 from __future__ import annotations
 
 import csv
+import json
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import UnreadableFileError
 
 _MOST_BYTES = 1 << 28
 """No settings, split or table is longer."""
+
+_MOST_VALUES, _DEEPEST = 1_000_000, 50
+
+Value = TypeVar("Value")
 
 
 def read_text(path: Path, *, hint: str = "check the path") -> str:
@@ -59,13 +64,51 @@ def parse_yaml(text: str) -> Any:
     import yaml  # not needed to read tables
 
     try:
-        return yaml.safe_load(text)
+        return require_small(yaml.safe_load(text))
     # PyYAML's constructors let through what they stumble on.
     except (
         yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
         ValueError,
     ) as error:  # fmt: skip
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def parse_json(text: str) -> Any:
+    """What a text in JSON says.
+
+    Raises:
+        ValueError: If it is not JSON, or nested without end.
+    """
+    try:
+        return require_small(json.loads(text))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def require_small(tree: Value) -> Value:
+    """The dicts and lists of a file, if there are not too many of them when all are written out.
+
+    A short file may name one list many times in another, that one many times in a third, and so on
+    (aliases of YAML, memos of pickles): a message that shows such a value would take all memory.
+
+    Raises:
+        ValueError: If it holds more than a million values, or is nested more than 50 deep.
+    """
+    waiting: list[tuple[Any, int]] = [(tree, 0)]
+    count = 0
+    while waiting:
+        value, depth = waiting.pop()
+        if isinstance(value, dict):
+            inside: list[Any] = [*value, *value.values()]
+        elif isinstance(value, list | tuple | set):
+            inside = list(value)
+        else:
+            continue
+        count += len(inside)
+        if count > _MOST_VALUES or depth >= _DEEPEST:
+            raise ValueError("it holds too many values, one inside the other")
+        waiting.extend((each, depth + 1) for each in inside)
+    return tree
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

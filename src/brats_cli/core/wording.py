@@ -1,8 +1,9 @@
-"""How messages put lists, near misses and kills into words."""
+"""How messages put lists, near misses, kills and names that cannot be printed into words."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 KILLED = "was killed, most likely because memory ran out"
@@ -19,6 +20,18 @@ def listing(items: Sequence[object], *, shown: int = 3) -> str:
     """
     more = f" and {len(items) - shown} more" if len(items) > shown else ""
     return ", ".join(map(str, items[:shown])) + more
+
+
+def brief(value: object) -> str:
+    """A value as a message shows it: what it is in Python, cut off behind 60 characters.
+
+    >>> brief([1, 2])
+    '[1, 2]'
+    >>> len(brief("x" * 1000))
+    60
+    """
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def size_text(count: int) -> str:
@@ -40,3 +53,18 @@ def did_you_mean(name: str, known: Iterable[str], *, otherwise: str, cutoff: flo
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"did you mean '{near[0]}'?" if near else otherwise
+
+
+# What would move the cursor, change colours or the direction of writing, or cannot be encoded.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` as it may be printed: control characters and undecoded bytes as escapes."""
+
+    def escaped(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0  # a byte of a name that is not UTF-8
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+    return _UNPRINTABLE.sub(escaped, text)

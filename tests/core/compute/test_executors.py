@@ -217,6 +217,25 @@ def test_an_executor_and_a_number_of_processes_exclude_each_other():
     assert caught.value.hint == "leave out --workers, or --scheduler"
 
 
+def test_a_cluster_without_its_library_names_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(BratsError) as caught:
+        list(in_order(square, range(4), executor="tcp://127.0.0.1:8786"))
+    assert str(caught.value) == (
+        "a Dask cluster needs the library distributed, which is not installed"
+    )
+    assert caught.value.hint == "pip install 'brats-cli[cluster]'"
+
+
+@pytest.mark.parametrize("address", ["here", "tcp://host", "http://host:8786", ""])
+def test_an_address_that_is_none_is_refused_at_once(monkeypatch, address):
+    monkeypatch.setitem(sys.modules, "distributed", object())
+    with pytest.raises(ConfigError) as caught:
+        list(in_order(square, range(4), executor=address))
+    assert str(caught.value) == f"'{address}' is not the address of a scheduler"
+    assert caught.value.hint == "give the one that `dask scheduler` prints, such as tcp://HOST:8786"
+
+
 # --- stops --------------------------------------------------------------------------------------
 
 

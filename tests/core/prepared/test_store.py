@@ -286,6 +286,7 @@ def test_a_case_that_changes_while_it_is_read_is_prepared_again(store, case, mon
     assert stored(store, [case]) == [case.id]
 
 
+@pytest.mark.slow
 def test_processes_store_the_same_as_one_does(tmp_path, phantoms):
     cases = first_two(phantoms)
     alone, together = (Store(tmp_path / name, BRATS2023) for name in ("alone", "together"))
@@ -343,6 +344,7 @@ def test_a_label_that_the_scheme_lacks_names_the_file(store, case):
     assert contents(store.folder) == {}
 
 
+@pytest.mark.slow
 def test_a_damaged_image_is_named_by_the_process_that_read_it(store, phantoms, tmp_path):
     data = shutil.copytree(phantoms, tmp_path / "data")
     cases = first_two(data)
@@ -544,6 +546,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done_and_names_the_place(
 # --- real cases --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @needs_real
 def test_a_real_case_takes_the_size_that_was_estimated(store):

@@ -12,7 +12,6 @@ from medpy.metric import binary
 
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import (
-    BratsError,
     CaseError,
     ConfigError,
     LabelError,
@@ -186,10 +185,18 @@ class _Deadly:
 
 
 def test_a_killed_process_is_told_with_the_case(folders):
-    pairs = [replace(pair, predicted=_Deadly()) for pair in match(*folders).pairs]
-    with pytest.raises(BratsError, match=r"BraTS20_Training_001 .* was killed") as caught:
-        list(score_pairs(pairs, workers=2))
-    assert caught.value.hint == "use fewer processes: --workers 1"
+    sound, *_ = pairs = list(match(*folders).pairs)
+    pairs[1:1] = [replace(sound, case="BraTS20_Training_999", predicted=_Deadly())]
+    first, failure, *others = score_pairs(pairs, workers=2)
+    assert [scores[0].case for scores in (first, *others)] == [
+        pair.case for pair in pairs if pair.case != "BraTS20_Training_999"
+    ]
+    assert failure.case == "BraTS20_Training_999"
+    assert failure.message == (
+        "the process that worked on case BraTS20_Training_999 was killed, most likely because "
+        "memory ran out"
+    )
+    assert failure.hint.startswith("end other programs, or use a machine with more memory")
 
 
 # --- whose labels ------------------------------------------------------------------------------

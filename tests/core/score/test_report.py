@@ -5,8 +5,10 @@ from html.parser import HTMLParser
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from brats_cli.core.data.labels import REGION_COLOURS
 from brats_cli.core.errors import OutputExistsError
 from brats_cli.core.score.evaluation import evaluate
 from brats_cli.core.score.metrics import score
@@ -127,6 +129,19 @@ def test_a_case_without_scans_is_drawn_on_black(tmp_path):
     found = picture(pair, report.scoring)
     assert isinstance(found.figure, Figure)
     assert len(found.figure.axes) == 1
+    # In the colours and lines of brats view: a dashed reference, a solid prediction.
+    (legend,) = found.figure.legends
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words == ["WT", "TC", "ET", "reference", "prediction"]
+    lines = legend.get_lines()
+    assert [line.get_color() for line in lines[:3]] == [REGION_COLOURS[name] for name in words[:3]]
+    assert [line.get_linestyle() for line in lines[3:]] == ["--", "-"]
+    # WT, TC and ET of the reference, then of the prediction.
+    drawn = [each for each in found.figure.axes[0].collections if len(each.get_edgecolor())]
+    assert [to_hex(each.get_edgecolor()[0]).upper() for each in drawn] == [
+        REGION_COLOURS[name] for name in (*words[:3], *words[:3])
+    ]
+    assert [each.get_linestyle()[0][1] is None for each in drawn] == [False] * 3 + [True] * 3
 
 
 def test_the_slice_is_the_one_with_most_errors_whatever_the_axes(tmp_path):

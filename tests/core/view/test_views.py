@@ -12,6 +12,7 @@ from brats_cli.core.errors import (
     CaseError,
     ConfigError,
     GridMismatchError,
+    LabelError,
     NoCasesError,
     OutputExistsError,
 )
@@ -127,6 +128,7 @@ def test_a_batch_goes_on_and_is_not_repeated(data, tmp_path):
     assert (views / "index.html").read_text().count("<tr>") == 4  # also of those made before
 
 
+@pytest.mark.slow
 def test_several_processes_make_the_same(data, tmp_path):
     for workers in (1, 2):
         view(data / "data", output=tmp_path / str(workers), workers=workers)
@@ -253,3 +255,33 @@ def test_a_segmentation_of_another_grid(data, tmp_path):
 def test_no_case(tmp_path):
     with pytest.raises(NoCasesError):
         view(tmp_path, output=tmp_path / "a.png")
+
+
+def test_label_maps_of_one_folder_share_one_scheme(tmp_path):
+    # Alone, the first reads as 2020's edema or the Decathlon's necrosis; the second has 2020's 4.
+    bare = label_map()
+    bare[bare == 4] = 0
+    for name in "AB":
+        write_case(tmp_path / "data", labels=None, case=name)
+    write(tmp_path / "predictions/A.nii.gz", bare, dtype=np.uint8)
+    with pytest.raises(LabelError, match="fit several schemes"):
+        view(tmp_path / "data/A", seg=[tmp_path / "predictions"], output=tmp_path / "a.png")
+    write(tmp_path / "predictions/B.nii.gz", label_map(), dtype=np.uint8)
+    shown = view(tmp_path / "data", seg=[tmp_path / "predictions"], output=tmp_path / "views")
+    assert shown.failed == ()
+    volumes = [each.volumes_mm3["prediction"] for each in shown.made]
+    # Core: 8 x 8 x 8; of A without the 4 x 4 x 4 that enhance.
+    assert [each["TC"] for each in volumes] == [512 - 64, 512]
+    # The same folder given as the second segmentation.
+    shown = view(tmp_path / "data", seg=[tmp_path / "predictions"] * 2, output=tmp_path / "again")
+    assert (shown.failed, len(shown.made)) == ((), 2)
+
+
+def test_experts_label_maps_of_a_folder_share_one_scheme(tmp_path):
+    bare = label_map()
+    bare[bare == 4] = 0
+    for name, labels in (("A", bare), ("B", label_map())):
+        write_case(tmp_path / "data", labels=labels, case=name)
+    shown = view(tmp_path / "data", output=tmp_path / "views")
+    assert shown.failed == ()
+    assert [each.volumes_mm3["reference"]["TC"] for each in shown.made] == [512 - 64, 512]

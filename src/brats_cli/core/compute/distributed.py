@@ -20,7 +20,7 @@ from ..errors import BratsError, ConfigError
 from ..wording import KILLED
 from .devices import choose_device
 from .machine import available_cpus
-from .signals import name_of
+from .signals import end_without_clearing_up, name_of
 
 Item = TypeVar("Item")
 
@@ -233,7 +233,8 @@ def _connect(device: torch.device) -> None:
 
 
 def _abort(device: torch.device) -> None:
-    """Disconnect without waiting for the others; gloo does so when the process ends."""
+    """Leave the others without waiting for them: NCCL now, gloo when the process ends."""
+    end_without_clearing_up()
     if device.type == "cuda" and dist.is_initialized():
         dist.distributed_c10d._abort_process_group()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnreadableFileError
-from ..reading import read_text
+from ..reading import parse_json, read_text
 from .labels import SCHEMES, LabelScheme
 from .naming import MODALITIES, ROLES
 
@@ -28,8 +27,8 @@ def read_description(folder: Path) -> Mapping[str, Any]:
     except OSError:  # a folder that may not be entered is reported where it is listed
         return {}
     try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(read_text(path))
+    except ValueError as error:
         raise UnreadableFileError(path, "it is not JSON") from error
     return content if isinstance(content, dict) else {}
 

@@ -14,7 +14,7 @@ import yaml
 
 from ..errors import SplitError, UnreadableFileError
 from ..reading import parse_yaml, read_text
-from ..wording import did_you_mean, listing
+from ..wording import brief, did_you_mean, listing
 from ..writing import whole_file
 from .cases import Case
 from .finding import find_cases
@@ -95,7 +95,8 @@ class Split:
             "test": list(self.test),
         }
         if self.patients:
-            content["patients"] = {case_id: self.patients[case_id] for case_id in self.ids()}
+            named = [case_id for case_id in self.ids() if case_id in self.patients]
+            content["patients"] = {case_id: self.patients[case_id] for case_id in named}
         if self.modalities != MODALITIES:
             content["modalities"] = list(self.modalities)
         with whole_file(path, overwrite=overwrite) as partial:
@@ -204,7 +205,7 @@ def _parse(content: Mapping[str, Any], path: Path) -> Split:
     """The split in `content`; every entry is checked."""
     if content["format"] != FORMAT:
         raise SplitError(
-            f"{path} has format {content['format']}, not {FORMAT}",
+            f"{path} has format {str(content['format'])[:60]}, not {FORMAT}",
             hint="another version of brats wrote it: create it again with brats split",
         )
     known = {
@@ -221,7 +222,7 @@ def _parse(content: Mapping[str, Any], path: Path) -> Split:
     for key in content:
         if key not in known:
             raise SplitError(
-                f"{path}: unknown key '{key}'",
+                f"{path}: unknown key {brief(key)}",
                 hint=did_you_mean(
                     str(key), known, otherwise=f"the keys are {', '.join(sorted(known))}"
                 ),
@@ -254,7 +255,7 @@ _KINDS = {str: "text", int: "a whole number", list: "a list"}
 def _entry(content: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
     value = content.get(key)
     if not isinstance(value, kind):
-        found = "nothing" if value is None else repr(value)
+        found = "nothing" if value is None else brief(value)
         raise SplitError(
             f"{path}: '{key}' must be {_KINDS[kind]}, found {found}",
             hint="create the file again with brats split, or correct the entry",
@@ -265,7 +266,7 @@ def _entry(content: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
 def _ids(value: Any, path: Path) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(case_id, str) for case_id in value):
         raise SplitError(
-            f"{path}: {str(value)[:60]} is not a list of case ids",
+            f"{path}: {brief(value)} is not a list of case ids",
             hint="quote an id that looks like a number",
         )
     return tuple(value)
@@ -289,7 +290,7 @@ def _modalities(value: Any, path: Path) -> tuple[str, ...]:
         return MODALITIES
     if not isinstance(value, list) or not value or any(name not in MODALITIES for name in value):
         raise SplitError(
-            f"{path}: 'modalities' must be a list of MR sequences, found {str(value)[:60]}",
+            f"{path}: 'modalities' must be a list of MR sequences, found {brief(value)}",
             hint=f"they are {', '.join(MODALITIES)}",
         )
     return tuple(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -60,6 +61,7 @@ def split(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     labels: LabelScheme | str | None = None,
+    dry_run: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> NewSplit:
@@ -83,6 +85,7 @@ def split(
         include: Patterns such as `BraTS2021_*`; only cases whose id matches one are split.
         exclude: Patterns; cases whose id matches one are left out.
         labels: Label scheme of the label maps, if names, headers and values leave it open.
+        dry_run: Write nothing; the result is the same.
         overwrite: Replace `output` if it exists.
         on_progress: Called with the number of label maps read and their total.
 
@@ -122,7 +125,7 @@ def split(
         made = replace(made, patients={case.id: case.patient for case in cases})
     if wanted != MODALITIES:
         made = replace(made, modalities=wanted)
-    if output is not None:
+    if output is not None and not dry_run:
         made.save(Path(output), overwrite=overwrite)
     return NewSplit(made, strata, tuple(case.id for case in found if not case.label))
 
@@ -137,7 +140,7 @@ def parse_ratios(text: str) -> tuple[float, float, float]:
         train, val, test = map(float, text.split("/"))
     except ValueError:
         train = val = test = -1.0
-    if not (train > 0 and val > 0 and 0 <= test < float("inf")):
+    if not (train > 0 and val > 0 and test >= 0 and math.isfinite(train + val + test)):
         raise SplitError(
             f"--ratios {text} is not of the form training/validation/test, such as 70/15/15",
             hint="give three numbers; only the last one may be 0",
@@ -314,7 +317,10 @@ def _require_different(
 def _clue_on_disk(path: Path) -> bytes:
     """A few bytes that are equal for equal images: gzip's own checksum and size, or the middle."""
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would never end
+            raise UnreadableFileError(path, "it is not a regular file", hint="give a NIfTI file")
+        size = status.st_size
         with path.open("rb") as file:
             if path.name.lower().endswith(".gz"):
                 file.seek(max(0, size - 8))

@@ -38,6 +38,9 @@ _KINDS = {
     for order in "<>"
 }
 
+MOST_VOXELS = 4 * 512**3
+"""No image of more voxels is read: a small file of zeros, zipped, would fill any memory."""
+
 _CHUNK = 1 << 20
 """Bytes that are read at once of a file that is not gzipped."""
 
@@ -82,6 +85,16 @@ def shape_on_disk(path: Path) -> tuple[int, ...] | None:
             dimensions, *shape = struct.unpack(f"{order}8h", start[40:56])
             return tuple(shape[:dimensions]) if 0 < dimensions < 8 else None
     return None
+
+
+def voxels_on_disk(path: Path) -> int:
+    """Voxels along the first three axes by the header alone; 0 if the file cannot hold so many."""
+    shape = shape_on_disk(path)
+    if shape is None or len(shape) < 3:
+        return 0
+    size = path.stat().st_size * (gzipped.MOST_RATIO if path.suffix.lower() == ".gz" else 1)
+    count = math.prod(shape[:3])
+    return count if 0 < count <= size else 0
 
 
 def note_on_disk(path: Path) -> str:
@@ -140,7 +153,8 @@ def read_volume(path: Path) -> Volume:
         raise UnreadableFileError(path, f"it has {times(data.shape)} voxels")
     x, y, z = (*data.shape, 1, 1)[:3]
     codes = int(written["sform_code"]), int(written["qform_code"])
-    grid = Grid((x, y, z), affine, codes, _qform(written), int(written["xyzt_units"]))
+    units = int(written["xyzt_units"]) & 0xFF  # NIfTI-2 has room for more than NIfTI-1
+    grid = Grid((x, y, z), affine, codes, _qform(written), units)
     return Volume(data, grid, path, written, was_gzipped)
 
 
@@ -340,10 +354,18 @@ def _gathered(pieces: Iterator[bytes], path: Path, *, most: int) -> bytes:
     start = b""
     while len(start) < _HEADER_BYTES and (piece := next(pieces, b"")):
         start += piece
-    due = _bytes_due(_header(start, path), path)
+    header = _header(start, path)
+    due = _bytes_due(header, path)
     if due > most:
         raise UnreadableFileError(
             path, f"its header claims {due:,} bytes, more than the file can hold"
+        )
+    shape = header.get_data_shape()
+    if math.prod(shape) > MOST_VOXELS:
+        raise UnreadableFileError(
+            path,
+            f"its header claims {times(shape)} voxels, which is no head scan",
+            hint=f"brats reads up to {MOST_VOXELS:,} voxels, four volumes of 512 x 512 x 512",
         )
     kept, size = [start], len(start)
     for piece in pieces:
@@ -398,7 +420,7 @@ def _qform(header: Any) -> npt.NDArray[np.float64] | None:
         qform: npt.NDArray[np.float64] = header.get_qform()
     except _DAMAGED:
         return None
-    return qform
+    return qform if np.isfinite(qform).all() else None
 
 
 def _short(error: BaseException) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, cast
-from zipfile import BadZipFile, is_zipfile
 
 import torch
 
@@ -18,10 +16,12 @@ from ..data.naming import MODALITIES
 from ..errors import BratsError, CheckpointError, UnreadableFileError
 from ..prepared.preparation import PREPARATION
 from ..prepared.recipe import RECIPE, Recipe
+from ..wording import brief
 from ..writing import whole_file
+from .archive import DAMAGED, load_archive
 from .config import UNetConfig, stored_network_config
 from .decision import Decision
-from .network import Network, network_without_weights
+from .network import Network, is_far_larger, network_without_weights
 from .sliding import SlidingWindow
 
 FORMAT = "brats-checkpoint/1"
@@ -120,7 +120,7 @@ class Checkpoint:
         )
         try:
             network.load_state_dict(dict(self.weights), assign=True)
-        except _MISMATCHED as error:
+        except DAMAGED as error:
             raise CheckpointError(
                 f"the weights do not fit the network of the checkpoint: {_first_line(error)}",
                 hint="was the file changed, or MONAI? train again, or use the MONAI of that time",
@@ -154,11 +154,8 @@ class Checkpoint:
         if not path.is_file():
             raise UnreadableFileError(path, "there is no such checkpoint", hint="check --model")
         try:
-            if not is_zipfile(path):  # torch would take text for a pickle, and stumble anywhere
-                raise pickle.UnpicklingError("not an archive, as torch.save writes it")
-            # weights_only: a checkpoint from the internet must not run code.
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except _MISMATCHED as error:
+            content = load_archive(path, zipped=True)
+        except DAMAGED as error:
             raise CheckpointError(
                 f"{path} is not a brats checkpoint",
                 hint="was it cut short while copying? give best.pt or last.pt of a run",
@@ -207,12 +204,6 @@ class _Written:
 
 # --- what a file may hold ----------------------------------------------------------------------
 
-# What torch and pickle raise for archives with something else in them.
-_MISMATCHED = (
-    pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError,
-    LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError, BadZipFile,
-)  # fmt: skip
-
 _PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
@@ -240,15 +231,15 @@ def _first_wrong(content: Mapping[str, Any]) -> str:
         if name not in _KINDS:
             return f"it has an entry {str(name)[:40]!r}, which is unknown"
         if not isinstance(value, _KINDS[name]) or isinstance(value, bool):
-            return f"its {name} is {_brief(value)}"
+            return f"its {name} is {brief(value)}"
     if content["labels"] not in SCHEMES:
-        return f"there is no label scheme {_brief(content['labels'])}"
+        return f"there is no label scheme {brief(content['labels'])}"
     if content.get("regions", REGIONS) != REGIONS:
-        return f"its regions are {_brief(content['regions'])}, not {', '.join(REGIONS)}"
+        return f"its regions are {brief(content['regions'])}, not {', '.join(REGIONS)}"
     if content.get("spacing_mm", 1.0) != 1.0 or content["epoch"] < 0:
-        return f"its spacing_mm is {_brief(content['spacing_mm'])}, its epoch {content['epoch']}"
+        return f"its spacing_mm is {brief(content['spacing_mm'])}, its epoch {content['epoch']}"
     if not all(isinstance(score, int | float) for score in content["scores"].values()):
-        return f"its scores are {_brief(content['scores'])}"
+        return f"its scores are {brief(content['scores'])}"
     return (
         _wrong_config(content["config"])
         or _wrong_decision(content.get("decision") or {})
@@ -264,17 +255,33 @@ def _wrong_config(config: Mapping[str, Any]) -> str:
         or not all(name in MODALITIES for name in modalities)
         or len(set(modalities)) < len(modalities)
     ):
-        return f"its modalities are {_brief(modalities)}"
+        return f"its modalities are {brief(modalities)}"
     if not isinstance(patch_size, int) or not 0 < patch_size <= 4096:
-        return f"its patch_size is {_brief(patch_size)}"
+        return f"its patch_size is {brief(patch_size)}"
     if config.get("precision") not in _PRECISIONS:
-        return f"its precision is {_brief(config.get('precision'))}"
+        return f"its precision is {brief(config.get('precision'))}"
     augmentation = config.get("augmentation", {})
     if not isinstance(augmentation, Mapping) or not isinstance(
         augmentation.get("modality_dropout", 0), int | float
     ):
-        return f"its augmentation is {_brief(augmentation)}"
-    return "" if "network" in config else "it has no network"
+        return f"its augmentation is {brief(augmentation)}"
+    if "network" not in config:
+        return "it has no network"
+    return _wrong_import(config)
+
+
+def _wrong_import(config: Mapping[str, Any]) -> str:
+    """What is wrong with the entries that only an imported network has."""
+    for name in ("preparation", "inference", "origin"):
+        if not isinstance(config.get(name) or {}, Mapping):
+            return f"its {name} is {brief(config[name])}"
+    try:
+        Recipe.of(config.get("preparation") or {})
+        if config.get("inference"):
+            SlidingWindow.of(config["inference"])
+    except CheckpointError as error:
+        return _first_line(error)
+    return ""
 
 
 def _wrong_decision(decision: Mapping[str, Any]) -> str:
@@ -284,7 +291,7 @@ def _wrong_decision(decision: Mapping[str, Any]) -> str:
     numbers += [each or None for each in heat.values()] if isinstance(heat, Mapping) else [None]
     if all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
         return ""
-    return f"its decision is {_brief(decision)}"
+    return f"its decision is {brief(decision)}"
 
 
 def _wrong_weights(content: Mapping[str, Any]) -> str:
@@ -295,27 +302,24 @@ def _wrong_weights(content: Mapping[str, Any]) -> str:
         for name, weight in weights.items()
     ):
         return "its weights are not tensors"
+    sizes = {
+        "in_channels": len(config["modalities"]),
+        "out_channels": len(REGIONS),
+        "patch_size": config["patch_size"],
+    }
     try:
         shape = stored_network_config(config["network"])
         if not isinstance(shape, UNetConfig):
-            return ""  # MONAI's takes seconds to make, and is compared when it is needed
-        network = network_without_weights(
-            shape,
-            in_channels=len(config["modalities"]),
-            out_channels=len(REGIONS),
-            patch_size=config["patch_size"],
-        )
-    except (BratsError, *_MISMATCHED) as error:  # pydantic's is a ValueError
-        return f"its network is {_brief(config['network'])} ({_first_line(error)})"
+            # It takes seconds to make, and is compared when it is needed.
+            larger = is_far_larger(shape, weights, **sizes)
+            return f"its network {shape.name} has more weights than it holds" if larger else ""
+        network = network_without_weights(shape, **sizes)
+    except (BratsError, *DAMAGED) as error:  # pydantic's is a ValueError
+        return f"its network is {brief(config['network'])} ({_first_line(error)})"
     due = {name: (value.shape, value.dtype) for name, value in network.state_dict().items()}
     found = {name: (value.shape, value.dtype) for name, value in weights.items()}
     other = [name for name in {**due, **found} if due.get(name) != found.get(name)]
     return f"the weights {other[0][:60]} do not fit its network" if other else ""
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from ..errors import ConfigError
-from ..wording import did_you_mean
+from ..wording import brief, did_you_mean
 
 MONAI = "monai/"
 """What the names of MONAI's networks start with."""
@@ -151,6 +151,10 @@ PRESETS: Mapping[str, UNetConfig] = {"unet": UNetConfig(), "classic": CLASSIC}
 """Networks of brats by the names that `network` may have."""
 
 
+# A file of a network may ask for layers without number, which would take all memory.
+_MOST_CHANNELS, _MOST_ENTRIES = 4096, 64
+
+
 class MonaiConfig(_Settings):
     """A network of MONAI, by the name of its class in `monai.networks.nets`."""
 
@@ -158,6 +162,24 @@ class MonaiConfig(_Settings):
     """As `monai/SegResNet`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """What the class is called with, beside what brats knows: channels and patch size."""
+
+    @model_validator(mode="after")
+    def _no_network_is_so_large(self) -> MonaiConfig:
+        waiting: list[Any] = [self.options]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, Mapping):
+                waiting.extend(value.values())
+            elif isinstance(value, list | tuple):
+                waiting.extend(value[:_MOST_ENTRIES])
+            large = isinstance(value, int) and abs(value) > _MOST_CHANNELS
+            if large or (isinstance(value, list | tuple) and len(value) > _MOST_ENTRIES):
+                raise ConfigError(
+                    f"no network of MONAI takes {brief(value)} among its options",
+                    hint=f"numbers are at most {_MOST_CHANNELS}, lists have at most "
+                    f"{_MOST_ENTRIES} entries",
+                )
+        return self
 
 
 WELL_KNOWN = (
@@ -173,20 +195,24 @@ WELL_KNOWN = (
 """For hints only: the installed MONAI decides which networks there are."""
 
 
+Channels = Annotated[int, Field(ge=1, le=_MOST_CHANNELS)]
+Few = Annotated[int, Field(ge=0, le=_MOST_ENTRIES)]
+
+
 class NnunetConfig(_Settings):
     """A U-Net of nnU-Net v2, one entry per resolution, the full one first."""
 
     name: Literal["nnunet/PlainConvUNet", "nnunet/ResidualEncoderUNet"]
     """The class in `dynamic_network_architectures`."""
-    features: tuple[int, ...] = Field(min_length=2, max_length=12)
+    features: tuple[Channels, ...] = Field(min_length=2, max_length=12)
     """Channels."""
-    kernels: tuple[tuple[int, int, int], ...]
+    kernels: tuple[tuple[Few, Few, Few], ...]
     """Voxels of the convolutions' kernels along each axis."""
-    strides: tuple[tuple[int, int, int], ...]
+    strides: tuple[tuple[Few, Few, Few], ...]
     """How much coarser than the resolution before, along each axis."""
-    blocks: tuple[int, ...]
+    blocks: tuple[Few, ...]
     """Convolutions, or residual blocks, of the encoder, per resolution."""
-    decoder_blocks: tuple[int, ...]
+    decoder_blocks: tuple[Few, ...]
     """Convolutions of the decoder, per resolution except for the lowest."""
     bias: bool = True
     """Whether convolutions have a bias."""

@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 
 from ..data.naming import MODALITIES, ROLES
 from ..errors import CheckpointError, UnreadableFileError
 from ..prepared.recipe import RECIPE, Recipe
+from ..reading import parse_json, read_text
+from .archive import DAMAGED, load_archive
 from .checkpoint import Checkpoint
-from .config import NetworkConfig
+from .config import MonaiConfig, NetworkConfig, NnunetConfig
 from .decision import Decision
+from .network import is_far_larger
 from .sliding import SlidingWindow
-
-_MOST_JSON_BYTES = 50_000_000
 
 MOST_PATCH = 128
 """Edge of the patches that an imported network is fine-tuned on by default, at most."""
-
-# What torch and pickle raise for archives with something else in them.
-_DAMAGED = (
-    pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError,
-    LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError, BadZipFile,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,37 +67,17 @@ def _sha(file: Any) -> str:
 def read_weights(path: Path) -> Any:
     """What a file of `torch.save` holds; nothing in it is run.
 
-    Beside tensors and plain values it may hold single numbers of NumPy, as nnU-Net's log does: by
-    the names below, and no others.
-
     Raises:
         CheckpointError: If it is none, or holds anything else.
     """
     try:
-        with _numbers_of_numpy(), warnings.catch_warnings():
-            # A pickle of another protocol is no bug to report to PyTorch, as its warning asks.
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
+        return load_archive(path)
+    except DAMAGED as error:
         raise CheckpointError(
             f"{path} cannot be read: {_reason(error)}",
             hint="download it again, and only from who trained it: brats runs no code that a "
             "file of weights brings along",
         ) from error
-
-
-@contextmanager
-def _numbers_of_numpy() -> Iterator[None]:
-    scalar = np.float64(0).__reduce__()[0]  # numpy._core.multiarray.scalar, where it now lives
-    names: list[Any] = [
-        (scalar, "numpy._core.multiarray.scalar"),
-        (scalar, "numpy.core.multiarray.scalar"),
-        np.dtype,
-        type(np.dtype(np.float64)),
-        type(np.dtype(np.float32)),
-    ]
-    with torch.serialization.safe_globals(names):
-        yield
 
 
 def _reason(error: BaseException) -> str:
@@ -129,10 +98,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        if path.stat().st_size > _MOST_JSON_BYTES:
-            raise ValueError("it is too large")
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(read_text(path))
+    except ValueError as error:
         raise UnreadableFileError(path, "it is not JSON") from error
     if not isinstance(content, dict):
         raise UnreadableFileError(path, "it holds no JSON object")
@@ -266,6 +233,21 @@ def checkpoint_of(
             hint=f"each side has to be a multiple of {multiple}",
         )
     return checkpoint
+
+
+def require_fitting(
+    network: MonaiConfig | NnunetConfig, weights: Mapping[str, torch.Tensor], source: Path
+) -> None:
+    """Check, before a network is made, that it is not far larger than the weights for it.
+
+    Raises:
+        CheckpointError: If it is.
+    """
+    if is_far_larger(network, weights, in_channels=4, out_channels=3, patch_size=MOST_PATCH):
+        raise CheckpointError(
+            f"{source} does not hold the weights of its network, which has many more",
+            hint="is it whole, and do the files beside it belong to it?",
+        )
 
 
 def _as_float32(value: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from ..data.labels import LabelScheme, as_scheme
 from ..data.naming import MODALITIES
 from ..errors import CheckpointError, ConfigError, UnreadableFileError
-from ..wording import listing
+from ..wording import brief, listing
 from ..writing import require_writable
 from .checkpoint import FORMAT, Checkpoint
 from .foreign import Source, read_weights
@@ -129,6 +129,23 @@ def _modalities(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def _checkpoint(source: Source, modalities: tuple[str, ...] | None) -> Checkpoint:
+    """The checkpoint of what is in a file.
+
+    Raises:
+        CheckpointError: If it is of no known kind, or its settings are not as its program writes
+            them.
+    """
+    try:
+        return _recognised(source, modalities)
+    # What settings of other types, or of other numbers of entries, make of the code for them.
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise CheckpointError(
+            f"the settings of {source.weights} are not as its program writes them: {brief(e)}",
+            hint="was a file changed, or are files of two networks mixed?",
+        ) from e
+
+
+def _recognised(source: Source, modalities: tuple[str, ...] | None) -> Checkpoint:
     content: Any = source.content
     if is_nnunet(content):
         found = from_nnunet(source)
@@ -169,6 +186,8 @@ def _sources(path: Path, fold: str) -> Iterator[tuple[str, Source]]:
     if path.is_file():
         yield path.stem, _read(path)
         return
+    if not path.is_dir():
+        raise UnreadableFileError(path, "it is not a regular file", hint="give a file or a folder")
     folds = _folds(path)
     if folds:
         wanted = [each for each in folds if fold in ("all", each.parent.name.removeprefix("fold_"))]

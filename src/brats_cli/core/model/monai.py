@@ -45,13 +45,8 @@ class MonaiNetwork(nn.Module):
         self, config: MonaiConfig, *, in_channels: int, out_channels: int, patch_size: int
     ) -> None:
         super().__init__()
-        given = {
-            "spatial_dims": 3,
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "img_size": patch_size,
-        }
-        self.net = _make(config, given)
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "img_size": patch_size}
+        self.net = made(config, sizes)
         trial = Trial(self.net, config.name, in_channels, out_channels)
         self.config = trial.shape(patch_size)
 
@@ -61,8 +56,13 @@ class MonaiNetwork(nn.Module):
         return logits
 
 
-def _make(config: MonaiConfig, given: Mapping[str, Any]) -> nn.Module:
-    """The network of a config; of `given`, what its signature asks for."""
+def made(config: MonaiConfig, given: Mapping[str, Any]) -> nn.Module:
+    """MONAI's own network of a config; of `given` and the dimensions, what its signature asks for.
+
+    Raises:
+        ConfigError: If MONAI is missing, has no such network or refuses the options.
+    """
+    given = {"spatial_dims": 3, **given}
     kind = _class(config.name)
     parameters = inspect.signature(kind).parameters
     for option in config.options:

@@ -21,6 +21,7 @@ from .foreign import (
     modalities_of,
     read_json,
     reordered,
+    require_fitting,
 )
 from .monai import MonaiNetwork
 from .sliding import SlidingWindow
@@ -211,6 +212,7 @@ def from_auto3dseg(source: Source, modalities: Sequence[str] | None = None) -> C
     config, weights = source.content["config"], source.content["state_dict"]
     network = _segresnet_ds(config, source)
     order, labels = _auto3dseg_regions(config, source)
+    require_fitting(network, weights, source.weights)
     made = MonaiNetwork(network, in_channels=4, out_channels=3, patch_size=64).net
     wanted = made.state_dict()
     extra = [name for name in weights if name not in wanted]

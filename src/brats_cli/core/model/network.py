@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..errors import ConfigError
-from .config import NetworkConfig, NnunetConfig, UNetConfig
+from . import monai, nnunet
+from .config import MonaiConfig, NetworkConfig, NnunetConfig, UNetConfig
 from .monai import MonaiNetwork
 from .nnunet import NnunetNetwork
 
@@ -74,6 +76,8 @@ class UNet3D(nn.Module):
 
 Network = UNet3D | MonaiNetwork | NnunetNetwork
 
+Foreign = TypeVar("Foreign", MonaiNetwork, NnunetNetwork)
+
 
 def make_network(
     config: NetworkConfig, *, in_channels: int, out_channels: int, patch_size: int
@@ -87,8 +91,16 @@ def make_network(
         return UNet3D(config, in_channels=in_channels, out_channels=out_channels)
     sizes = {"in_channels": in_channels, "out_channels": out_channels, "patch_size": patch_size}
     if isinstance(config, NnunetConfig):
-        return NnunetNetwork(config, **sizes)
-    return MonaiNetwork(config, **sizes)
+        return _avoiding_nan(NnunetNetwork(config, **sizes))
+    return _avoiding_nan(MonaiNetwork(config, **sizes))
+
+
+def _avoiding_nan(network: Foreign) -> Foreign:
+    """`network` with `Conv3d` for PyTorch's own layer, which has the same weights and names."""
+    for layer in network.modules():
+        if type(layer) is nn.Conv3d:
+            layer.__class__ = Conv3d
+    return network
 
 
 def network_without_weights(
@@ -105,6 +117,33 @@ def network_without_weights(
         return make_network(
             config, in_channels=in_channels, out_channels=out_channels, patch_size=patch_size
         )
+
+
+def is_far_larger(
+    config: MonaiConfig | NnunetConfig,
+    weights: Mapping[str, torch.Tensor],
+    *,
+    in_channels: int,
+    out_channels: int,
+    patch_size: int,
+) -> bool:
+    """Whether a network would have far more weights than there are, found without making them.
+
+    A file may name a network that takes all memory. (The few of MONAI's networks that compute with
+    numbers while they are made cannot be asked, and count as fitting.)
+    """
+    sizes = {"in_channels": in_channels, "out_channels": out_channels, "img_size": patch_size}
+    try:
+        with torch.device("meta"):
+            if isinstance(config, NnunetConfig):
+                network = nnunet.made(config, in_channels=in_channels, classes=out_channels)
+            else:
+                network = monai.made(config, sizes)
+    except ConfigError:
+        return False
+    found = sum(weight.numel() for weight in weights.values())
+    # nnU-Net's have outputs of lower resolutions, which brats does not keep.
+    return sum(weight.numel() for weight in network.parameters()) > 2 * found + 100_000
 
 
 def in_two_parts(

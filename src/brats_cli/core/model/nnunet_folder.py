@@ -24,6 +24,7 @@ from .foreign import (
     modalities_of,
     read_json,
     reordered,
+    require_fitting,
 )
 from .nnunet import made, without_aliases
 from .sliding import SlidingWindow
@@ -228,6 +229,7 @@ def _triples(strides: Any) -> Any:
 
 def _weights(network: NnunetConfig, source: Source, order: Sequence[int]) -> dict[str, Any]:
     """The weights without aliases, and with the outputs in the order of brats."""
+    require_fitting(network, source.content["network_weights"], source.weights)
     net = made(network, in_channels=4, classes=len(order))
     try:
         net.load_state_dict(dict(source.content["network_weights"]))

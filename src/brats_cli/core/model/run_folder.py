@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import CheckpointError, OutputError, OutputExistsError
+from ..reading import read_text
 from ..writing import require_writable, whole_file
 
 Kind = TypeVar("Kind", bound="RunFolder")
@@ -75,7 +77,8 @@ class RunFolder:
                 f"there is no trained model in {RUNS.absolute()}",
                 hint="train one with `brats train --epochs 100`, or name one with --model",
             )
-        return cls(RUNS / pointer.read_text(encoding="utf-8").strip())
+        name = read_text(pointer, hint="remove it, and name the run with --model").strip()
+        return cls(RUNS / name)
 
     @classmethod
     def named_by_time(cls: type[Kind]) -> Kind:
@@ -107,7 +110,8 @@ class RunFolder:
         for runs in list(folder.parents)[:2]:  # the second, of the folds of a run
             if runs.name == RUNS.name:
                 with whole_file(runs / "latest") as partial:
-                    partial.write_text(f"{folder.relative_to(runs)}\n", encoding="utf-8")
+                    name = str(folder.relative_to(runs))
+                    partial.write_bytes(os.fsencode(name) + b"\n")
 
     def require_absent(self, *, overwrite: bool) -> None:
         """Check that a new run may go here.

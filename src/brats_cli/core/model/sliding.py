@@ -7,6 +7,7 @@ an imported checkpoint is computed by the rule of its origin.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations, product
@@ -20,12 +21,16 @@ from scipy import ndimage
 from ..compute.devices import autocast, is_out_of_memory
 from ..errors import CheckpointError, DeviceError
 from ..images.grid import times
+from ..wording import brief
 from .network import Network, in_two_parts
 
 Rule = Literal["monai", "nnunet"]
 Weights = Literal["constant", "gaussian"]
 
 CPU = torch.device("cpu")
+
+# What a file may ask for: windows without number or end would take all memory.
+_MOST_OVERLAP, _MOST_VOXELS = 0.95, 512**3
 
 # Least weight of a window where MONAI blends by a Gaussian.
 _MONAI_FLOOR = 1e-3
@@ -65,7 +70,7 @@ class SlidingWindow:
         if wrong or not {"rule", "window"} <= set(values):
             name = wrong[0] if wrong else "window"
             raise CheckpointError(
-                f"the windows of the checkpoint cannot have {name} {values.get(name)!r}",
+                f"the windows of the checkpoint cannot have {name} {brief(values.get(name))}",
                 hint="import the network again with this version of brats",
             )
         return cls(**values)
@@ -230,9 +235,13 @@ def _fits(name: str, value: Any) -> bool:
     if name == "weights":
         return value in get_args(Weights)
     if name == "overlap":
-        return isinstance(value, int | float) and 0 <= value < 1
+        return isinstance(value, int | float) and 0 <= value <= _MOST_OVERLAP
     if not isinstance(value, tuple) or not all(type(number) is int for number in value):
         return False
     if name == "window":
-        return len(value) == 3 and all(8 <= side <= 1024 for side in value)
+        return (
+            len(value) == 3
+            and all(8 <= side <= 1024 for side in value)
+            and math.prod(value) <= _MOST_VOXELS
+        )
     return len(set(value)) == len(value) and set(value) <= {0, 1, 2}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -23,18 +22,28 @@ from ... import __version__
 from ..compute.cluster import connected, paths_for
 from ..compute.devices import choose_devices, describe
 from ..compute.executors import as_completed
+from ..compute.plan import Plan
 from ..compute.processes import Send, streamed
 from ..data.cases import Case
-from ..data.finding import find_each
+from ..data.given import find_each
 from ..data.labels import LabelScheme, as_scheme
-from ..errors import BratsError, CaseError, ConfigError, OutputError
+from ..errors import BratsError, CaseError, ConfigError
 from ..images.nifti import is_nifti
 from ..model.checkpoint import Checkpoint
 from ..model.run_folder import checkpoint_paths
 from ..model.windows import CPU
+from ..reading import read_text
 from ..wording import KILLED, listing
-from ..writing import require_writable
-from .predictor import Loaded, PredictConfig, Predictor, Samples, companion
+from ..writing import append_line, growing_file, require_writable
+from .predictor import (
+    MEMORY_OF_NETWORK,
+    Loaded,
+    PredictConfig,
+    Predictor,
+    Samples,
+    companion,
+    memory_of,
+)
 
 Item = TypeVar("Item")
 Input = TypeVar("Input")
@@ -127,7 +136,7 @@ class Skipped:
     file: Path
 
 
-PredictEvent = PredictionStarted | Skipped | Prediction | BratsError
+PredictEvent = PredictionStarted | Plan | Skipped | Prediction | BratsError
 """What `predict` yields; a `BratsError` is a case or a path that failed."""
 
 
@@ -148,6 +157,7 @@ def predict(
     uncertainty: bool = False,
     uncertainty_format: str | None = None,
     skip_existing: bool = False,
+    dry_run: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[float, int], object] = lambda done, total: None,
 ) -> Iterator[PredictEvent]:
@@ -157,7 +167,8 @@ def predict(
     that fails does not stop the others: its `BratsError` is yielded, not raised.
 
     Args:
-        cases: Case folders, 4D files, modality files or data set folders; one or several.
+        cases: Case folders, 4D files, modality files or data set folders, or a splits file for its
+            test cases; one or several.
         output: File for one case, or folder for several; by default the current folder.
         model: Run folder or checkpoint; several are averaged. By default best.pt of the newest
             run in `runs/`.
@@ -177,13 +188,14 @@ def predict(
         uncertainty_format: Its files, and that they are to be written: `4d` for one file (the
             default), `brats` for `CASE_unc_whole`, `_core` and `_enhance` as in BraTS 2020.
         skip_existing: Skip cases whose outputs exist.
+        dry_run: Write nothing, and yield a `Plan` of what would be done and needed.
         overwrite: Replace outputs that exist.
         on_progress: Called with the number of cases done (in fractions of a case) and their
             total, also from other threads.
 
     Yields:
-        Failures to find a case, a `Skipped` per case skipped, one `PredictionStarted`, then a
-        `Prediction` or a `BratsError` per case.
+        Failures to find a case; then a `Plan`, if only that was asked for, or a `Skipped` per case
+        skipped, one `PredictionStarted`, and a `Prediction` or a `BratsError` per case.
 
     Raises:
         BratsError: Before the first case, if there is no case, a model or device cannot be used,
@@ -204,7 +216,9 @@ def predict(
     if not found:
         raise _none_found(failed)
     folder, jobs = assign_outputs(found, path(output or "") if output or executor else None)
-    todo = [job for job in jobs if not (skip_existing and complete(job, config))]
+    manifest = folder / MANIFEST if folder else None
+    lines = recorded(manifest)
+    todo = [job for job in jobs if not (skip_existing and complete(job, config, lines))]
     # A case that lacks one of its outputs is segmented again, and its other outputs replaced.
     replacing = overwrite or skip_existing
     require_outputs_writable(todo, config, overwrite=replacing)
@@ -212,24 +226,63 @@ def predict(
     batch = Batch(
         models=tuple(path(model) for each in given for model in checkpoint_paths(each)),
         config=config,
-        manifest=folder / MANIFEST if folder else None,
+        manifest=manifest,
         overwrite=replacing,
     )
+    left_out = [job for job in jobs if job not in todo]
     progress = _Progress(len(todo), on_progress)
     gpus = None if gpu is None else str(gpu)
     with ExitStack() as until_done:
+        plan = _plan(todo, left_out, config)
         if executor is None:
             devices = choose_devices(device, gpus)
             described = [describe(each) for each in devices]
-            outcomes = batch.run(todo, devices, progress.add) if todo else iter(())
+            run = partial(batch.run, todo, devices, progress.add)
         else:
             workers = until_done.enter_context(connected(executor))
             described = device_of_workers(workers, device, gpus)
-            outcomes = batch.run_over(workers, todo, device, gpus, progress.add)
+            plan = plan.elsewhere()
+            run = partial(batch.run_over, workers, todo, device, gpus, progress.add)
+        plan.require_room()
+        if dry_run:
+            batch.require_models()
+            yield from failed
+            yield replace(plan, device=", ".join(described))
+            return
+        outcomes = run() if todo else iter(())
         yield from failed
-        yield from (Skipped(job.case.id, job.file) for job in jobs if job not in todo)
+        yield from (Skipped(job.case.id, job.file) for job in left_out)
         yield PredictionStarted(len(todo), batch.models, tuple(described))
+        if manifest and todo:
+            # There before the first case: one without a line is then known to be unfinished.
+            until_done.enter_context(growing_file(manifest))
         yield from outcomes
+
+
+# Measured: a case of 240 x 240 x 155 voxels has probabilities of 2 to 5 MB, an uncertainty of 0.5
+# MB, and a label map of 0.05 MB.
+_BYTES_PER_VOXEL = {"probabilities": 0.5, "uncertainty": 0.06}
+_BYTES_OF_LABELS = 0.006
+
+
+def _plan(jobs: Sequence[Job], left_out: Sequence[Job], config: PredictConfig) -> Plan:
+    """What would be written for which cases; estimated from the shapes in their headers."""
+    share = _BYTES_OF_LABELS
+    share += sum(size for name, size in _BYTES_PER_VOXEL.items() if getattr(config, name))
+    disk: dict[Path, int] = {}
+    for job in jobs:
+        size = int(share * job.case.voxels_on_disk())
+        disk[job.file.parent] = disk.get(job.file.parent, 0) + size
+    # One case is loaded while another is computed.
+    memory = sorted((memory_of(job.case, len(job.case.images)) for job in jobs), reverse=True)
+    return Plan(
+        cases=tuple(job.case.id for job in jobs),
+        outputs=tuple(str(file) for job in jobs for file in outputs(job, config)),
+        skipped=tuple(job.case.id for job in left_out),
+        disk_bytes=disk,
+        memory_bytes=MEMORY_OF_NETWORK + sum(memory[:2]),
+        least_memory_bytes=memory[-1] if memory else 0,
+    )
 
 
 class _Progress:
@@ -332,6 +385,10 @@ class Batch:
         work = [(device, share) for device, share in zip(devices, shares, strict=True) if share]
         return self._in_processes(work, on_share)
 
+    def require_models(self) -> None:
+        """Read the models, and raise what is wrong with them."""
+        self._predictor(CPU)
+
     def run_over(
         self,
         executor: Executor,
@@ -360,7 +417,7 @@ class Batch:
             lost=lambda job, error: error,
         ):
             if self.manifest and isinstance(outcome, Prediction):
-                append_line(self.manifest, outcome.row())
+                append_line(self.manifest, json.dumps(outcome.row(), allow_nan=False))
             on_share(1)
             yield outcome
 
@@ -449,7 +506,7 @@ class _Stages:
             versions={"brats": __version__, "torch": torch.__version__},
         )
         if self.batch.manifest:
-            append_line(self.batch.manifest, prediction.row())
+            append_line(self.batch.manifest, json.dumps(prediction.row(), allow_nan=False))
         self.on_share(0.1)
         return prediction
 
@@ -527,9 +584,13 @@ def _describe_chosen(wanted: tuple[str, str | None]) -> str:
     return f"{describe(device)} of each worker"
 
 
-def complete(job: Job, config: PredictConfig) -> bool:
-    """Whether all outputs of a case exist; since files are never half written, they are whole."""
-    return all(file.exists() for file in outputs(job, config))
+def complete(job: Job, config: PredictConfig, lines: Container[str] | None = None) -> bool:
+    """Whether all outputs of a case exist; since files are never half written, they are whole.
+
+    Of `lines`, the manifest's, its own must be one: a process may have been killed before that.
+    """
+    whole = all(file.exists() for file in outputs(job, config))
+    return whole and (lines is None or job.case.id in lines)
 
 
 def outputs(job: Job, config: PredictConfig) -> list[Path]:
@@ -551,21 +612,15 @@ def require_outputs_writable(
             require_writable(file, overwrite=overwrite)
 
 
-def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Append a line of JSON to a file in one write, so that several processes may do so.
-
-    Raises:
-        OutputError: If it cannot be written.
-    """
-    line = json.dumps(content, allow_nan=False) + "\n"
-    try:
-        place = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(place, line.encode())
-        finally:
-            os.close(place)
-    except OSError as error:
-        raise OutputError(path, error.strerror or str(error)) from error
+def recorded(manifest: Path | None) -> set[str] | None:
+    """Ids of the cases that have a line in a manifest; None if there is no manifest."""
+    if manifest is None or not manifest.is_file():
+        return None
+    found = set()
+    for line in read_text(manifest).splitlines():
+        with suppress(ValueError, LookupError, TypeError):
+            found.add(json.loads(line)["case"])
+    return found
 
 
 # --- at the same time --------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from ..errors import CheckpointError
 from ..images.grid import Affine, Mask, Volume, bounding_box, to_canonical, translation
+from ..wording import brief
 from .preparation import Array, Prepared, prepare, require_content, resample
 
 RECIPE = "brats-recipe/1"
@@ -23,6 +24,9 @@ Over = Literal["nonzero", "mask", "all"]
 _TINY = 1e-8  # nnU-Net's least standard deviation
 
 _SPLINE = 3
+
+_FINEST_MM = 0.4
+"""Finer voxels would make a head of more than a thousand million."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,8 @@ class Recipe:
         wrong = [name for name in values if name not in known or not _fits(name, values[name])]
         if wrong:
             raise CheckpointError(
-                f"the preparation of the checkpoint cannot have {wrong[0]} {values[wrong[0]]!r}",
+                "the preparation of the checkpoint cannot have "
+                f"{wrong[0]} {brief(values[wrong[0]])}",
                 hint="import the network again with this version of brats",
             )
         return cls(**values)
@@ -141,7 +146,7 @@ def _fits(name: str, value: Any) -> bool:
         return value is None or (
             isinstance(value, tuple)
             and len(value) == 3
-            and all(isinstance(side, int | float) and 0.1 <= side <= 20 for side in value)
+            and all(isinstance(side, int | float) and _FINEST_MM <= side <= 20 for side in value)
         )
     if name == "limit":
         return value is None or (number and value > 0)

@@ -119,7 +119,9 @@ def evaluate(
     )
     if scoring.lesion_wise and scoring.challenge:
         require_challenge(scoring.lesion_wise, scoring.challenge)
-    for file in (output, lesions, report, reliability, markdown):
+    # One plot stands for all of them: which there are depends on the scores.
+    plot = None if plots is None else Path(plots) / "distributions.png"
+    for file in (output, lesions, report, reliability, markdown, plot):
         if file is not None:
             require_writable(Path(file), overwrite=overwrite)
     matching = match(path(predictions), path(references), missing_as_empty=missing_as_empty)

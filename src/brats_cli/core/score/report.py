@@ -98,7 +98,8 @@ def write_page(report: Report, path: Path, *, overwrite: bool = False) -> None:
         cases=_cases(report),
     )
     with whole_file(path, overwrite=overwrite) as partial:
-        partial.write_text(content, encoding="utf-8", newline="\n")
+        # A case id may hold bytes of a file name that is not UTF-8.
+        partial.write_bytes(content.encode("utf-8", "backslashreplace"))
 
 
 def worst_cases(report: Report) -> list[str]:

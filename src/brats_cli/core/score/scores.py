@@ -314,7 +314,7 @@ class Report:
         )
         with whole_file(path, overwrite=overwrite) as partial_path:
             text = "\n".join([*lines, "", note, ""])
-            partial_path.write_text(text, encoding="utf-8", newline="\n")
+            partial_path.write_bytes(text.encode("utf-8", "backslashreplace"))
 
     def to_json_dict(self) -> dict[str, Any]:
         """All of it, for `json.dump`; what has no value is None."""

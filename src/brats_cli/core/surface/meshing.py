@@ -12,12 +12,14 @@ from typing import Any, get_args
 
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
+from ..compute.plan import Plan
+from ..compute.processes import process_count
 from ..data.labels import REGION_COLOURS, SCHEMES, LabelScheme, scheme_named
 from ..data.meaning import Known, known_of
 from ..data.naming import case_id_of
 from ..errors import BratsError, ConfigError, MeshError
 from ..images.grid import Volume
-from ..images.nifti import read_image, read_labels, stem
+from ..images.nifti import read_image, read_labels, shape_on_disk, stem, voxels_on_disk
 from ..wording import did_you_mean
 from ..writing import require_writable
 from .distances import voxel_distances
@@ -149,11 +151,13 @@ class Meshes:
         made: The meshes that were written.
         skipped: Files that existed and were kept.
         failed: Label maps of which some mesh could not be made.
+        planned: What would be done, where that was asked for and nothing else.
     """
 
     made: list[MeshResult] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     failed: list[MeshFailure] = field(default_factory=list)
+    planned: Plan | None = None
 
     @classmethod
     def of(cls, parts: Iterable[Meshes]) -> Meshes:
@@ -227,6 +231,14 @@ class MeshConfig:
         return self.region == "all" and self.format == "glb"
 
     @property
+    def is_replacing(self) -> bool:
+        """Whether files may be replaced: those beside a missing mesh are of a run that was cut off.
+
+        A mesh is the last of its files to be written.
+        """
+        return self.overwrite or self.skip_existing
+
+    @property
     def is_textured(self) -> bool:
         """Whether pictures are written; OBJ has no colours of vertices."""
         return self.texture or (self.paint is not None and self.format == "obj")
@@ -253,6 +265,7 @@ def mesh(
     workers: int | None = None,
     executor: Executor | str | None = None,
     skip_existing: bool = False,
+    dry_run: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Meshes:
@@ -280,6 +293,7 @@ def mesh(
         workers: Number of processes; None: one per CPU, where that pays.
         executor: Where to mesh instead, or the address of a Dask scheduler.
         skip_existing: Whether to keep meshes that exist.
+        dry_run: Write nothing; the result's `planned` says what would be done and needed.
         overwrite: Whether to replace them.
         on_progress: Called with the numbers of label maps done and of all.
 
@@ -309,6 +323,10 @@ def mesh(
         replace(base, existing=_existing(base, config)) for base in _bases(paths, target, config)
     ]
     jobs = [_Job(path, base, known[path]) for path, base in zip(paths, bases, strict=True)]
+    plan, known_failures = _planned(jobs, config, workers, thorough=dry_run)
+    plan = plan.require_room() if executor is None else plan.elsewhere().require_room()
+    if dry_run:
+        return Meshes(failed=known_failures, planned=plan)
     parts = []
     for part in in_order(
         partial(_meshes_of, config=config),
@@ -349,6 +367,58 @@ def format_of(name: str | None, output: Path | None, *, to_folder: bool = False)
             hint="leave out one of the two, or let them agree",
         )
     return chosen
+
+
+# Measured on a case of 240 x 240 x 155 voxels, of which a process takes 0.24 GB; its surfaces have
+# 22,000 to 41,000 faces.
+_FACES = 40_000
+_BYTES_PER_FACE = {"stl": 50, "ply": 27, "obj": 68, "glb": 60}
+_MEMORY, _MEMORY_PER_VOXEL = 100_000_000, 16
+_MESHES_OF_ALL = 3
+
+
+def _planned(
+    jobs: Sequence[_Job],
+    config: MeshConfig,
+    workers: int | None,
+    *,
+    thorough: bool,
+) -> tuple[Plan, list[MeshFailure]]:
+    """What would be written for which label maps, and what is wrong with the others.
+
+    No more is read of them than the header; `thorough`, of those without one all, for the error.
+    """
+    meshes, due, voxels = Meshes(), [], []
+    is_known = config.region != "all" or config.is_scene
+    for job in jobs:
+        path = job.path
+        try:
+            # Which regions there are is in the voxels.
+            file = job.base.of(config.region if is_known else "*")
+            if is_known and not _is_due(job.base, config.region, config, meshes):
+                continue
+            if thorough and shape_on_disk(path) is None:
+                read_image(path)
+        except BratsError as error:
+            meshes.failed.append(MeshFailure(path, error))
+            continue
+        due.append((path, file))
+        voxels.append(voxels_on_disk(path))
+    faces = config.surface.faces or _FACES
+    size = faces * _BYTES_PER_FACE[config.format] * (1 if is_known else _MESHES_OF_ALL)
+    disk: dict[Path, int] = {}
+    for _, file in due:
+        disk[file.parent] = disk.get(file.parent, 0) + size
+    processes = max(1, process_count(workers, len(due)))
+    plan = Plan(
+        cases=tuple(str(path) for path, _ in due),
+        outputs=tuple(str(file) for _, file in due),
+        skipped=tuple(map(str, meshes.skipped)),
+        disk_bytes=disk,
+        memory_bytes=processes * (_MEMORY + _MEMORY_PER_VOXEL * max(voxels, default=0)),
+        least_memory_bytes=_MEMORY_PER_VOXEL * min(voxels, default=0),
+    )
+    return plan, meshes.failed
 
 
 def _bases(paths: Sequence[Path], output: Path | None, config: MeshConfig) -> list[_Base]:
@@ -452,7 +522,7 @@ def _is_due(base: _Base, region: str, config: MeshConfig, meshes: Meshes) -> boo
         meshes.skipped.append(file)
         return False
     for each in files_of(file, textured=config.is_textured):
-        require_writable(each, overwrite=config.overwrite or each not in base.existing)
+        require_writable(each, overwrite=config.is_replacing or each not in base.existing)
     return True
 
 

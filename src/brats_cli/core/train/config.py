@@ -29,7 +29,7 @@ from ..model.config import (
 )
 from ..prepared.recipe import Recipe
 from ..reading import parse_yaml, read_text
-from ..wording import did_you_mean
+from ..wording import brief, did_you_mean
 from ..writing import whole_file
 
 Modality = Literal["t1", "t1ce", "t2", "flair"]
@@ -277,7 +277,7 @@ def _put(settings: dict[str, Any], keys: list[str], value: object) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(
                 f"setting '{'.'.join(keys)}' is not within a section",
-                hint=f"'{key}' has the value {inner!r}",
+                hint=f"'{key}' has the value {brief(inner)}",
             )
         settings = inner
     settings[keys[-1]] = value
@@ -298,7 +298,7 @@ def _as_config_error(
             ),
         )
     return ConfigError(
-        f"setting '{'.'.join(keys)}'{where} cannot be {first['input']!r}",
+        f"setting '{'.'.join(keys)}'{where} cannot be {brief(first['input'])}",
         hint=first["msg"][0].lower() + first["msg"][1:],
     )
 

@@ -124,7 +124,7 @@ def draw_curves(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     dice.set_ylim(-0.02, 1.02)
     _line(rate, "Learning rate", rows, "learning_rate")
     rate.ticklabel_format(axis="y", scilimits=(-2, 2))
-    rates = _column(rows, "learning_rate")[1]
+    rates = _column(rows, "learning_rate")[1] or [0.0]
     if min(rates) > 0 and max(rates) >= 10 * min(rates):
         rate.set_yscale("log")
     elif min(rates) == max(rates):
@@ -175,9 +175,10 @@ def _mark_best(axes: Axes, rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def _column(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
-    """Epochs in which a column has a value, and the values."""
-    filled = [row for row in rows if row.get(name)]
-    return [int(row["epoch"]) for row in filled], [float(row[name]) for row in filled]
+    """The epochs in which a column has a value that can be drawn, and the values."""
+    filled = [(int(row["epoch"]), float(row[name])) for row in rows if row.get(name)]
+    drawn = [(epoch, value) for epoch, value in filled if abs(value) < 1e30]  # NaN is not, either
+    return [epoch for epoch, _ in drawn], [value for _, value in drawn]
 
 
 def _epochs_shown(rows: Sequence[Mapping[str, str]]) -> tuple[float, float]:

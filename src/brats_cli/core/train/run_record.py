@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 from ..data.labels import REGIONS
 from ..data.splits import Split
-from ..errors import OutputError, UnreadableFileError
+from ..errors import UnreadableFileError
 from ..model.checkpoint import Checkpoint
 from ..model.run_folder import RunFolder
 from ..reading import read_table
-from ..writing import whole_file
+from ..score.scores import write_csv
+from ..writing import append, whole_file
 from .config import TrainConfig
 from .events import Epoch
 from .figures import draw_curves
 from .thresholds import FinalScore
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 _EVENTS = "events.out.tfevents."  # how TensorBoard names its files
 
@@ -37,6 +40,8 @@ COLUMNS = (
     "patches_per_second",
     "peak_memory_mb",
 )
+
+_NEEDED = ("loss", "seconds", "validation_seconds")
 
 
 class RunRecord(RunFolder):
@@ -80,14 +85,18 @@ class RunRecord(RunFolder):
 
     def conclude(self, best: Checkpoint, final: Sequence[FinalScore]) -> None:
         """Save the best checkpoint with its decision, and the final scores of each case."""
+        rows = [
+            {
+                "case": case.case_id,
+                "region": region,
+                "dice": f"{found.dice:.6f}",
+                "hausdorff95_mm": f"{found.hausdorff95_mm:.6f}",
+            }
+            for case in final
+            for region, found in case.scores.items()
+        ]
         columns = ("case", "region", "dice", "hausdorff95_mm")
-        with whole_file(self.validation) as partial, partial.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            for case in final:
-                for region, found in case.scores.items():
-                    numbers = (found.dice, found.hausdorff95_mm)
-                    writer.writerow([case.case_id, region, *(f"{value:.6f}" for value in numbers)])
+        write_csv(self.validation, columns, rows, overwrite=True)
         best.save(self.best)
 
     def rows(self) -> list[dict[str, str]]:
@@ -101,9 +110,11 @@ class RunRecord(RunFolder):
         rows = read_table(self.log)
         try:
             for row in rows:
-                int(row["epoch"])
-                for name in ("loss", "seconds", "validation_seconds"):
-                    float(row[name])
+                if not 0 < int(row["epoch"]) < 1_000_000_000:
+                    raise ValueError(row["epoch"])
+                for name in COLUMNS:  # of another version of brats, some are not there
+                    if row.get(name) or name in _NEEDED:
+                        float(row[name])
         except (KeyError, ValueError) as error:
             raise UnreadableFileError(
                 self.log,
@@ -114,48 +125,46 @@ class RunRecord(RunFolder):
 
 
 class Board:
-    """A run's TensorBoard events, in its folder; a context, at whose end they are all written.
+    """A run's TensorBoard events, in a file of its own in the run's folder.
 
-    An epoch that is added again, after a resume, replaces the earlier one.
+    An epoch that is added again, after a resume, replaces the earlier one. (torch's `SummaryWriter`
+    writes in a thread: where a disk is full, that prints a traceback, and training continues.)
     """
 
     def __init__(self, run: RunFolder) -> None:
         self.folder = run.folder
-        self._writer: SummaryWriter | None = None
+        self._file: Path | None = None
 
     def add(self, epoch: Epoch) -> None:
-        """Add an epoch's numbers, and its preview if it has one.
+        """Add an epoch's numbers, and its preview if it has one, all or nothing.
 
         Raises:
             OutputError: If they cannot be written.
         """
-        try:
-            if self._writer is None:
-                # Here, as a resume that is refused or has nothing to do leaves no file.
-                from torch.utils.tensorboard import SummaryWriter
+        # Here, as a resume that is refused or has nothing to do leaves no file.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
 
-                self._writer = SummaryWriter(str(self.folder), purge_step=epoch.number)
-            for name, value in _scalars(epoch).items():
-                self._writer.add_scalar(name, value, epoch.number)
-            if epoch.preview is not None:
-                picture = epoch.preview.draw()
-                self._writer.add_image("preview", picture, epoch.number, dataformats="HWC")
-            self._writer.flush()
-        except OSError as error:
-            raise OutputError(self.folder, error.strerror or str(error)) from error
-
-    def __enter__(self) -> Board:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self._writer is None:
-            return
-        try:
-            self._writer.close()
-        except OSError as failure:
-            if kind is None:  # else a full disk was noticed before
-                reason = failure.strerror or str(failure)
-                raise OutputError(self.folder, reason) from failure
+        made: Any = summary  # has no types
+        now, number = time.time(), epoch.number
+        shown = [made.scalar(name, value) for name, value in _scalars(epoch).items()]
+        if epoch.preview is not None:
+            shown.append(made.image("preview", epoch.preview.draw(), dataformats="HWC"))
+        events = [Event(wall_time=now, step=number, summary=each) for each in shown]
+        file = self._file
+        if file is None:
+            whose = f"{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+            file = self.folder / f"{_EVENTS}{int(now):010d}.{whose}"
+            # From here on, what another file says of this step and later ones does not count.
+            begun = SessionLog(status=SessionLog.START)
+            events.insert(0, Event(wall_time=now, step=number, session_log=begun))
+            events.insert(0, Event(wall_time=now, file_version="brain.Event:2"))
+        content = io.BytesIO()
+        for event in events:
+            RecordWriter(content).write(event.SerializeToString())
+        append(file, content.getvalue())
+        self._file = file
 
 
 def _row(epoch: Epoch) -> dict[str, str]:

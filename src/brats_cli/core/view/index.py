@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-import json
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..data.labels import REGION_COLOURS
 from ..errors import OutputExistsError
+from ..reading import parse_json
 from ..writing import require_writable, whole_file
 from .page import render
 from .scene import Scene
@@ -82,29 +83,54 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def read_summary(page: Path) -> dict[str, Any] | None:
-    """What a page says of itself, or None if it is none of ours."""
-    with page.open("rb") as file:
-        start = file.read(_SUMMARY_WITHIN).decode("utf-8", errors="replace")
-    _, _, rest = start.partition(_SUMMARY)
+    """What a page says of itself, or None if it is none of ours, or cannot be read."""
+    _, _, rest = _start(page, _SUMMARY_WITHIN).partition(_SUMMARY)
     text, end, _ = rest.partition("</script>")
     try:
-        summary = json.loads(text) if end else None
+        summary = parse_json(text) if end else None
     except ValueError:
         return None
-    ours = isinstance(summary, dict) and summary.get("format") == FORMAT
-    return summary if ours else None
+    return summary if _is_ours(summary) else None
+
+
+def _is_ours(summary: Any) -> bool:
+    """Whether a page's summary is as `summarise` writes it; pages of others may lie beside ours."""
+    if not isinstance(summary, dict) or summary.get("format") != FORMAT:
+        return False
+    tables = [summary.get("volumes_mm3"), summary.get("scores")]
+    rows = [row for table in tables if isinstance(table, dict) for row in table.values()]
+    numbers = [number for row in rows if isinstance(row, dict) for number in row.values()]
+    return (
+        all(isinstance(each, dict) for each in (*tables, *rows))
+        and all(_is_number(number) for number in (*numbers, summary.get("review")))
+        and isinstance(summary.get("notes"), list)
+        and all(isinstance(note, str) for note in summary["notes"])
+        and {"case", "review", "thumbnail"} <= set(summary)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is None or a number that can be shown."""
+    kind = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (kind and abs(value) < 1e12)
 
 
 def require_own_index(index: Path, *, overwrite: bool) -> None:
     """Check that `index` may be written: it is made anew each time, but nobody else's is."""
     require_writable(index, overwrite=True)
-    if index.exists() and not overwrite and f"brats index {FORMAT}" not in _start(index):
+    if index.exists() and not overwrite and f"brats index {FORMAT}" not in _start(index, 4096):
         raise OutputExistsError(index)
 
 
-def _start(path: Path) -> str:
-    with path.open("rb") as file:
-        return file.read(4096).decode("utf-8", errors="replace")
+def _start(path: Path, most: int) -> str:
+    """The first bytes of a file as text; nothing of what is no file or may not be read."""
+    try:
+        if not path.is_file():  # a pipe would never end
+            return ""
+        with path.open("rb") as file:
+            return file.read(most).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def write_index(path: Path) -> None:
@@ -133,7 +159,7 @@ def write_index(path: Path) -> None:
         rows="\n".join(_row(page, summary, columns) for page, summary in found),
     )
     with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 Column = tuple[str, Callable[[Mapping[str, Any]], float | None]]
@@ -168,7 +194,7 @@ def _sorter(name: str) -> str:
 
 
 def _row(page: str, summary: Mapping[str, Any], columns: Sequence[Column]) -> str:
-    link = html.escape(quote(page), quote=True)
+    link = html.escape(quote(os.fsencode(page)), quote=True)
     case = html.escape(str(summary["case"]))
     notes = html.escape(" ".join(summary["notes"]))
     thumbnail = html.escape(str(summary["thumbnail"]), quote=True)

@@ -95,7 +95,7 @@ def write_page(
         ),
     )
     with whole_file(path, overwrite=overwrite) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def render(name: str, **parts: str) -> str:

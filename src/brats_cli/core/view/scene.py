@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..compute.machine import available_cpus
 from ..data.cases import Case, read_images
 from ..data.labels import LabelScheme
-from ..data.meaning import known_of
+from ..data.meaning import Known, known_of
 from ..data.naming import MODALITIES
 from ..errors import CaseError, UnreadableFileError
 from ..images.grid import Box, Mask, Volume, bounding_box, require_same_grid
@@ -51,6 +51,8 @@ class Wanted:
         uncertainty: Map from 0 (certain) to 100, 3D, or 4D with a map per region.
         probabilities: Map from 0 to 1, likewise.
         labels: Label scheme of label maps whose header and data set leave it open.
+        known: What is known of the label maps together with the others of their folders; by
+            default what each says by itself.
     """
 
     prediction: Path | None = None
@@ -58,6 +60,7 @@ class Wanted:
     uncertainty: Path | None = None
     probabilities: Path | None = None
     labels: LabelScheme | None = None
+    known: Mapping[Path, Known] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +267,7 @@ def _read(
     require_same_grid([*volumes, *found.values(), *numbers.values()])
     for volume in numbers.values():
         _require_map(volume)
-    schemes = {name: _scheme_of(case, volume, wanted.labels) for name, volume in found.items()}
+    schemes = {name: _scheme_of(case, volume, wanted) for name, volume in found.items()}
     return volumes, {name: (found[name], schemes[name]) for name in found}, numbers
 
 
@@ -300,7 +303,7 @@ def _scan(name: str, voxels: Array) -> Scan:
     return Scan(name, finite, (low, high) if high > low else (low - 1, low + 1))
 
 
-def _scheme_of(case: Case, label_map: Volume, labels: LabelScheme | None) -> LabelScheme:
+def _scheme_of(case: Case, label_map: Volume, wanted: Wanted) -> LabelScheme:
     """What a label map's values mean: as its header records, or the data set, or the user says.
 
     Raises:
@@ -309,10 +312,13 @@ def _scheme_of(case: Case, label_map: Volume, labels: LabelScheme | None) -> Lab
     flat = label_map.data.ravel(order="K")
     values = [0, *np.flatnonzero(np.bincount(flat[flat != 0])).tolist()]
     of_data_set = {case.id: case} if label_map.path == case.label else {}
-    known = known_of({label_map.path: case.id}, of_data_set)[label_map.path]
+    known = (
+        wanted.known.get(label_map.path)
+        or (known_of({label_map.path: case.id}, of_data_set)[label_map.path])
+    )
     declared = known.declared or (case.scheme if of_data_set else None)
     fits = declared is not None and declared.values >= set(values)
-    return known.scheme(values, label_map.path, None if fits else labels)
+    return known.scheme(values, label_map.path, None if fits else wanted.labels)
 
 
 def _segmentation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from ..data.labels import REGION_COLOURS
 from ..errors import ConfigError
+from ..wording import printable
 from ..writing import whole_file
 from .scene import PLANES, SEQUENCES, Heat, Scene, Segmentation
 
@@ -159,7 +161,10 @@ def draw_slices(
     with (
         matplotlib.rc_context({"svg.hashsalt": "brats"}),
         whole_file(path, overwrite=overwrite) as partial,
+        warnings.catch_warnings(),
     ):
+        # A letter that the font lacks, as in a Chinese name, is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         figure.savefig(
             partial,
             format=suffix.lstrip("."),
@@ -269,7 +274,7 @@ class _Sheet:
         axes.set_xlim(-0.5 - _RIM_MM / across, brain.shape[1] - 0.5 + _RIM_MM / across)
         axes.set_ylim(brain.shape[0] - 0.5 + _RIM_MM / along, -0.5 - _RIM_MM / along)
         if scan.is_empty:
-            self._say(axes, f"{scan.name} is empty")
+            self._say(axes, f"{scan.name} is empty", height=0.92)  # above the contours
         if cell.heat is not None:
             _lay_over(axes, cell.cut.of(cell.heat.maps[cell.map_name]), cell.heat.top)
         for segmentation in self.scene.segmentations:
@@ -302,8 +307,8 @@ class _Sheet:
                 self.outlines[key][name] = [line - 1 for line in lines]
         return self.outlines[key]
 
-    def _say(self, axes: Axes, text: str) -> None:
-        axes.text(0.5, 0.5, text, transform=axes.transAxes, color=_DIM, ha="center", va="center")
+    def _say(self, axes: Axes, text: str, *, height: float = 0.5) -> None:
+        axes.text(0.5, height, text, transform=axes.transAxes, color=_DIM, ha="center", va="center")
 
     def _letter(self, axes: Axes, cell: _Cell) -> None:
         """Orientation letters and a bar of 50 mm; what the bar is, once in a row."""
@@ -344,7 +349,8 @@ class _Sheet:
     def _write(self, figure: Figure, left: float, top: float, text: str, **style: Any) -> None:
         """Text on the sheet, in inches from the top left; `$` in a case id is no formula."""
         style = {"color": _INK, "fontsize": 9, "va": "top", **style}
-        figure.text(left / self.width, 1 - top / self.height, text, parse_math=False, **style)
+        place = left / self.width, 1 - top / self.height
+        figure.text(*place, printable(text), parse_math=False, **style)
 
     def _draw_words(self, figure: Figure) -> None:
         self._write(figure, 0.12, 0.08, self.scene.case, fontsize=12, weight="bold")

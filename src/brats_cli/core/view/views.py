@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
+from ..compute.plan import Plan
+from ..compute.processes import process_count
 from ..data.cases import Case
-from ..data.finding import find_each, find_label_maps
+from ..data.finding import find_label_maps
 from ..data.folders import nifti_files
+from ..data.given import find_each
 from ..data.labels import LabelScheme, as_scheme
+from ..data.meaning import known_of
 from ..errors import BratsError, CaseError, ConfigError, NoCasesError
 from ..images.nifti import stem
+from ..reading import parse_json, read_text
 from ..writing import require_writable
 from .index import INDEX, require_own_index, summarise, write_index
 from .page import write_page
@@ -74,6 +78,7 @@ class Views:
         skipped: Ids of cases that were left out because their file exists.
         unmatched: Ids of cases that were left out because they have no segmentation.
         index: The page that lists all pages of the folder, if there is one.
+        planned: What would be done, where that was asked for and nothing else.
     """
 
     made: tuple[View, ...]
@@ -81,6 +86,7 @@ class Views:
     skipped: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     index: Path | None = None
+    planned: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,15 @@ def view(
     workers: int | None = None,
     executor: Executor | str | None = None,
     skip_existing: bool = False,
+    dry_run: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Views:
     """Show cases: slices of every sequence in one picture, or a page that opens offline.
 
     Args:
-        case: Cases (folders, 4D files or modality files) or data sets.
+        case: Cases (folders, 4D files or modality files) or data sets, or a splits file for its
+            test cases.
         seg: The segmentation to show, and a second one to compare it with; files, or folders from
             which each case's is taken. Of one, the case's own label map is the reference.
         output: A file that ends in .html, .png, .pdf or .svg, or a folder for pages with an index.
@@ -125,6 +133,7 @@ def view(
         workers: Processes; None means one per CPU, 0 and 1 stay in this one.
         executor: Where to draw the cases instead, or the address of a Dask scheduler.
         skip_existing: Skip cases whose file exists.
+        dry_run: Write nothing; the result's `planned` says what would be done and needed.
         overwrite: Replace files that exist.
         on_progress: Called with the number of cases done and their total.
 
@@ -160,6 +169,12 @@ def view(
         require_writable(job.file, overwrite=overwrite)
     if index is not None:
         require_own_index(index, overwrite=overwrite)
+    left_out = tuple(job.case.id for job in jobs if job not in todo)
+    plan = _plan(todo, left_out, index, workers)
+    plan = plan.require_room() if executor is None else plan.elsewhere().require_room()
+    if dry_run:
+        return Views((), tuple(wrong), left_out, unmatched, planned=plan)
+    todo = _with_known(todo)
     outcomes = []
     for outcome in in_order(
         partial(_show, slices=tuple(slice), montage=montage),
@@ -178,9 +193,36 @@ def view(
     return Views(
         made=tuple(each for each in outcomes if isinstance(each, View)),
         failed=(*wrong, *(each for each in outcomes if isinstance(each, BratsError))),
-        skipped=tuple(job.case.id for job in jobs if job not in todo),
+        skipped=left_out,
         unmatched=unmatched,
         index=index,
+    )
+
+
+# Measured: a page of a case of 240 x 240 x 155 voxels has 8.3 MB, a picture 1.0, and the process
+# that makes either takes 0.4 GB at its largest.
+_BYTES_OF_PAGE, _BYTES_OF_PICTURE = 1.0, 0.12
+_MEMORY, _MEMORY_PER_VOXEL = 120_000_000, 32
+
+
+def _plan(
+    jobs: Sequence[_Job], left_out: tuple[str, ...], index: Path | None, workers: int | None
+) -> Plan:
+    """What would be shown where; estimated from the shapes in the headers."""
+    voxels = [job.case.voxels_on_disk() for job in jobs]
+    disk: dict[Path, int] = {}
+    for job, count in zip(jobs, voxels, strict=True):
+        is_picture = job.file.suffix.lower() in FORMATS
+        size = int(count * (_BYTES_OF_PICTURE if is_picture else _BYTES_OF_PAGE))
+        disk[job.file.parent] = disk.get(job.file.parent, 0) + size
+    processes = max(1, process_count(workers, len(jobs)))
+    return Plan(
+        cases=tuple(job.case.id for job in jobs),
+        outputs=(*(str(job.file) for job in jobs), *([str(index)] if index else [])),
+        skipped=left_out,
+        disk_bytes=disk,
+        memory_bytes=processes * (_MEMORY + _MEMORY_PER_VOXEL * max(voxels, default=0)),
+        least_memory_bytes=_MEMORY_PER_VOXEL * min(voxels, default=0),
     )
 
 
@@ -300,6 +342,24 @@ class _Sources:
         return jobs, tuple(unmatched)
 
 
+def _with_known(jobs: Sequence[_Job]) -> list[_Job]:
+    """The jobs, with what the label maps of one folder or data set say together of their values."""
+    shown = [(job.case, job.wanted.prediction, job.wanted.reference) for job in jobs]
+    predictions = {path: case.id for case, path, _ in shown if path}
+    own = {path: case.id for case, _, path in shown if path and path == case.label}
+    references = {path: case.id for case, _, path in shown if path and path not in own}
+    known = {
+        **known_of(predictions),
+        **known_of(references),
+        **known_of(own, {case.id: case for case, *_ in shown}),
+    }
+    return [
+        # Its own files alone: a job travels to another process.
+        replace(job, wanted=replace(job.wanted, known={path: known[path] for path in of if path}))
+        for job, (_, *of) in zip(jobs, shown, strict=True)
+    ]
+
+
 def _of_case(source: Path | Mapping[str, Path], case_id: str) -> Path | None:
     return source if isinstance(source, Path) else source.get(case_id)
 
@@ -331,13 +391,13 @@ def _reviews(folder: Path) -> dict[str, float]:
     if not manifest.is_file():
         return {}
     reviews = {}
-    for line in manifest.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_text(manifest).splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             reviews[str(row["case"])] = float(row["review"])  # of several lines the last holds
-        except (ValueError, KeyError, TypeError):
+        except (ArithmeticError, LookupError, TypeError, ValueError):
             continue
-    return reviews
+    return {case: review for case, review in reviews.items() if math.isfinite(review)}
 
 
 # --- one case ----------------------------------------------------------------------------------

@@ -1,0 +1,487 @@
+"""Files that are made to do harm: refused by name, within bounds of memory and time, nothing run.
+
+The bounds: no reader takes more than `MOST_MB` beside what the program takes itself, nor longer
+than `MOST_SECONDS`, whatever a file claims to be. They are measured in a process of its own.
+"""
+
+import gzip
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import TINY, brats, write_case
+
+from brats_cli.core.data.splits import Split
+from brats_cli.core.errors import BratsError
+from brats_cli.core.images.nifti import MOST_VOXELS
+from brats_cli.core.model.checkpoint import FORMAT, Checkpoint
+from brats_cli.core.model.network import make_network
+from brats_cli.core.reading import parse_json, parse_yaml, read_table
+from brats_cli.core.score.comparison import read_scores
+from brats_cli.core.train.config import TrainConfig, load_config, parse_setting
+from brats_cli.core.train.run_record import RunRecord
+
+MOST_MB, MOST_SECONDS = 500, 60
+
+CONFIG = TrainConfig.model_validate({**TINY, "network": {"channels": 1, "levels": 2}})
+
+needs_posix = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+
+
+def labels(number=0):
+    found = np.zeros((6, 6, 6), np.uint8)
+    found[2:4, 2:4, 2 : 4 + number % 3] = 2
+    found[3, 3, 2:4] = 1, 4
+    return found
+
+
+def checkpoint(**config):
+    torch.manual_seed(0)
+    network = make_network(CONFIG.network, in_channels=4, out_channels=3, patch_size=16)
+    return Checkpoint(
+        weights=network.state_dict(),
+        config={**CONFIG.model_dump(mode="json"), **config},
+        labels="brats2020",
+        epoch=3,
+        scores={"WT": 0.9},
+    )
+
+
+# --- within bounds -----------------------------------------------------------------------------
+
+_MEASURE = """
+import resource, sys, time
+resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))  # the machine of the tests survives
+from pathlib import Path
+from brats_cli.core.errors import BratsError
+{setup}
+before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+try:
+    {call}
+    said = "nothing"
+except BratsError as error:
+    said = str(error)
+took = time.monotonic() - started
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10, took, said, sep="\\n")
+"""
+
+
+def refused_within_bounds(path, setup, call):
+    """What the error says of a file that must be refused with little memory and in little time."""
+    code = _MEASURE.format(setup=f"path = Path({str(path)!r})\n{setup}", call=call)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=4 * MOST_SECONDS
+    )
+    assert ended.returncode == 0, ended.stderr
+    megabytes, seconds, said = ended.stdout.strip().split("\n")
+    assert int(megabytes) < MOST_MB
+    assert float(seconds) < MOST_SECONDS
+    return said
+
+
+def image(path, shape, voxels, *, itself=nib.Nifti1Header):
+    """A file whose header claims a shape, and that holds some bytes, or their gzip members."""
+    header = itself()
+    header.set_data_dtype(np.uint8)
+    header["dim"][: 1 + len(shape)] = len(shape), *shape
+    header["sform_code"] = 1
+    for axis, row in enumerate(("srow_x", "srow_y", "srow_z")):
+        header[row][axis] = 1
+    header["vox_offset"] = 352 if itself is nib.Nifti1Header else 544
+    start = header.binaryblock + bytes(4)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(start) + voxels)
+    else:
+        path.write_bytes(start + voxels)
+
+
+ZEROS = gzip.compress(bytes(1 << 26), 9)
+"""64 MB in 65 kB; several in a row are one file."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units")
+@pytest.mark.parametrize(
+    ("name", "shape", "voxels", "said"),
+    [
+        ("claims.nii", (10_000,) * 3, bytes(100), "its header claims 1,000,000,000,352 bytes"),
+        ("claims.nii.gz", (10_000,) * 3, ZEROS, "its header claims 1,000,000,000,352 bytes"),
+        # 10 GB of zeros, behind an image of 8 voxels or as the header says.
+        ("bomb.nii.gz", (2, 2, 2), ZEROS * 160, "it holds more than the 360 bytes it claims"),
+        ("honest.nii.gz", (2150,) * 3, ZEROS * 160, "its header claims 2150 x 2150 x 2150 voxels"),
+    ],
+)
+@pytest.mark.parametrize("read", ["read_volume", "count_labels", "read_image"])
+def test_an_image_is_read_as_far_as_a_head_scan_goes(tmp_path, name, shape, voxels, said, read):
+    path = tmp_path / name
+    image(path, shape, voxels)
+    setup = f"from brats_cli.core.images.nifti import {read}"
+    assert f"cannot read {path}: {said}" in refused_within_bounds(path, setup, f"{read}(path)")
+
+
+def test_a_nifti_2_header_may_claim_more_than_its_numbers_hold(tmp_path):
+    path = tmp_path / "x.nii"
+    image(path, (2**40, 2**40, 2**40), bytes(10), itself=nib.Nifti2Header)
+    setup = "from brats_cli.core.images.nifti import read_volume"
+    assert "more than the file can hold" in refused_within_bounds(path, setup, "read_volume(path)")
+    assert MOST_VOXELS < 2**40
+
+
+def _deflated(path):
+    checkpoint().save(path)
+    with ZipFile(path) as archive:
+        kept = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        for name, content in kept.items():
+            archive.writestr(name, content)
+        with archive.open("m/data/999", "w", force_zip64=True) as entry:
+            for _ in range(40):
+                entry.write(bytes(1 << 24))  # 670 MB in 1 MB
+
+
+def _overlapping(path):
+    checkpoint().save(path)
+    with ZipFile(path, "a", ZIP_STORED) as archive:
+        archive.writestr("m/data/big", bytes(1 << 24))
+        entry = archive.filelist[-1]
+        for number in range(500):  # 8 GB: the same 16 MB under many names
+            again = pickle.loads(pickle.dumps(entry))
+            again.filename = f"m/data/b{number:02}"
+            archive.filelist.append(again)
+
+
+def _expanded(path):
+    checkpoint().save(path)
+    content = torch.load(path, weights_only=True)
+    first = next(iter(content["weights"]))
+    content["weights"][first] = torch.zeros(1, dtype=torch.float16).expand(10**6, 10**6)
+    torch.save(content, path)
+
+
+def _wide(path):
+    network = {"channels": 10**6, "levels": 7}
+    checkpoint(network=network).save(path)
+
+
+def _wide_of_monai(path):
+    options = {"channels": [4096] * 9, "strides": [2] * 8}
+    checkpoint(network={"name": "monai/UNet", "options": options}).save(path)
+
+
+def _wide_of_nnunet(path):
+    network = {
+        "name": "nnunet/PlainConvUNet", "features": [4096] * 9, "kernels": [[9, 9, 9]] * 9,
+        "strides": [[1, 1, 1]] * 9, "blocks": [9] * 9, "decoder_blocks": [9] * 8,
+    }  # fmt: skip
+    checkpoint(network=network).save(path)
+
+
+def _shared(path):
+    """A list of lists, each of which holds the one before ten times: 10^12 entries in all."""
+    found = ["x"]
+    for _ in range(12):
+        found = [found] * 10
+    torch.save({"format": FORMAT, "weights": {}, "config": {"network": found}}, path)
+
+
+def _nested(path):
+    found = []
+    for _ in range(200):
+        found = [found]
+    torch.save({"format": FORMAT, "weights": {}, "config": found}, path)
+
+
+NO_CHECKPOINT, UNSOUND = "is not a brats checkpoint", "is not a sound checkpoint: its network"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (_deflated, NO_CHECKPOINT),
+        (_overlapping, NO_CHECKPOINT),
+        (_expanded, NO_CHECKPOINT),
+        (_shared, NO_CHECKPOINT),
+        (_nested, NO_CHECKPOINT),
+        (_wide, "do not fit its network"),
+        (_wide_of_monai, UNSOUND),
+        (_wide_of_nnunet, UNSOUND),
+    ],
+)
+def test_a_checkpoint_takes_no_more_than_its_file(tmp_path, make, said):
+    if "monai" in make.__name__:
+        pytest.importorskip("monai")
+    if "nnunet" in make.__name__:
+        pytest.importorskip("dynamic_network_architectures")
+    path = tmp_path / "m.pt"
+    make(path)
+    setup = "from brats_cli.core.model.checkpoint import Checkpoint\n"
+    if "monai" in make.__name__:
+        setup += "import monai.networks.nets\n"  # the library's own memory is not the file's
+    found = refused_within_bounds(path, setup, "Checkpoint.load(path).network()")
+    assert found.startswith(f"{path} ")
+    assert said in found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units")
+@pytest.mark.parametrize("make", [_deflated, _overlapping, _expanded, _shared])
+def test_what_is_imported_takes_no_more_than_its_file(tmp_path, make):
+    path = tmp_path / "m.pt"
+    make(path)
+    setup = "from brats_cli import import_model"
+    found = refused_within_bounds(path, setup, "import_model(path, output=path.parent / 'o.pt')")
+    assert found.startswith(f"{path} cannot be read: it ")
+
+
+# Nine lists of nine of the one before: a thousand million words in 400 bytes.
+ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units")
+@pytest.mark.parametrize("key", ["epochs", "folds", "data", "format", "network", "labels"])
+def test_aliases_of_yaml_are_not_written_out(tmp_path, key):
+    path = tmp_path / "x.yaml"
+    path.write_text(f"format: brats-splits/1\n{ALIASES}{key}: *a9\n".replace("format: b", "f: b"))
+    setup = (
+        "from brats_cli.core.train.config import load_config\n"
+        "from brats_cli.core.data.splits import Split"
+    )
+    found = refused_within_bounds(path, setup, "load_config(path)")
+    assert found == f"cannot read settings from {path}: it is not a YAML file"
+    found = refused_within_bounds(path, setup, "Split.load(path)")
+    assert found == f"cannot read {path}: it is not YAML"
+
+
+# --- nothing is run ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "!!python/object/apply:os.mkdir ['{0}']",
+        "!!python/object/apply:subprocess.call [[mkdir, '{0}']]",
+        "!!python/object/new:os.mkdir ['{0}']",
+        "!!python/name:os.mkdir",
+        "!!python/module:os",
+        "!x {{}}",
+    ],
+)
+def test_tags_of_yaml_run_nothing(tmp_path, tag):
+    made = tmp_path / "made"
+    value = tag.format(made)
+    path = tmp_path / "x.yaml"
+    path.write_text(f"format: brats-splits/1\nepochs: {value}\n")
+    for call in (
+        lambda: load_config(path),
+        lambda: parse_setting(f"epochs={value}"),
+        lambda: Split.load(path),
+    ):
+        with pytest.raises(BratsError, match="cannot read"):
+            call()
+    assert not made.exists()
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Two cases, their split and a run of it, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        write_case(tmp_path / "data", f"BraTS2021_0000{number}", labels(number), seed=number)
+    split = {
+        "format": "brats-splits/1", "data": "data", "labels": "brats2020", "seed": 0, "test": [],
+        "folds": [{"train": ["BraTS2021_00000"], "val": ["BraTS2021_00001"]}],
+    }  # fmt: skip
+    (tmp_path / "run").mkdir()
+    for place in ("splits.yaml", "run/splits.yaml"):
+        split["data"] = "../data" if "/" in place else "data"
+        (tmp_path / place).write_text(yaml.safe_dump(split))
+    CONFIG.save(tmp_path / "run/config.yaml")
+    CONFIG.save(tmp_path / "tiny.yaml")
+    checkpoint().save(tmp_path / "model.pt")
+    return tmp_path / "run"
+
+
+TRAIN = ["train", "--device", "cpu", "-c", "tiny.yaml", "--workers", "0"]
+WITH_A_MODEL = {
+    "predict": ["predict", "data", "-o", "out", "--device", "cpu", "--model"],
+    "start": [*TRAIN, "-o", "new", "--init"],
+    "resume": ["train", "--device", "cpu", "--resume", "-o", "run"],
+    "export": ["export", "-o", "x.onnx"],
+    "import": ["import", "-o", "x.pt"],
+}
+"""Calls that read a file of weights, which is their last word but for `resume`."""
+
+
+def with_model(command, path, run):
+    words = WITH_A_MODEL[command]
+    if command == "resume":
+        path.rename(run / "last.pt")
+        return words
+    return [*words, path]
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda content, file: pickle.dump(content, file)])
+@pytest.mark.parametrize("command", WITH_A_MODEL)
+def test_code_in_a_file_of_weights_is_never_run(run, command, write):
+    touched, path = run / "touched", run / "evil.pt"
+    with path.open("wb") as file:
+        write({"format": FORMAT, "weights": Touch(touched)}, file)
+    if command == "export":
+        pytest.importorskip("onnx")
+    result = brats(*with_model(command, path, run))
+    assert result.exit_code == 3, result.output
+    assert "Traceback" not in result.stderr
+    assert not touched.exists()
+
+
+# --- what is no file ---------------------------------------------------------------------------
+
+CASE = "data/BraTS2021_00001/BraTS2021_00001"
+
+WITH_A_PLACE = {
+    "check a scan": (f"{CASE}_t1.nii.gz", ["check", "data"]),
+    "check a label map": (f"{CASE}_seg.nii.gz", ["check", "data"]),
+    "repair": (f"{CASE}_t1.nii.gz", ["check", "data", "--fix", "fixed"]),
+    "split by label maps": (f"{CASE}_seg.nii.gz", ["split", "data", "-o", "new.yaml"]),
+    "split by scans": (f"{CASE}_t1.nii.gz", ["split", "data", "-o", "new.yaml"]),
+    "strata": ("t.csv", ["split", "data", "-o", "new.yaml", "--stratify", "t.csv:a"]),
+    "patients": ("t.csv", ["split", "data", "-o", "new.yaml", "--patients", "t.csv:a"]),
+    "train on splits": ("s.yaml", ["train", "s.yaml", "-c", "tiny.yaml"]),
+    "train by settings": ("c.yaml", ["train", "-c", "c.yaml"]),
+    "train on a scan": (f"{CASE}_t1.nii.gz", [*TRAIN, "-o", "new"]),
+    "train on a label map": (f"{CASE}_seg.nii.gz", [*TRAIN, "-o", "new"]),
+    "start from weights": ("m.pt", [*TRAIN, "-o", "new", "--init", "m.pt"]),
+    "resume by settings": ("run/config.yaml", ["train", "--resume", "-o", "run"]),
+    "resume by splits": ("run/splits.yaml", ["train", "--resume", "-o", "run"]),
+    "predict a scan": (
+        f"{CASE}_t1.nii.gz",
+        ["predict", "data/BraTS2021_00001", "-o", "o.nii.gz", "--model", "model.pt"],
+    ),
+    "predict by a model": ("m.pt", ["predict", "data", "-o", "out", "--model", "m.pt"]),
+    "evaluate a prediction": ("p.nii.gz", ["evaluate", "p.nii.gz", f"{CASE}_seg.nii.gz"]),
+    "evaluate by an expert": ("p.nii.gz", ["evaluate", f"{CASE}_seg.nii.gz", "p.nii.gz"]),
+    "evaluate into it": ("s.csv", ["evaluate", "data", "data", "-o", "s.csv", "--overwrite"]),
+    "compare": ("s.csv", ["compare", "s.csv", "tiny.yaml"]),
+    "mesh": ("p_seg.nii.gz", ["mesh", "p_seg.nii.gz", "-o", "m.stl"]),
+    "paint": (
+        "p.nii.gz", ["mesh", f"{CASE}_seg.nii.gz", "--paint", "p.nii.gz", "-o", "m.ply"],
+    ),
+    "view a scan": (f"{CASE}_t2.nii.gz", ["view", "data/BraTS2021_00001", "-o", "v.html"]),
+    "view a label map": (
+        "p.nii.gz", ["view", "data/BraTS2021_00001", "--seg", "p.nii.gz", "-o", "v.html"],
+    ),
+    "view a map": (
+        "p.nii.gz", ["view", "data/BraTS2021_00001", "--uncertainty", "p.nii.gz", "-o", "v.html"],
+    ),
+    "import": ("m.pt", ["import", "m.pt"]),
+    "export": ("m.pt", ["export", "m.pt"]),
+}  # fmt: skip
+"""A file that a call reads or writes, and the call."""
+
+
+@pytest.fixture
+def in_time():
+    """Fail, instead of waiting for ever, what takes more than a minute."""
+
+    def late(*_):
+        raise TimeoutError("it waits for something that is no file")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@needs_posix
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("call", WITH_A_PLACE)
+def test_a_pipe_or_device_in_place_of_a_file_is_refused(run, in_time, call, kind):
+    place, words = WITH_A_PLACE[call]
+    path = run.parent / place
+    path.unlink(missing_ok=True)
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    if call == "export":
+        pytest.importorskip("onnx")
+    result = brats(*words)
+    assert result.exit_code == 3, result.output
+    assert "error: " in result.stderr + result.stdout
+    # Nothing was put in its place.
+    assert path.is_fifo() if kind == "pipe" else path.readlink() == Path("/dev/zero")
+
+
+@needs_posix
+@pytest.mark.parametrize("name", ["dataset.json", "predictions.jsonl", "index.html", "a.html"])
+def test_a_pipe_where_a_file_may_be_is_passed_over(run, in_time, name):
+    views = run.parent / "views"
+    views.mkdir()
+    for folder in (run.parent / "data", views):
+        os.mkfifo(folder / name)
+    result = brats("view", "data", "--seg", "data", "-o", "views")
+    if name == "index.html":  # it would be written over
+        assert result.exit_code == 3
+        assert "index.html: it is not a regular file" in result.stderr
+    else:
+        assert result.exit_code == 0, result.output
+        assert (views / "index.html").is_file()
+
+
+@needs_posix
+def test_a_pipe_in_a_run_or_a_store_is_passed_over(run, in_time):
+    folder = run.parent
+    (folder / "runs").mkdir()
+    os.mkfifo(folder / "runs/latest")
+    result = brats("predict", "data", "-o", "out", "--device", "cpu")
+    assert "there is no trained model in" in result.stderr
+    os.mkfifo(run / "log.csv")
+    with pytest.raises(BratsError, match=r"log.csv: it is not a regular file"):
+        RunRecord(run).rows()
+
+
+# --- too long, too deep ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [60, 900, 100_000])
+def test_what_is_nested_without_end_is_no_json_or_yaml(count):
+    with pytest.raises(ValueError, match=r"\S"):
+        parse_json("[" * count + "]" * count)
+    if count < 1000:  # PyYAML takes its time
+        with pytest.raises(ValueError, match=r"\S"):
+            parse_yaml("[" * count + "]" * count)
+
+
+def test_a_million_values_are_a_file_and_more_are_not():
+    assert len(parse_json(json.dumps([0] * 1_000_000))) == 1_000_000
+    with pytest.raises(ValueError, match="it holds too many values"):
+        parse_json(json.dumps([0] * 1_000_001))
+
+
+def test_a_field_without_end_is_no_table(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("case,region,dice\n" + "x" * 200_000 + ",WT,1\n")
+    for read in (read_table, lambda path: read_scores(path, "a")):
+        with pytest.raises(BratsError, match="cannot read"):
+            read(path)
