@@ -98,7 +98,7 @@ def test_the_wheels_metadata_say_what_it_is(wheel):
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0 AND BSD-2-Clause AND MIT AND ISC"
     entry = name.replace("METADATA", "entry_points.txt")
-    assert wheel.read(entry).decode() == "[console_scripts]\nbrats = brats_cli.app:main\n"
+    assert wheel.read(entry).decode() == "[console_scripts]\nbrats = brats_cli.__main__:main\n"
 
 
 # Optional libraries
