@@ -22,18 +22,18 @@ def main(data: Path, out: Path, **training: object) -> None:
         if isinstance(event, brats_cli.Epoch):
             print(f"epoch {event.number}: loss {event.loss:.3f}")
 
-    cases = made.split.cases()
-    test = [cases[case_id].folder for case_id in made.split.test]
-    for event in brats_cli.predict(test, output=out / "predictions", model=out / "run"):
+    # A splits file stands for its test cases.
+    predictions = out / "predictions"
+    for event in brats_cli.predict(out / "splits.yaml", output=predictions, model=out / "run"):
         if isinstance(event, brats_cli.Prediction):
             print(f"{event.case}: {event.volumes_mm3['WT']:.0f} mm3 of tumour")
         elif isinstance(event, brats_cli.BratsError):  # one case that failed; the others go on
             print(f"{event}; {event.hint}")
 
-    scores = brats_cli.evaluate(out / "predictions", data, output=out / "scores.csv")
+    scores = brats_cli.evaluate(predictions, data, output=out / "scores.csv")
     print(f"whole-tumour Dice {scores.summary()['WT']['dice'].mean:.3f}")
 
-    segmentations = sorted((out / "predictions").glob("*.nii.gz"))
+    segmentations = sorted(predictions.glob("*.nii.gz"))
     brats_cli.mesh(segmentations, region="WT", output=out / "meshes")
 
 

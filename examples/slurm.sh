@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Five-fold cross-validation on a Slurm cluster, a job and a GPU for each fold.
 #   brats split data/ -o splits.yaml --folds 5
-#   sbatch examples/slurm.sh
+#   sbatch examples/slurm.sh              # what follows goes to brats train, such as --epochs 300
 #SBATCH --job-name=brats
 #SBATCH --array=0-4
 #SBATCH --gres=gpu:1
@@ -16,7 +16,7 @@ run=runs/fold$fold
 
 # A job that was put back into the queue goes on where it was.
 if [[ -e $run/config.yaml ]]; then
-    brats train -o "$run" --fold "$fold" --gpu 0 --resume
+    brats train -o "$run" --fold "$fold" --resume "$@"
 else
-    brats train splits.yaml -o "$run" --fold "$fold" --gpu 0
+    brats train splits.yaml -o "$run" --fold "$fold" "$@"
 fi

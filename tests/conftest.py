@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # seconds. `make quick` leaves them out, like the tests that are marked slow by themselves.
 SLOW_FILES = {
     "test_browser.py",
+    "test_cluster.py",
     "test_damaged_files.py",
     "test_demo.py",
     "test_demo_command.py",
@@ -31,6 +32,7 @@ SLOW_FILES = {
     "test_everyday_files_command.py",
     "test_examples.py",
     "test_imported_real.py",
+    "test_interruptions.py",
     "test_learner.py",
     "test_machine.py",
     "test_monai.py",
@@ -38,8 +40,10 @@ SLOW_FILES = {
     "test_on_a_pretended_gpu.py",
     "test_pipeline.py",
     "test_sampling.py",
+    "test_shells.py",
     "test_train_command.py",
     "test_training.py",
+    "test_tutorial.py",
 }
 
 

@@ -42,6 +42,16 @@ def stdout_of(*words, stdin=None):
     return result.stdout
 
 
+def loaded_by(code, names, *words, cwd=None):
+    """Those of some modules that a new process has loaded when it has run `code`."""
+    code += f"\nimport sys; print(*({set(names)} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
 def assert_refused(result, error, hint=""):
     """Two lines on stderr, nothing on stdout, status 3."""
     assert result.exit_code == 3, result.output

@@ -3,12 +3,13 @@
 import inspect
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
-from helpers import write_case
+from helpers import loaded_by, write_case
 
 import brats_cli
 from brats_cli.app import app
@@ -90,12 +91,8 @@ def test_another_name_is_an_attribute_error():
 
 
 def test_importing_it_loads_no_library():
-    code = (
-        "import sys, brats_cli\n"
-        "print(sorted({'torch', 'numpy', 'scipy', 'nibabel', 'typer', 'rich'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    heavy = {"torch", "numpy", "scipy", "nibabel", "typer", "rich"}
+    assert loaded_by("import brats_cli", heavy) == set()
 
 
 @pytest.mark.slow
@@ -138,3 +135,18 @@ def test_errors_are_raised(data, tmp_path):
         brats_cli.check(data, labels="brats1999")
     with pytest.raises(brats_cli.BratsError, match="no case id matches 'x'"):
         brats_cli.split(data, include=["x"])
+
+
+def test_an_executor_that_is_given_makes_the_same_files(data, tmp_path):
+    labels = sorted(data.glob("*/*seg.nii.gz"))
+    made = {}
+    with ThreadPoolExecutor(3) as executor:
+        for name, where in (("one", {"workers": 0}), ("other", {"executor": executor})):
+            folder = tmp_path / name
+            brats_cli.evaluate(data, data, output=folder / "scores.csv", **where)
+            brats_cli.mesh(labels, output=folder, region="all", **where)
+            brats_cli.view(data, output=folder / "views", **where)
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            made[name] = {path.relative_to(folder): path.read_bytes() for path in files}
+    assert len(made["one"]) == 1 + 6 * 3 + 7  # scores, three regions of each case, pages, index
+    assert made["one"] == made["other"]

@@ -1,5 +1,6 @@
 """What the documents say, held against the program."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -9,9 +10,9 @@ import pytest
 import typer
 import yaml
 from pydantic import BaseModel
-from typer.completion import get_completion_script
+from test_shape import EDGES
 
-from brats_cli import __version__
+import brats_cli
 from brats_cli.app import app
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.train.config import TrainConfig, load_config
@@ -21,6 +22,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 GROUP = typer.main.get_command(app)
 
 
+def program(name):
+    """A program of the checkout as a module."""
+    spec = importlib.util.spec_from_file_location(Path(name).parent.name, ROOT / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def code_blocks(text):
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [block for language, block in blocks if language in ("", "bash", "sh", "console")]
@@ -28,7 +37,8 @@ def code_blocks(text):
 
 def brats_lines(text):
     """Every call of `brats` in shell text, as words, wherever it stands in a line."""
-    joined = re.sub(r"\$\w+", "0", text.replace("\\\n", " "))  # a variable may stand for anything
+    joined = text.replace("\\\n", " ").replace('"$@"', "")  # what else a script is given
+    joined = re.sub(r"\$\w+", "0", joined)  # a variable may stand for anything
     calls = []
     for line in joined.splitlines():
         for call in re.split(r"&&|\|\||[|;]|\b(?:do|then|else|try)\b|\$ ", line):
@@ -91,7 +101,13 @@ DIALECT = re.compile(
 )
 
 
-DOCUMENTS = ["README.md", "CHANGELOG.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+DOCUMENTS = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),
+]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -168,20 +184,77 @@ def test_links_lead_somewhere(name):
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
-def test_the_changelog_has_this_version():
+def test_the_changelogs_newest_release_is_this_version():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(rf"^## \[{re.escape(__version__)}\]", text, re.MULTILINE)
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    releases = [heading for heading in headings if heading != "[Unreleased]"]
+    assert headings in (releases, ["[Unreleased]", *releases])
+    day = r"\d{4}-\d{2}-\d{2}"
+    assert re.fullmatch(rf"\[{re.escape(brats_cli.__version__)}\] - {day}", releases[0])
 
 
-def test_the_package_and_its_metadata_have_one_version():
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert f'\nversion = "{__version__}"\n' in text
+def test_the_version_stands_in_one_place():
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert not re.search(r"^version = \"", settings, re.MULTILINE)
+    assert 'version = {attr = "brats_cli.__version__"}' in settings
+
+
+def test_the_citation_has_what_its_format_asks_for():
+    # The required keys of CFF 1.2.0, and an author that is an entity: it has a name alone.
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["authors"] == [{"name": "The brats developers"}]
+    assert citation["title"] == "brats"
+    assert citation["message"]
+    assert "version" not in citation  # it stands in one place
+
+
+def test_the_rooms_that_contributors_read_of_are_those_of_the_core():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*)\|$", text, re.MULTILINE)
+    assert {room: set(re.findall(r"`(\w+)`", edges)) for room, edges in rows} == EDGES
+
+
+def test_the_make_targets_that_contributors_read_of_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    targets = re.findall(r"^make ([\w-]+)", text, re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert len(targets) == 7
+    assert [name for name in targets if f"\n{name}: " not in makefile] == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completions_are_what_brats_makes(shell):
-    script = get_completion_script(prog_name="brats", complete_var="_BRATS_COMPLETE", shell=shell)
-    assert (ROOT / f"completions/brats.{shell}").read_text(encoding="utf-8") == script + "\n"
+    made = program("completions/make.py").script(shell)
+    found = (ROOT / f"completions/brats.{shell}").read_text(encoding="utf-8")
+    assert found == made, "run `make completions`"
+
+
+@pytest.mark.parametrize("name", ["commands.md", "python.md"])
+def test_the_references_are_what_the_code_says(name):
+    made = program("docs/make.py").PAGES[name]()
+    found = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert found.splitlines() == made.splitlines(), "run `make docs`"
+
+
+def test_the_references_have_a_meaning_for_every_parameter():
+    for name, page in program("docs/make.py").PAGES.items():
+        functions = page().partition("\n## Results")[0]
+        assert [line for line in functions.splitlines() if line.endswith("|  |")] == [], name
+
+
+def test_the_reference_of_a_command_says_what_its_option_is():
+    page = program("docs/make.py").commands()
+    assert "`brats mesh SEG... [OPTIONS]`" in page
+    assert "\n| `--space` `AXES` | Axes of the mesh" in page
+    assert "(lps). Default: `ras`. |" in page
+    assert "\n| `--group`, `--no-group` | Keep all visits" in page
+    assert "--small" not in page  # hidden: for tests
+
+
+def test_the_reference_of_python_has_every_public_name():
+    headings = set(re.findall(r"^##+ (\w+)$", program("docs/make.py").python(), re.MULTILINE))
+    assert {name for name in brats_cli.__all__ if name != "__version__"} <= headings
 
 
 def keys_of(model: type[BaseModel], before=""):

@@ -23,7 +23,12 @@ from .commands.predict import predict
 from .commands.split import split
 from .commands.train import train
 from .commands.view import view
-from .core.compute.signals import end_at_once_on_stops, exit_on_sigterm
+from .core.compute.signals import (
+    end_at_once_on_stops,
+    exit_on_sigterm,
+    program,
+    repeat_dropped_stops,
+)
 from .core.errors import BratsError, BratsWarning
 
 # OpenMP's threads spin while they wait for each other. Beside patch workers, or any other load,
@@ -103,10 +108,12 @@ app.command()(demo)
 def main() -> None:
     """Entry point of the `brats` command."""
     exit_on_sigterm()
+    repeat_dropped_stops()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every letter
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(prog_name="brats")
+        with program():
+            app(prog_name="brats")
     finally:
         end_at_once_on_stops()

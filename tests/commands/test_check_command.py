@@ -562,6 +562,7 @@ def test_a_single_case_is_checked_and_repaired_under_its_name(data, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_several_processes_find_the_same(data):
     Broken(data).path("t1").unlink()
     alone, together = (run(data, "--json", "--workers", n).stdout for n in (1, 2))

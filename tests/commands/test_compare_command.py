@@ -1,18 +1,15 @@
 import json
+from functools import partial
 
 import pytest
-from typer.testing import CliRunner
+from helpers import brats
 
-from brats_cli.app import app
+compare = partial(brats, "compare")
 
 ROWS = {
     "a": {"A": 0.9, "B": 0.8, "C": 0.7},
     "b": {"A": 0.8, "B": 0.8, "C": 0.5},
 }
-
-
-def brats(*arguments):
-    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
 
 
 @pytest.fixture
@@ -27,7 +24,7 @@ def two(tmp_path):
 
 
 def test_the_tables_show_pairs_and_ranking_within_80_columns(two):
-    result = brats(*two)
+    result = compare(*two)
     assert result.exit_code == 0, result.output
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     assert max(map(len, lines)) <= 80
@@ -41,7 +38,7 @@ def test_the_tables_show_pairs_and_ranking_within_80_columns(two):
 
 
 def test_json_and_a_plot(two, tmp_path):
-    result = brats(*two, "--json", "-o", tmp_path / "compare.png")
+    result = compare(*two, "--json", "-o", tmp_path / "compare.png")
     assert json.loads(result.stdout)["format"] == "brats-comparison/1"
     assert (tmp_path / "compare.png").read_bytes()[1:4] == b"PNG"
     assert f"wrote {tmp_path / 'compare.png'}" in result.stderr
@@ -49,7 +46,7 @@ def test_json_and_a_plot(two, tmp_path):
 
 def test_cases_that_a_model_lacks_are_named_on_stderr(two):
     two[1].write_text(two[1].read_text().replace("C,WT", "D,WT"))
-    result = brats(*two)
+    result = compare(*two)
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
         "a lacks 1 case, which is left out: D",
@@ -58,16 +55,29 @@ def test_cases_that_a_model_lacks_are_named_on_stderr(two):
 
 
 def test_another_metric_and_a_misspelt_one(two):
-    assert brats(*two, "--metric", "dice").exit_code == 0
-    result = brats(*two, "--metric", "dcie")
+    assert compare(*two, "--metric", "dice").exit_code == 0
+    result = compare(*two, "--metric", "dcie")
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.splitlines()[1] == " hint: did you mean 'dice'?"
 
 
 def test_one_file_is_two_lines(two):
-    result = brats(two[0])
+    result = compare(two[0])
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.splitlines() == [
         "error: there is nothing to compare",
         " hint: give the scores of two models or more",
+    ]
+
+
+def test_two_conventions_are_two_lines(two):
+    for path, name in zip(two, ("brats2020", "plain"), strict=True):
+        head, *lines = path.read_text().splitlines()
+        path.write_text("\n".join([f"{head},convention", *(f"{line},{name}" for line in lines)]))
+    result = compare(*two)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.splitlines() == [
+        f"error: {two[1]} and {two[0]} were scored by different rules: convention plain and "
+        "brats2020",
+        " hint: score all models with the same options of brats evaluate",
     ]

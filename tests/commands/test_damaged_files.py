@@ -4,10 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
-from helpers import DAMAGES
-from typer.testing import CliRunner
+from helpers import DAMAGES, brats
 
-from brats_cli.app import app
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
@@ -81,7 +79,7 @@ def test_a_damaged_file_is_named_in_two_lines(command, damage, whole, tmp_path, 
             (tmp_path / name).write_bytes(DAMAGES[damage](content) if damaged else content)
     monkeypatch.chdir(tmp_path)
     before = capfd.readouterr()
-    result = CliRunner().invoke(app, words)
+    result = brats(*words)
     assert result.exit_code == 3, result.output
     assert capfd.readouterr() == before == ("", "")  # past the program's own output: nibabel's
     lines = result.stderr.splitlines()

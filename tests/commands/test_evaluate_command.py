@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import helpers
 import nibabel as nib
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from helpers import save_nifti
 
-from brats_cli.app import app
+brats = partial(helpers.brats, "evaluate")
 
 # Ten voxels in a row: Dice WT 10/11 = 0.909, TC 6/8, ET 4/5; see tests/core/test_evaluation.py.
 TRUTH = (0, 1, 1, 4, 4, 2, 2, 0, 0, 0)
@@ -22,14 +24,8 @@ NO_ET = (0, 1, 1, 1, 1, 2, 2, 0, 0, 0)
 
 
 def put(path, labels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = np.array(labels, dtype=np.uint8).reshape(-1, 1, 1)
-    nib.save(nib.Nifti1Image(data, np.eye(4)), path)
+    save_nifti(path, np.array(labels, dtype=np.uint8).reshape(-1, 1, 1))
     return path
-
-
-def brats(*arguments):
-    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
 
 
 def cells(line):
@@ -106,6 +102,16 @@ def test_every_score_goes_to_the_csv(folders, tmp_path):
     assert result.exit_code == 0
     assert f"wrote {path}" in result.stderr
     assert len(path.read_text().splitlines()) == 1 + 2 * 3
+
+
+def test_plots_that_exist_are_reported_before_anything_is_scored(folders, tmp_path):
+    path = tmp_path / "plots" / "distributions.png"
+    path.parent.mkdir()
+    path.touch()
+    result = brats(*folders, "-o", tmp_path / "scores.csv", "--plots", path.parent)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.splitlines()[0] == f"error: {path} exists already"
+    assert not (tmp_path / "scores.csv").exists()
 
 
 def test_a_csv_that_exists_is_told_before_anything_is_scored(folders, tmp_path):
@@ -217,16 +223,7 @@ def test_the_tolerance_reaches_the_surface_dice(folders):
     assert json.loads(brats(*folders, "--json").stdout)["cases"][0]["surface_dice"] == 1
 
 
-def test_evaluating_loads_neither_torch_nor_torchio(folders):
-    code = (
-        "import sys; from typer.testing import CliRunner; from brats_cli.app import app; "
-        f"done = CliRunner().invoke(app, ['evaluate', {str(folders[0])!r}, {str(folders[1])!r}]); "
-        "print(done.exit_code, sorted({'torch', 'torchio', 'skimage'} & set(sys.modules)))"
-    )
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert made.stdout == "0 []\n"
-
-
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX")
 @pytest.mark.parametrize("seconds", [0.1, 2], ids=["while starting", "while scoring"])
 def test_ctrl_c_ends_every_process_with_status_130_and_no_csv(tmp_path, seconds):

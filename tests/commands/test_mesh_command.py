@@ -3,31 +3,26 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import stl
-from typer.testing import CliRunner
-
-from brats_cli.app import app
+from helpers import brats, save_nifti
 
 AFFINE = np.diag([-1.0, -1, 2, 1])
 
 
-def run(*args: object, stdin: str | None = None):
-    return CliRunner().invoke(app, ["mesh", *map(str, args)], input=stdin)
+run = partial(brats, "mesh")
 
 
 def write_seg(path: Path, *values: int) -> Path:
     """A label map with one voxel of 1 x 1 x 2 mm for each value, none beside another."""
     data = np.zeros((9, 3, 3), dtype=np.uint8)
     data[1 : 2 * len(values) : 2, 1, 1] = values
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(data, AFFINE), path)
+    save_nifti(path, data, AFFINE)
     return path
 
 
@@ -296,6 +291,27 @@ def test_nothing_on_stdin():
     )
 
 
+def test_the_maps_that_predict_writes_beside_label_maps_are_left_out_of_a_batch(tmp_path):
+    cases = [write_seg(tmp_path / f"{name}.nii.gz", 1) for name in ("A", "B")]
+    for name in ("A_probabilities", "A_uncertainty", "B_unc_whole", "B_unc_core"):
+        nib.save(nib.Nifti1Image(np.zeros((9, 3, 3, 3)), AFFINE), tmp_path / f"{name}.nii.gz")
+    result = run(*sorted(tmp_path.glob("*.nii.gz")), "-o", tmp_path / "meshes")
+    assert result.exit_code == 0, result.stderr
+    assert names(tmp_path / "meshes") == ["A_WT.stl", "B_WT.stl"]
+    assert "left out 4 maps of probabilities or uncertainty" in result.stderr.splitlines()
+    # Named alone, a map is what is asked for, and the error says what it is not.
+    result = run(cases[0].with_name("A_probabilities.nii.gz"))
+    assert result.exit_code == 3
+    assert "it has 4 dimensions" in result.stderr
+
+
+def test_where_meshes_are_is_not_said_of_the_current_folder(seg, monkeypatch):
+    monkeypatch.chdir(seg.parent)
+    result = run("seg.nii.gz")
+    assert result.exit_code == 0
+    assert "written" not in result.stderr
+
+
 def test_in_a_batch_the_others_go_on_and_the_failures_come_last(tmp_path):
     good = [write_seg(tmp_path / f"{name}.nii.gz", 1, 2, 4) for name in "ad"]
     empty = write_seg(tmp_path / "b.nii.gz", 2)
@@ -332,15 +348,3 @@ def test_a_folder_that_may_not_be_written_to(seg):
         seg.parent.chmod(0o700)
     assert result.exit_code == 3
     assert "no permission to write" in result.stderr
-
-
-def test_meshing_loads_no_torch(seg):
-    code = (
-        "import sys; from brats_cli.app import main\n"
-        f"sys.argv = ['brats', 'mesh', {str(seg)!r}]\n"
-        "try: main()\n"
-        "except SystemExit: print(sorted({'torch', 'torchio', 'medpy'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert seg.with_name("seg_WT.stl").exists()

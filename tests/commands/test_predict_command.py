@@ -1,8 +1,6 @@
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -185,22 +183,6 @@ def test_a_run_a_checkpoint_and_the_newest_run_are_one_model(here):
     for options in (["--model", "runs/a"], ["--model", "runs/a/best.pt"], []):
         result = done(f"data/{IDS[0]}", "-o", "seg.nii.gz", "--overwrite", *options)
         assert result.stderr.startswith("model runs/a/best.pt on cpu")
-
-
-def test_predicting_loads_nothing_that_only_training_needs(here):
-    code = (
-        "import sys\n"
-        "from brats_cli.app import app\n"
-        "app(sys.argv[1:], standalone_mode=False)\n"
-        "heavy = {'torchio', 'SimpleITK', 'blosc2', 'medpy', 'matplotlib', 'tensorboard'}\n"
-        "training = [name for name in sys.modules if name.startswith('brats_cli.core.train')]\n"
-        "print(sorted(heavy & set(sys.modules)) + training)"
-    )
-    words = ["predict", f"data/{IDS[0]}", "-o", "seg.nii.gz", "--device", "cpu"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines()[-1] == "[]"
 
 
 # --- several cases -----------------------------------------------------------------------------

@@ -3,6 +3,8 @@ import pytest
 import yaml
 from helpers import brats, write_case
 
+from brats_cli.core.data import folders
+
 
 def write(folder, case_id, seed, *, labelled=True):
     labels = np.zeros((6, 6, 6), np.uint8)
@@ -45,6 +47,17 @@ def test_the_same_call_gives_the_same_bytes(data, tmp_path):
     brats("split", data, "-o", tmp_path / "a.yaml", "--seed", 3)
     brats("split", data, "-o", tmp_path / "b.yaml", "--seed", 3)
     assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
+
+
+def test_the_data_set_is_listed_once(data, monkeypatch):
+    entered = []
+    listing = folders._listing
+    monkeypatch.setattr(
+        folders, "_listing", lambda path, links: entered.append(path.name) or listing(path, links)
+    )
+    assert brats("split", "data").exit_code == 0
+    cases = [f"BraTS2021_{number:05}" for number in range(9)]
+    assert sorted(entered) == ["BraTS-GLI-00000-000", "BraTS-GLI-00000-001", *cases, "data"]
 
 
 def test_a_row_for_every_fold(data):

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import assert_refused, brats
 from rich.console import Console
-from typer.testing import CliRunner
 
 from brats_cli import console
-from brats_cli.app import app
 from brats_cli.commands.train import _seconds
 from brats_cli.commands.train_view import Pace
 from brats_cli.core.data.phantom import write_phantoms
@@ -43,23 +42,13 @@ SETTINGS = {
 
 
 def train(*args):
-    return CliRunner().invoke(app, ["train", *map(str, args), "--device", "cpu"])
+    return brats("train", *args, "--device", "cpu")
 
 
 def done(*args):
     result = train(*args)
     assert result.exit_code == 0, result.output
     return result
-
-
-def assert_refused(result, error, hint=""):
-    """Two lines on stderr, nothing on stdout, status 3."""
-    assert result.exit_code == 3, result.output
-    assert result.stdout == ""
-    first, second = result.stderr.splitlines()
-    assert first == f"error: {error}"
-    assert second.startswith(" hint: ")
-    assert hint in second
 
 
 def rows(run):
@@ -153,7 +142,7 @@ def test_with_its_defaults_it_trains_on_splits_yaml_into_a_new_run(here):
 
 def test_quiet_prints_the_result_alone(here):
     args = ["-q", "train", "-c", "tiny.yaml", "--epochs", "1", "--device", "cpu"]
-    result = CliRunner().invoke(app, args)
+    result = brats(*args)
     assert result.exit_code == 0
     assert result.stderr == ""
     assert len(result.stdout.splitlines()) == 2
@@ -409,7 +398,7 @@ def test_cases_can_be_prepared_alone(here):
 def test_preparing_alone_needs_no_device_and_no_place_for_a_run(here):
     done("-c", "tiny.yaml", "-o", "run", "--epochs", 1)
     args = ["-c", "tiny.yaml", "-o", "run", "--prepare-only", "--gpu", "99"]
-    assert CliRunner().invoke(app, ["train", *args]).exit_code == 0
+    assert brats("train", *args).exit_code == 0
 
 
 def test_a_case_whose_image_changed_is_prepared_again(own_data):
@@ -455,7 +444,7 @@ def test_a_stored_case_that_was_damaged_meanwhile_is_prepared_again(here, worker
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU 0")
 def test_a_gpu_that_is_not_there(here):
-    result = CliRunner().invoke(app, ["train", "-c", "tiny.yaml", "--epochs", "1", "--gpu", "0"])
+    result = brats("train", "-c", "tiny.yaml", "--epochs", "1", "--gpu", "0")
     assert_refused(result, "this machine has no GPU 0 (CUDA devices found: 0)", "use --device cpu")
     assert not Path("runs").exists()
 
@@ -543,7 +532,7 @@ def test_a_damaged_case_is_named_and_no_run_is_left(own_data):
 
 
 def test_help_shows_the_missions_line():
-    result = CliRunner().invoke(app, ["train", "--help"])
+    result = brats("train", "--help")
     assert "Example: brats train --epochs 100 --gpu 0" in result.stdout
 
 

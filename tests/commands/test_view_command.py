@@ -1,13 +1,15 @@
 import inspect
 import json
+from functools import partial
 
 import pytest
-from typer.testing import CliRunner
+from helpers import brats
 from viewcases import label_map, write, write_case
 
 import brats_cli
-from brats_cli.app import app
 from brats_cli.commands.view import view as command
+
+run = partial(brats, "view")
 
 EXISTS = "exists already"
 
@@ -22,10 +24,6 @@ def data(tmp_path_factory):
     larger[40:41, 12:24, 15:27] = 2
     write(folder / "seg.nii.gz", larger)
     return folder
-
-
-def run(*words, **how):
-    return CliRunner().invoke(app, ["view", *map(str, words)], **how)
 
 
 def test_a_picture_and_its_numbers(data, tmp_path):
@@ -49,7 +47,7 @@ def test_a_batch_says_where_its_index_is(data, tmp_path):
 
 def test_paths_from_stdin(data, tmp_path):
     paths = "\n".join(str(path) for path in sorted((data / "data").iterdir()))
-    result = run("-", "-o", tmp_path / "views", input=paths)
+    result = run("-", "-o", tmp_path / "views", stdin=paths)
     assert result.exit_code == 0
     assert (tmp_path / "views/BraTS2021_00002.html").is_file()
 

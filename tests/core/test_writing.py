@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from brats_cli.core.errors import OutputError, OutputExistsError
-from brats_cli.core.writing import own_folder, require_writable, whole_file, whole_folder
+from brats_cli.core.writing import (
+    append_line,
+    growing_file,
+    own_folder,
+    require_writable,
+    whole_file,
+    whole_folder,
+)
 
 
 def test_the_file_is_there_when_the_block_has_ended(tmp_path):
@@ -139,3 +146,79 @@ def test_a_folder_belongs_to_one_process(tmp_path):
     ):
         pass
     assert not (tmp_path / "run").exists()
+
+
+def test_lines_are_added(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    append_line(path, "a")
+    append_line(path, "é")
+    assert path.read_bytes() == "a\né\n".encode()
+
+
+def test_a_line_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(OutputError, match=f"cannot write {tmp_path / 'no' / 'lines.jsonl'}"):
+        append_line(tmp_path / "no" / "lines.jsonl", "a")
+
+
+@pytest.mark.parametrize("torn", ["half", "h" * 10000])
+@pytest.mark.parametrize("before", ["", "whole\n"])
+def test_what_a_killed_process_left_of_a_line_goes_when_the_next_is_appended(
+    tmp_path, before, torn
+):
+    path = tmp_path / "lines.jsonl"
+    path.write_text(before + torn)
+    append_line(path, "next")
+    assert path.read_text() == f"{before}next\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no limit of a file's size")
+def test_of_a_line_that_does_not_fit_nothing_is_kept(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text("whole\n")
+    # A file of at most ten bytes: the system takes four of the next line, and then no more.
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from brats_cli.core.writing import append_line\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
+        "append_line(Path(sys.argv[1]), 'a long line')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert "OutputError: cannot write" in done.stderr
+    assert path.read_text() == "whole\n"
+
+
+def test_a_growing_file_stays_if_a_line_was_added(tmp_path):
+    path = tmp_path / "out" / "lines.jsonl"
+    with growing_file(path):
+        assert path.read_text() == ""
+    assert list(tmp_path.iterdir()) == []
+    with growing_file(path):
+        append_line(path, "a")
+    assert path.read_text() == "a\n"
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write"), growing_file(tmp_path / "file" / "x"):
+        pass
+
+
+def test_a_killed_process_of_the_same_number_leaves_nothing_in_a_folder(tmp_path):
+    left = tmp_path / f".{os.getpid()}.partial.out"
+    left.mkdir()
+    (left / "stray").touch()
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "a").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+
+
+def test_two_machines_that_write_one_file_do_not_share_the_temporary_one(tmp_path):
+    # As the first processes of two containers do, which have one number.
+    with whole_file(tmp_path / "a") as first, whole_file(tmp_path / "b") as other:
+        assert first.name.partition(".partial")[0] != other.name.partition(".partial")[0]
+        first.touch()
+        other.touch()
+    left = tmp_path / f".{os.getpid()}-0.partial.a"  # of a process that had our number
+    left.touch()
+    with whole_file(tmp_path / "a") as partial:
+        partial.touch()
+    assert not left.exists()

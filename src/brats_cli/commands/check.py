@@ -54,7 +54,10 @@ def check(
         _show_cases(report)
         _show_summary(summarize(report))
     if fix is not None:
-        console.message(f"wrote repaired copies of {len(report.repaired)} cases to {fix}")
+        count = len(report.repaired)
+        console.message(
+            f"wrote repaired copies of {count} cases to {fix}" if count else "no case was repaired"
+        )
     if left := report.unrepaired_errors:
         repairable = report.repairable_errors
         raise CaseError(

@@ -163,6 +163,7 @@ def evaluate(
     reliability: ReliabilityOption = None,
     markdown: Markdown = None,
     workers: options.Workers = None,
+    executor: options.Scheduler = None,
     fail_under: FailUnder = None,
     overwrite: options.Overwrite = False,
 ) -> None:
@@ -213,6 +214,7 @@ def evaluate(
             reliability=reliability,
             markdown=markdown,
             workers=workers,
+            executor=executor,
             fail_under=fail_under or (),
             overwrite=overwrite,
             on_progress=on_progress,

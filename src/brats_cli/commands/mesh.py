@@ -9,7 +9,7 @@ import typer
 
 from .. import console
 from . import options
-from .batch import paths_of, raise_failures
+from .batch import paths_of, raise_failures, show_plan
 
 if TYPE_CHECKING:
     from ..core.surface.meshing import Meshes
@@ -124,7 +124,9 @@ def mesh(
     fill_holes: FillHoles = False,
     labels: options.Labels = None,
     workers: options.Workers = None,
+    executor: options.Scheduler = None,
     skip_existing: options.SkipExisting = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
@@ -137,7 +139,7 @@ def mesh(
     """
     from ..core.surface import meshing
 
-    paths = paths_of(segmentations)
+    paths = _label_maps(paths_of(segmentations))
     with console.progress() as bars:
         task = bars.add_task("meshes", total=len(paths))
         meshes = meshing.mesh(
@@ -158,15 +160,31 @@ def mesh(
             fill_holes=fill_holes,
             labels=labels,
             workers=workers,
+            executor=executor,
             skip_existing=skip_existing,
+            dry_run=dry_run,
             overwrite=overwrite,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    if as_json:
+    if meshes.planned is not None:
+        show_plan(meshes.planned, as_json=as_json)
+    elif as_json:
         console.result_json(meshes.to_json_dict())
     else:
         show_meshes(meshes)
     raise_failures([each.error for each in meshes.failed], tried=len(paths), of="label maps")
+
+
+def _label_maps(paths: list[Path]) -> list[Path]:
+    """Without the maps that `predict` writes beside label maps, which `predictions/*` names too."""
+    from ..core.data.naming import lies_beside
+    from ..core.images.nifti import stem
+
+    kept = [path for path in paths if not lies_beside(stem(path))]
+    if not kept or len(kept) == len(paths):
+        return paths
+    console.message(f"left out {len(paths) - len(kept)} maps of probabilities or uncertainty")
+    return kept
 
 
 def show_meshes(meshes: Meshes) -> None:
@@ -188,8 +206,9 @@ def show_meshes(meshes: Meshes) -> None:
             ],
         )
         folders = {file.parent for file in files}
-        place = f"to {folders.pop()}" if len(folders) == 1 else "beside the label maps"
-        console.message(f"written {place}")
+        if folders != {Path()}:
+            place = f"to {folders.pop()}" if len(folders) == 1 else "beside the label maps"
+            console.message(f"written {place}")
     if meshes.skipped:
         count = len(meshes.skipped)
         console.message(f"skipped {count} mesh{'es' * (count > 1)} that existed")

@@ -11,8 +11,18 @@ import typer
 
 from .. import console
 from ..core.errors import BratsError
-from .batch import paths_of, raise_failures
-from .options import Device, Gpu, Json, Overwrite, SkipExisting, output, scheme
+from .batch import paths_of, raise_failures, show_plan
+from .options import (
+    Device,
+    DryRun,
+    Gpu,
+    Json,
+    Overwrite,
+    Scheduler,
+    SkipExisting,
+    output,
+    scheme,
+)
 
 if TYPE_CHECKING:
     from ..core.predict.many import PredictEvent, Prediction, PredictionStarted
@@ -22,8 +32,8 @@ Cases = Annotated[
     list[Path],
     typer.Argument(
         metavar="CASE...",
-        help="Case folders, 4D files, modality files or data set folders; - reads paths from "
-        "standard input.",
+        help="Case folders, 4D files, modality files or data set folders, or a splits file for its "
+        "test cases; - reads paths from standard input.",
     ),
 ]
 Output = Annotated[
@@ -97,6 +107,7 @@ def predict(
     model: Model = None,
     gpu: Gpu = None,
     device: Device = "auto",
+    executor: Scheduler = None,
     labels: Labels = None,
     tta: Tta = False,
     overlap: Overlap = None,
@@ -107,6 +118,7 @@ def predict(
     uncertainty_format: UncertaintyFormat = None,
     as_json: Json = False,
     skip_existing: SkipExisting = False,
+    dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment cases with a trained network; each label map has the grid of its case.
@@ -119,7 +131,7 @@ def predict(
 
     Example: brats predict data/BraTS2021_00006 -o seg.nii.gz
 
-    Example: brats predict data/ -o predictions/ --model runs/first --skip-existing
+    Example: brats predict splits.yaml -o predictions/ --model runs/first --skip-existing
     """
     from ..core.predict import many
 
@@ -132,6 +144,7 @@ def predict(
             model=model,
             gpu=gpu,
             device=device,
+            executor=executor,
             labels=labels,
             tta=tta,
             overlap=overlap,
@@ -141,10 +154,17 @@ def predict(
             uncertainty=uncertainty,
             uncertainty_format=uncertainty_format,
             skip_existing=skip_existing,
+            dry_run=dry_run,
             overwrite=overwrite,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-        started, done, failed = follow(events)
+        if dry_run:
+            planned = list(events)
+        else:
+            started, done, failed = follow(events)
+    if dry_run:
+        _show_planned(planned, as_json=as_json)
+        return
     if as_json:
         console.result_json(
             {
@@ -159,11 +179,21 @@ def predict(
     raise_failures(failed, tried=len(done) + len(failed), of="cases")
 
 
+def _show_planned(events: Sequence[PredictEvent], *, as_json: bool) -> None:
+    """What would be done; the paths that are no cases are errors as ever."""
+    from ..core.compute.plan import Plan
+
+    failed = [each for each in events if isinstance(each, BratsError)]
+    [plan] = [each for each in events if isinstance(each, Plan)]
+    show_plan(plan, as_json=as_json)
+    raise_failures(failed, tried=len(plan.cases) + len(failed), of="cases")
+
+
 def follow(
     events: Iterator[PredictEvent],
 ) -> tuple[PredictionStarted, list[Prediction], list[BratsError]]:
     """Show events as they happen; return how it started, what was segmented and what failed."""
-    from ..core.predict.many import PredictionStarted, Skipped
+    from ..core.predict.many import Prediction, PredictionStarted, Skipped
 
     started = PredictionStarted(0, (), ())
     done: list[Prediction] = []
@@ -182,7 +212,7 @@ def follow(
             if event.cases:
                 models, devices = ", ".join(map(str, event.models)), ", ".join(event.devices)
                 console.message(f"model {models} on {devices}")
-        else:
+        elif isinstance(event, Prediction):
             done.append(event)
             if event.missing:
                 console.message(f"{event.case}: segmented without {', '.join(event.missing)}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import console
-from .options import Labels, Overwrite, output
+from .options import DryRun, Labels, Overwrite, output
 
 if TYPE_CHECKING:
     from ..core.data.splitting import NewSplit
@@ -86,6 +86,7 @@ def split(
     include: Include = None,
     exclude: Exclude = None,
     labels: Labels = None,
+    dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Split a data set into training, validation and test cases; a patient's visits stay together.
@@ -113,11 +114,12 @@ def split(
             include=include or (),
             exclude=exclude or (),
             labels=labels,
+            dry_run=dry_run,
             overwrite=overwrite,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     show_split(made)
-    console.message(f"wrote {output}")
+    console.message(f"dry run: {output} was not written" if dry_run else f"wrote {output}")
 
 
 def show_split(made: NewSplit) -> None:

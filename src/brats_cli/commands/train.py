@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import console
-from .options import Device, Gpu, Overwrite, output
+from .batch import show_plan
+from .options import Device, DryRun, Gpu, Overwrite, output
 from .train_view import TrainView
 
 
@@ -107,6 +108,7 @@ def train(
     profile: WithProfile = False,
     summary: Summary = False,
     resume: Resume = False,
+    dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a 3D U-Net, or a network of MONAI; its best and its last checkpoint are saved.
@@ -125,6 +127,7 @@ def train(
     Example: brats train --summary --set network=monai/SegResNet
     """
     from ..core.compute.distributed import Group
+    from ..core.compute.plan import Plan
     from ..core.train import run
 
     if not Group.from_environment().leads:
@@ -149,6 +152,7 @@ def train(
         profile=profile,
         summary=summary,
         resume=resume,
+        dry_run=dry_run,
         overwrite=overwrite,
     )
     view = TrainView(all_folds=fold == "all", report_prepared=prepare_only)
@@ -158,7 +162,10 @@ def train(
     options["--fold"] = fold if fold == "all" else None
     with _in_several_processes(), _resume_hint(view, words, options), view, closing(events):
         for event in events:
-            view.show(event)
+            if isinstance(event, Plan):
+                show_plan(event)
+            else:
+                view.show(event)
 
 
 @contextmanager

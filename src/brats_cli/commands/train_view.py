@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean, stdev
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .. import console
@@ -48,12 +47,7 @@ class TrainView:
     def __enter__(self) -> TrainView:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._live.close()
 
     def show(self, event: Event) -> None:

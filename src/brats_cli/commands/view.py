@@ -9,7 +9,7 @@ import typer
 
 from .. import console
 from . import options
-from .batch import paths_of, raise_failures
+from .batch import paths_of, raise_failures, show_plan
 
 if TYPE_CHECKING:
     from ..core.view.views import View, Views
@@ -21,7 +21,8 @@ Case = Annotated[
     list[Path],
     typer.Argument(
         metavar="CASE...",
-        help="Case folders, 4D files, modality files or data sets; - reads paths from stdin.",
+        help="Case folders, 4D files, modality files or data sets, or a splits file for its test "
+        "cases; - reads paths from stdin.",
     ),
 ]
 Seg = Annotated[
@@ -73,7 +74,9 @@ def view(
     probabilities: Probabilities = None,
     labels: options.Labels = None,
     workers: options.Workers = None,
+    executor: options.Scheduler = None,
     skip_existing: options.SkipExisting = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
@@ -98,12 +101,19 @@ def view(
             probabilities=probabilities,
             labels=labels,
             workers=workers,
+            executor=executor,
             skip_existing=skip_existing,
+            dry_run=dry_run,
             overwrite=overwrite,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    show_views(shown, as_json=as_json)
-    raise_failures(list(shown.failed), tried=len(shown.made) + len(shown.failed), of="cases")
+    if shown.planned is not None:
+        show_plan(shown.planned, as_json=as_json)
+    else:
+        show_views(shown, as_json=as_json)
+    planned = shown.planned.cases if shown.planned is not None else ()
+    tried = len(shown.made) + len(planned) + len(shown.failed)
+    raise_failures(list(shown.failed), tried=tried, of="cases")
 
 
 def show_views(shown: Views, *, as_json: bool = False) -> None:

@@ -137,17 +137,16 @@ def demo(
     test = made.value.split.test
     epochs = train(splits, config=config, output=run, device=device, overwrite=overwrite)
     yield from _step(epochs, "train", splits, "-c", config, "-o", run, *on)
-    cases = [data / case_id for case_id in test]
-    label_maps = predict(cases, output=predictions, model=run, device=device, overwrite=overwrite)
-    words = ["predict", *cases, "-o", predictions, "--model", run, *on]
+    label_maps = predict(splits, output=predictions, model=run, device=device, overwrite=overwrite)
+    words = ["predict", splits, "-o", predictions, "--model", run, *on]
     yield from _step(_raising(label_maps), *words)
     report = _Result(lambda: evaluate(predictions, data, output=scores, overwrite=overwrite))
     yield from _step(report, "evaluate", predictions, data, "-o", scores, *again)
     maps = [predictions / f"{case_id}.nii.gz" for case_id in test]
     surfaces = _Result(lambda: mesh(maps, region="WT", output=meshes, overwrite=overwrite))
     yield from _step(surfaces, "mesh", *maps, "--region", "WT", "-o", meshes, *again)
-    pages = _Result(lambda: view(cases, seg=[predictions], output=views, overwrite=overwrite))
-    yield from _step(pages, "view", *cases, "--seg", predictions, "-o", views, *again)
+    pages = _Result(lambda: view(splits, seg=[predictions], output=views, overwrite=overwrite))
+    yield from _step(pages, "view", splits, "--seg", predictions, "-o", views, *again)
 
     dice = report.value.summary()["WT"]["dice"].mean
     others = f"{size.cases - len(test)} cases to train and validate with"

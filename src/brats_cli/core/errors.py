@@ -166,10 +166,10 @@ class MissingModalityError(BratsError):
 class OutputExistsError(BratsError):
     """An output that exists and may not be replaced."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, hint: str = "") -> None:
         super().__init__(
             f"{path} exists already",
-            hint="choose another path with -o, or replace it with --overwrite",
+            hint=hint or "choose another path with -o, or replace it with --overwrite",
         )
 
 

@@ -7,8 +7,10 @@ import glob
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from .errors import OutputError, OutputExistsError
@@ -60,7 +62,7 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         OutputError: If the system refuses to write (permission, full disk).
     """
     require_writable(path, overwrite=overwrite)
-    partial = path.with_name(f".{os.getpid()}.partial.{_short(path.name)}")
+    partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
@@ -73,6 +75,88 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def growing_file(path: Path) -> Iterator[None]:
+    """Make a file that `append_line` adds to while the block runs; if nothing was, it goes again.
+
+    Raises:
+        OutputError: If it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if not path.stat().st_size:
+                path.unlink()
+                path.parent.rmdir()
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a file that nobody else writes to, all or nothing.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    try:
+        with path.open("ab", buffering=0) as file:
+            _write_all(file, content, file.seek(0, os.SEEK_END))
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from error
+
+
+def _write_all(file: FileIO, content: bytes, size: int) -> None:
+    """Write all of `content`, or nothing: then the file is as long as before, `size` bytes."""
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[file.write(left) :]
+    except OSError:
+        file.truncate(size)
+        raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, whole or not at all; several processes may do so.
+
+    What a process that was killed left of a line is removed when the next one is appended.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    try:
+        with path.open("ab+", buffering=0) as file:
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            _write_all(file, f"{line}\n".encode(), _whole_lines(file))
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from error
+
+
+def _whole_lines(file: FileIO) -> int:
+    """Cut off a line without an end, and return the size that is left."""
+    size = whole = file.seek(0, os.SEEK_END)
+    while whole:
+        start = max(0, whole - _BLOCK)
+        file.seek(start)
+        block = file.read(whole - start)
+        if (end := block.rfind(b"\n")) >= 0:
+            whole = start + end + 1
+            break
+        whole = start
+    if whole < size:
+        file.truncate(whole)
+    return whole
+
+
+_BLOCK = 4096
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path` that becomes `path` when the block ends well.
@@ -83,12 +167,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         OutputExistsError: If there is something in `path`.
         OutputError: If the system refuses to write.
     """
-    partial = path.with_name(f".{os.getpid()}.partial.{_short(path.name)}")
+    partial = _partial(path)
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise OutputExistsError(path)
-        partial.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
+        partial.mkdir(parents=True)
         yield partial
         if path.is_dir():
             path.rmdir()
@@ -133,6 +217,15 @@ def own_folder(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
+def _partial(path: Path) -> Path:
+    """A name beside `path` that says which process writes there.
+
+    Not by its number alone: the first processes of all containers have the same.
+    """
+    writer = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return path.with_name(f".{writer}.partial.{_short(path.name)}")
+
+
 def _short(name: str) -> str:
     """`name`, or a shorter one with its ending, so that something may stand before it."""
     if len(os.fsencode(name)) <= 200:
@@ -143,7 +236,7 @@ def _short(name: str) -> str:
 def _remove_leftovers(path: Path) -> None:
     """Remove what killed processes left of `path`, but not what one that still runs is writing."""
     for left in path.parent.glob(f".*.partial.{glob.escape(_short(path.name))}"):
-        number = left.name[1:].partition(".")[0]
+        number = left.name[1:].partition(".")[0].partition("-")[0]
         if os.name == "posix" and number.isdecimal() and not _runs(int(number)):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
@@ -152,6 +245,9 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _runs(process: int) -> bool:
+    """Whether another process has this number; what has our own, is of one that had it before."""
+    if process == os.getpid():
+        return False
     try:
         os.kill(process, 0)  # 0 sends nothing
     except ProcessLookupError:

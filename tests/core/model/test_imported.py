@@ -61,6 +61,7 @@ def of(files, *names):
 # --- the same numbers --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_bundle_gives_what_monai_gives(files, tmp_path):
     network = peers.save_bundle(tmp_path / "bundle", window=WINDOW, options=SMALL)
     [made] = import_model(tmp_path / "bundle", output=tmp_path / "model.pt")
@@ -80,6 +81,7 @@ def test_the_bundle_gives_what_monai_gives(files, tmp_path):
     assert np.abs(found - swapped[[1, 0, 2]]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_auto3dseg_gives_what_monai_gives(files, tmp_path):
     network = peers.save_auto3dseg(tmp_path / "model.pt", roi=WINDOW)
     [made] = import_model(tmp_path / "model.pt", output=tmp_path / "ours.pt")

@@ -1,8 +1,7 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import loaded_by
 
 from brats_cli.core.errors import CheckpointError, OutputError, OutputExistsError
 from brats_cli.core.model.run_folder import RunFolder, checkpoint_paths
@@ -107,12 +106,8 @@ def test_a_newest_run_that_was_removed_is_named():
 
 
 def test_finding_a_run_needs_neither_torch_nor_the_training():
-    code = (
-        "import sys; import brats_cli.core.model.run_folder\n"
-        "print({'torch', 'matplotlib', 'tensorboard', 'numpy'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    heavy = {"torch", "matplotlib", "tensorboard", "numpy"}
+    assert loaded_by("import brats_cli.core.model.run_folder", heavy) == set()
 
 
 def test_runs_of_one_second_have_folders_of_their_own(tmp_path):

@@ -1,6 +1,7 @@
 import json
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from brats_cli.core.errors import (
     BratsError,
     CaseError,
     CheckpointError,
-    OutputError,
     OutputExistsError,
     UnreadableFileError,
 )
@@ -27,7 +27,6 @@ from brats_cli.core.predict.many import (
     Prediction,
     PredictionStarted,
     Skipped,
-    append_line,
     complete,
     overlapped,
     predict,
@@ -131,6 +130,50 @@ def test_devices_share_the_cases_out(model, jobs, tmp_path):
     assert all(complete(job, batch.config) for job in jobs)
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     assert sorted(line["case"] for line in lines) == [job.case.id for job in jobs]
+
+
+def test_threads_of_an_executor_share_the_models_and_make_the_same_files(
+    model, phantoms, tmp_path, monkeypatch
+):
+    read = []
+    load = Checkpoint.load.__func__
+    monkeypatch.setattr(
+        Checkpoint, "load", classmethod(lambda cls, path: read.append(path) or load(cls, path))
+    )
+    wanted = {"model": model, "device": "cpu", "probabilities": True}
+    list(predict(phantoms, output=tmp_path / "one", **wanted))
+    before = len(read)
+    shares = []
+    with ThreadPoolExecutor(4) as executor:
+        started, *done = predict(
+            phantoms,
+            output=tmp_path / "other",
+            executor=executor,
+            on_progress=lambda *share: shares.append(share),
+            **wanted,
+        )
+    assert len(read) - before == 2  # to see whether they can be averaged, and to compute
+    assert started.cases == 4
+    assert started.devices == (f"cpu ({torch.get_num_threads()} threads) of each worker",)
+    assert shares == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    maps = {path.name: path.read_bytes() for path in (tmp_path / "one").glob("*.nii.gz")}
+    assert len(maps) == 8
+    assert maps == {path.name: path.read_bytes() for path in (tmp_path / "other").glob("*.nii.gz")}
+    lines = (tmp_path / "other" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["case"] for line in lines] == [each.case for each in done]
+
+
+def test_one_bad_case_stops_no_other_on_an_executor(model, phantoms, tmp_path):
+    folder = shutil.copytree(phantoms, tmp_path / "data")
+    damaged = folder / "BraTS-GLI-00001-000" / "BraTS-GLI-00001-000-t1c.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    with ThreadPoolExecutor(2) as executor:
+        _, *done = predict(
+            folder, output=tmp_path / "out", model=model, device="cpu", executor=executor
+        )
+    (error,) = (each for each in done if isinstance(each, BratsError))
+    assert str(damaged) in str(error)
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 3
 
 
 # --- the function behind the command -----------------------------------------------------------
@@ -309,15 +352,3 @@ def test_every_output_must_be_free(jobs):
     with pytest.raises(OutputExistsError, match=r"_probabilities.*exists already"):
         require_outputs_writable(jobs, config, overwrite=False)
     require_outputs_writable(jobs, config, overwrite=True)
-
-
-def test_lines_are_added(tmp_path):
-    path = tmp_path / "lines.jsonl"
-    append_line(path, {"a": 1})
-    append_line(path, {"b": "é"})
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": 1}, {"b": "é"}]
-
-
-def test_a_line_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(OutputError, match=f"cannot write {tmp_path / 'no' / 'lines.jsonl'}"):
-        append_line(tmp_path / "no" / "lines.jsonl", {})

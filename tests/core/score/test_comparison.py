@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from brats_cli.core.errors import (
+    BratsWarning,
     CaseError,
     ConfigError,
     OutputExistsError,
@@ -169,6 +170,59 @@ def test_other_cases_other_regions_and_other_versions_are_named(tmp_path, three)
     assert caught.value.hint == "did you mean 'dice'?"
     with pytest.raises(ConfigError, match="no metric 'reference_mm3'"):  # larger is not better
         compare(three, metric=["reference_mm3"])
+
+
+def with_rules(path, **rules):
+    """The file again, with further columns at the end."""
+    head, *lines = path.read_text().splitlines()
+    more = [",".join([head, *rules])] + [",".join([line, *rules.values()]) for line in lines]
+    path.write_text("\n".join([*more, ""]))
+    return path
+
+
+def test_scores_of_two_conventions_are_not_compared(three):
+    a, b = (
+        with_rules(path, convention=name)
+        for path, name in zip(three, ("brats2023", "brats2020"), strict=False)
+    )
+    with pytest.raises(ConfigError) as caught:
+        compare([a, b])
+    assert str(caught.value) == (
+        f"{b} and {a} were scored by different rules: convention brats2020 and brats2023"
+    )
+    assert caught.value.hint == "score all models with the same options of brats evaluate"
+
+
+def test_a_rule_of_a_metric_that_is_not_compared_does_not_matter(three):
+    a = with_rules(three[0], convention="plain")
+    b = with_rules(three[1], convention="plain", lesion_wise="2023", tolerance_mm="2")
+    assert len(compare([a, b]).differences) == 2
+    for path, numbers in ((a, "1"), (b, "0.5")):
+        text = path.read_text().replace("dice,", "surface_dice,lesion_dice,", 1)
+        path.write_text(text.replace("WT,", f"WT,{numbers},"))
+    with pytest.raises(ConfigError, match=r"rules: tolerance_mm 2 and not given"):
+        compare([a, b], metric=["surface_dice"])
+    with pytest.raises(ConfigError, match=r"rules: lesion_wise 2023 and not given"):
+        compare([a, b], metric=["lesion_dice"])
+
+
+def test_an_older_file_without_its_convention_is_compared_with_a_warning(three):
+    stated = with_rules(three[1], convention="brats2020")
+    with pytest.warns(BratsWarning, match=r"no column of .*a\.csv says .* taken to be brats2020"):
+        assert len(compare([three[0], stated]).differences) == 2
+
+
+def test_a_file_of_lines_scored_by_two_conventions_is_named(three):
+    path = with_rules(three[0], convention="brats2020")
+    path.write_text(path.read_text() + "G,WT,0.5,1.0,100,plain\n")
+    with pytest.raises(UnreadableFileError, match=r"line 8 .*convention plain.*brats2020"):
+        compare([path, three[1]])
+
+
+def test_models_scored_against_other_references_are_named(three):
+    three[1].write_text(three[1].read_text().replace("B,WT,0.3,1.0,100", "B,WT,0.3,1.0,101"))
+    with pytest.warns(BratsWarning, match=r"different references: their volumes differ in B$"):
+        compare(three[:2])
 
 
 @pytest.mark.parametrize(

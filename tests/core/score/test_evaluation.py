@@ -12,7 +12,6 @@ from medpy.metric import binary
 
 from brats_cli.core.data.labels import SCHEMES
 from brats_cli.core.errors import (
-    BratsError,
     CaseError,
     ConfigError,
     LabelError,
@@ -186,10 +185,18 @@ class _Deadly:
 
 
 def test_a_killed_process_is_told_with_the_case(folders):
-    pairs = [replace(pair, predicted=_Deadly()) for pair in match(*folders).pairs]
-    with pytest.raises(BratsError, match=r"BraTS20_Training_001 .* was killed") as caught:
-        list(score_pairs(pairs, workers=2))
-    assert caught.value.hint == "use fewer processes: --workers 1"
+    sound, *_ = pairs = list(match(*folders).pairs)
+    pairs[1:1] = [replace(sound, case="BraTS20_Training_999", predicted=_Deadly())]
+    first, failure, *others = score_pairs(pairs, workers=2)
+    assert [scores[0].case for scores in (first, *others)] == [
+        pair.case for pair in pairs if pair.case != "BraTS20_Training_999"
+    ]
+    assert failure.case == "BraTS20_Training_999"
+    assert failure.message == (
+        "the process that worked on case BraTS20_Training_999 was killed, most likely because "
+        "memory ran out"
+    )
+    assert failure.hint.startswith("end other programs, or use a machine with more memory")
 
 
 # --- whose labels ------------------------------------------------------------------------------
@@ -339,7 +346,7 @@ def test_the_csv_has_the_columns_promised_and_blanks_for_no_value(report, tmp_pa
     report.to_csv(path)
     assert path.read_text().splitlines()[0] == (
         "case,region,dice,jaccard,sensitivity,specificity,precision,hausdorff_mm,"
-        "hausdorff95_mm,assd_mm,surface_dice,reference_mm3,predicted_mm3"
+        "hausdorff95_mm,assd_mm,surface_dice,reference_mm3,predicted_mm3,convention"
     )
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [row["case"] for row in rows] == ["half", "none", "missed", "extra"]
@@ -540,7 +547,7 @@ def test_uncertainty_adds_its_columns(data_set, tmp_path):
     header = (tmp_path / "scores.csv").read_text().splitlines()[0]
     assert header.endswith(
         "predicted_mm3,uncertainty_dice_auc,uncertainty_ftp_auc,uncertainty_ftn_auc,"
-        "uncertainty_score"
+        "uncertainty_score,convention"
     )
 
 
@@ -555,7 +562,7 @@ def test_lesions_add_their_columns_and_a_table(folders, tmp_path):
     header = (tmp_path / "scores.csv").read_text().splitlines()[0]
     assert header.endswith(
         "predicted_mm3,lesion_dice,lesion_hausdorff95_mm,lesions,lesions_found,lesions_missed,"
-        "lesions_invented"
+        "lesions_invented,convention,lesion_wise,challenge"
     )
     rows = list(csv.DictReader((tmp_path / "lesions.csv").read_text().splitlines()))
     assert len(rows) == 2 * 3  # one lesion per case and region
@@ -573,6 +580,20 @@ def test_the_2024_columns_have_the_surface_dice(folders, tmp_path):
     evaluate(*folders, lesion_wise=2024, output=tmp_path / "scores.csv")
     header = (tmp_path / "scores.csv").read_text().splitlines()[0]
     assert {"lesion_surface_dice_05", "lesion_surface_dice_1"} <= set(header.split(","))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({}, {"convention": "brats2020"}),
+        ({"convention": "plain", "tolerance": 2}, {"convention": "plain", "tolerance_mm": "2"}),
+        ({"lesion_wise": 2024}, {"convention": "brats2020", "lesion_wise": "2024"}),
+    ],
+)
+def test_the_last_columns_say_by_which_rules(folders, tmp_path, asked, said):
+    evaluate(*folders, output=tmp_path / "scores.csv", **asked)
+    for row in csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()):
+        assert dict(list(row.items())[-len(said) :]) == said
 
 
 def test_the_convention_decides_what_empties_give(tmp_path):

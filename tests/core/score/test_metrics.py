@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -209,3 +211,17 @@ def test_a_real_pair_scores_as_medpy_scores_its_whole_grid(region):
         binary.hd95(*masks, voxelspacing=reference.spacing_mm), rel=0, abs=1e-9
     )
     assert found.specificity == binary.specificity(*masks)
+
+
+def test_scores_are_medpys_own_and_load_no_statistics():
+    code = (
+        "import sys\n"
+        "from brats_cli.core.score.metrics import binary\n"
+        "print('scipy.stats' in sys.modules, binary.sensitivity.__code__.co_filename)\n"
+        "from medpy.metric import binary as whole\n"
+        "print(whole.pearsonr([1, 2, 4], [2, 4, 8])[0] > 0.999, binary is whole)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, right = done.stdout.splitlines()
+    assert loaded == f"False {binary.__file__}"
+    assert right == "True False"

@@ -5,8 +5,10 @@ from html.parser import HTMLParser
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from brats_cli.core.data.labels import REGION_COLOURS
 from brats_cli.core.errors import OutputExistsError
 from brats_cli.core.score.evaluation import evaluate
 from brats_cli.core.score.metrics import score
@@ -47,6 +49,14 @@ def evaluated(tmp_path_factory):
     return evaluate(root / "pred", root / "data", lesion_wise=2023, workers=0)
 
 
+@pytest.fixture(scope="module")
+def page(evaluated, tmp_path_factory):
+    """The page of these cases, as text."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_page(evaluated, path)
+    return path.read_text(encoding="utf-8")
+
+
 class Page(HTMLParser):
     """What a browser would fetch, run and show."""
 
@@ -63,26 +73,22 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def test_the_page_is_one_file_that_asks_nothing_of_the_network(evaluated, tmp_path):
-    path = tmp_path / "report.html"
-    write_page(evaluated, path)
-    text = path.read_text(encoding="utf-8")
-    page = Page(text)
-    assert page.addresses
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
-    assert not {"link", "iframe", "object"} & set(page.tags)
-    assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttp", text)
-    assert "default-src 'none'" in text
+def test_the_page_is_one_file_that_asks_nothing_of_the_network(page):
+    shown = Page(page)
+    assert shown.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in shown.addresses)
+    assert not {"link", "iframe", "object"} & set(shown.tags)
+    assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttp", page)
+    assert "default-src 'none'" in page
     # Distributions, Dice by volume, Bland-Altman, and the five worst cases.
-    assert page.tags.count("img") == 3 + 5
+    assert shown.tags.count("img") == 3 + 5
 
 
-def test_the_worst_five_come_first_with_their_numbers(evaluated, tmp_path):
+def test_the_worst_five_come_first_with_their_numbers(evaluated, page):
     # Shifted by s, WT (8 wide) has Dice 1 - s/8, TC (4) 1 - s/4, ET (2) 1 - s/2, not below 0. The
     # sums of 1 to 6 are 2.125, 1.25, 0.875, 0.5, 0.375, and 0.25 + 0 + 1 where there is no ET.
     assert [case[-1] for case in worst_cases(evaluated)] == ["5", "4", "3", "2", "6"]
-    write_page(evaluated, tmp_path / "report.html")
-    words = "".join(Page((tmp_path / "report.html").read_text()).words)
+    words = "".join(Page(page).words)
     assert words.index("1. BraTS2021_00005") < words.index("2. BraTS2021_00004")
     assert "ETboth emptyBraTS2021_00006" in words
     assert "brats2020" in words
@@ -107,6 +113,7 @@ def test_a_case_id_is_text_in_the_page_and_no_formula_in_the_csv(tmp_path):
     assert [row["case"] for row in rows] == [evil, f"'{formula}"]
 
 
+@pytest.mark.slow
 def test_plots_are_written_and_not_replaced(evaluated, tmp_path):
     write_plots(evaluated, tmp_path / "plots")
     names = sorted(path.name for path in (tmp_path / "plots").iterdir())
@@ -127,6 +134,19 @@ def test_a_case_without_scans_is_drawn_on_black(tmp_path):
     found = picture(pair, report.scoring)
     assert isinstance(found.figure, Figure)
     assert len(found.figure.axes) == 1
+    # In the colours and lines of brats view: a dashed reference, a solid prediction.
+    (legend,) = found.figure.legends
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words == ["WT", "TC", "ET", "reference", "prediction"]
+    lines = legend.get_lines()
+    assert [line.get_color() for line in lines[:3]] == [REGION_COLOURS[name] for name in words[:3]]
+    assert [line.get_linestyle() for line in lines[3:]] == ["--", "-"]
+    # WT, TC and ET of the reference, then of the prediction.
+    drawn = [each for each in found.figure.axes[0].collections if len(each.get_edgecolor())]
+    assert [to_hex(each.get_edgecolor()[0]).upper() for each in drawn] == [
+        REGION_COLOURS[name] for name in (*words[:3], *words[:3])
+    ]
+    assert [each.get_linestyle()[0][1] is None for each in drawn] == [False] * 3 + [True] * 3
 
 
 def test_the_slice_is_the_one_with_most_errors_whatever_the_axes(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import centroid, volume
+from helpers import REAL, centroid, needs_real, volume
 
 from brats_cli.core.data.labels import SCHEMES, write_labels
 from brats_cli.core.errors import ConfigError, LabelError, MeshError
@@ -12,8 +12,6 @@ from brats_cli.core.images.grid import Volume
 from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.surface.regions import Islands, region_masks, regions_of, wanted_region
 from brats_cli.core.surface.surfaces import SurfaceConfig, surface_of
-
-REAL = Path(__file__).parents[4] / "shared/data"
 
 
 def label_map(*values: int, name: str = "seg.nii.gz", affine: np.ndarray | None = None) -> Volume:
@@ -188,7 +186,7 @@ def test_the_brain_is_what_is_not_0_with_what_lies_inside():
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not REAL.exists(), reason="the real cases are not in ../shared/data")
+@needs_real
 @pytest.mark.parametrize("case", ["BraTS2021_01479", "BraTS2021_01482", "BraTS-GLI-00000-000"])
 def test_real_tumours_are_closed_where_they_lie_and_of_the_volume_of_their_voxels(case):
     (path,) = (REAL / "cases" / case).glob("*seg.nii.gz")

@@ -176,8 +176,8 @@ def test_the_run_started_last_is_the_newest(split):
 
 def test_starting_again_clears_what_was_there(split):
     run = recorded(RunRecord(Path("runs/a")), epoch(1))
-    with Board(run) as board:
-        board.add(epoch(1))
+    board = Board(run)
+    board.add(epoch(1))
     run.start(CONFIG, split)
     assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "splits.yaml"]
 
@@ -200,9 +200,9 @@ def scalars(folder, name):
 
 def test_tensorboard_shows_an_epochs_numbers(tmp_path):
     dice = {"WT": 0.75, "TC": 0.5, "ET": 0.25}
-    with Board(RunRecord(tmp_path)) as board:
-        board.add(replace(epoch(1), dice=dice))
-        board.add(epoch(2, None))
+    board = Board(RunRecord(tmp_path))
+    board.add(replace(epoch(1), dice=dice))
+    board.add(epoch(2, None))
     assert scalars(tmp_path, "loss") == [(1, 0.25), (2, 0.25)]
     for region, value in dice.items():
         assert scalars(tmp_path, f"dice/{region}") == [(1, value)]
@@ -216,31 +216,30 @@ def test_tensorboard_shows_an_epochs_numbers(tmp_path):
 def test_tensorboard_shows_the_preview_of_a_validated_epoch(tmp_path):
     masks = np.zeros((3, 20, 20), dtype=bool)
     preview = Preview("case", np.ones((20, 20), np.float32), masks, masks)
-    with Board(RunRecord(tmp_path)) as board:
-        board.add(epoch(1, None))
-        board.add(replace(epoch(2), preview=preview))
+    board = Board(RunRecord(tmp_path))
+    board.add(epoch(1, None))
+    board.add(replace(epoch(2), preview=preview))
     (image,) = shown_by_tensorboard(tmp_path).Images("preview")
     high, wide, _ = preview.draw().shape
     assert (image.step, image.height, image.width) == (2, high, wide)
 
 
 def test_a_resumed_run_has_each_epoch_once_in_tensorboard(tmp_path):
-    with Board(RunRecord(tmp_path)) as board:
-        for number in (1, 2, 3):
-            board.add(replace(epoch(number), loss=1.0))
-    with Board(RunRecord(tmp_path)) as board:  # epoch 3 was not saved
-        for number in (3, 4):
-            board.add(replace(epoch(number), loss=0.5))
+    board = Board(RunRecord(tmp_path))
+    for number in (1, 2, 3):
+        board.add(replace(epoch(number), loss=1.0))
+    board = Board(RunRecord(tmp_path))  # epoch 3 was not saved
+    for number in (3, 4):
+        board.add(replace(epoch(number), loss=0.5))
     assert scalars(tmp_path, "loss") == [(1, 1), (2, 1), (3, 0.5), (4, 0.5)]
 
 
 def test_a_board_that_is_given_nothing_writes_nothing(tmp_path):
-    with Board(RunRecord(tmp_path)):
-        pass
+    Board(RunRecord(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_events_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with Board(RunRecord(tmp_path / "file")) as board, pytest.raises(OutputError, match="file"):
-        board.add(epoch(1))
+    with pytest.raises(OutputError, match="file"):
+        Board(RunRecord(tmp_path / "file")).add(epoch(1))

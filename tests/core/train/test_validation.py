@@ -51,7 +51,10 @@ def test_validation_leaves_the_networks_statistics(cases):
 
 
 def test_a_validation_takes_some_cases_spread_evenly():
-    # Of 10 at most 3: every fourth.
-    assert evenly("abcdefghij", 3) == "aei"
-    assert evenly("abcdefghij", 5) == "acegi"
-    assert evenly("abc", 3) == evenly("abc", None) == "abc"
+    # 3 of 10: the first of each 3.33. As many as asked for, also of just one more.
+    assert evenly(10, 3) == [0, 3, 6]
+    assert evenly(10, 5) == [0, 2, 4, 6, 8]
+    assert evenly(4, 3) == [0, 1, 2]
+    assert len(set(evenly(33, 32))) == len(set(evenly(156, 32))) == 32
+    assert evenly(3, 3) == evenly(3, 4) == evenly(3, None) == [0, 1, 2]
+    assert evenly(0, 32) == evenly(0, None) == []

@@ -124,6 +124,7 @@ def test_proportions_are_true(tmp_path):
     assert high / wide == pytest.approx(90 / 44, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_same_case_gives_the_same_bytes(scene, tmp_path):
     for name in ("a.png", "b.png", "a.svg", "b.svg", "a.pdf", "b.pdf"):
         draw_slices(scene, tmp_path / name)

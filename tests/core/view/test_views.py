@@ -128,6 +128,7 @@ def test_a_batch_goes_on_and_is_not_repeated(data, tmp_path):
     assert (views / "index.html").read_text().count("<tr>") == 4  # also of those made before
 
 
+@pytest.mark.slow
 def test_several_processes_make_the_same(data, tmp_path):
     for workers in (1, 2):
         view(data / "data", output=tmp_path / str(workers), workers=workers)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..compute.processes import in_processes
+from ..compute.executors import in_order
+from ..compute.plan import Plan
 from ..data.cases import Case
 from ..data.finding import survey
-from ..errors import OutputError, OutputExistsError
+from ..errors import OutputError, OutputExistsError, UnreadableFileError
 from ..images.grid import Grid, Volume
 from ..images.nifti import read_volume, stem, write_image
 from ..writing import whole_file, whole_folder
@@ -36,10 +37,22 @@ def repair_data_set(report: DataReport, out: Path, *, workers: int | None = None
     broken = [(case, by_id[case.id]) for case in report.cases if case.repairable]
     if not broken:
         return []
+    files = {path for _, found in broken for path in _files_of(found)}
+    Plan(
+        cases=tuple(case.id for case, _ in broken),
+        outputs=(str(out),),
+        disk_bytes={out: sum(path.stat().st_size for path in files)},
+    ).require_room()
     with whole_folder(out) as folder:
         task = partial(_repair_case, root=report.root, out=folder)
-        list(in_processes(task, broken, workers=workers))
+        list(in_order(task, broken, workers=workers))
     return sorted(case.id for case, _ in broken)
+
+
+def _files_of(case: Case) -> dict[Path, bool]:
+    """The files of a case, and whether each is its label map."""
+    files = {image.path: False for image in case.images.values()}
+    return {**files, **({case.label: True} if case.label else {})}
 
 
 def require_place(out: Path, root: Path) -> None:
@@ -52,7 +65,7 @@ def require_place(out: Path, root: Path) -> None:
     if out.resolve().is_relative_to(root.resolve()):
         raise OutputError(out, "it lies inside the data set, which is left unchanged")
     if out.is_dir() and any(out.iterdir()):
-        raise OutputExistsError(out)
+        raise OutputExistsError(out, hint="give an empty folder, or one that does not exist yet")
 
 
 def _repair_case(found: tuple[CaseReport, Case], *, root: Path, out: Path) -> None:
@@ -64,8 +77,7 @@ def _repair_case(found: tuple[CaseReport, Case], *, root: Path, out: Path) -> No
     volumes = {role: volume for role, volume in read_case(case) if isinstance(volume, Volume)}
     reference = reference_of({role: volume for role, volume in volumes.items() if role != "label"})
     grid = None if reference is None else rotation_only(_in_millimetres(reference))
-    files = {image.path: False for image in case.images.values()}
-    for path, is_label in {**files, **({case.label: True} if case.label else {})}.items():
+    for path, is_label in _files_of(case).items():
         target = out / _place(path, case, root)
         _copy_description(path.parent, target.parent, root)
         wanted = repairs.get(path, set())
@@ -87,8 +99,16 @@ def _place(path: Path, case: Case, root: Path) -> Path:
 
 
 def _copy(path: Path, target: Path) -> None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UnreadableFileError(path, error.strerror or str(error)) from error
     with whole_file(target, overwrite=False) as partial:
-        partial.write_bytes(path.read_bytes())
+        partial.write_bytes(content)
+        try:
+            read_volume(partial)
+        except UnreadableFileError as error:  # cut short since the check read it
+            raise UnreadableFileError(path, "it changed while it was being copied") from error
 
 
 def _copy_description(source: Path, target: Path, root: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..compute.processes import in_processes
+from ..compute.executors import in_order
 from ..data.cases import Case
 from ..data.finding import survey
 from ..data.labels import LabelScheme, fitting_schemes
@@ -181,7 +181,7 @@ def check_data_set(
     found_in = survey(root)
     cases = found_in.cases
     reports = {}
-    for done, report in enumerate(in_processes(examine, cases, workers=workers), 1):
+    for done, report in enumerate(in_order(examine, cases, workers=workers), 1):
         reports[report.id] = report
         on_progress(done, len(cases))
     found = [Finding(ERROR, "clash", f"{clash}") for clash in found_in.clashes]

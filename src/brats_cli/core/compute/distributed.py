@@ -20,7 +20,7 @@ from ..errors import BratsError, ConfigError
 from ..wording import KILLED
 from .devices import choose_device
 from .machine import available_cpus
-from .signals import name_of
+from .signals import end_without_clearing_up, name_of
 
 Item = TypeVar("Item")
 
@@ -111,7 +111,7 @@ class Group:
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
-        """Be connected to the others.
+        """Connect to the other processes while the block runs.
 
         An error of one process ends all, and is reported at once: that process does not wait for
         the others, which NCCL would have it do before it disconnects.
@@ -161,7 +161,7 @@ class Group:
             dist.barrier(patient)
 
     def of_each(self, count: int) -> int:
-        """What each process on this machine may have of its CPUs."""
+        """CPUs per process on this machine, given their total."""
         return count // self.local_size
 
     def raise_together(self, error: BratsError | None) -> None:
@@ -183,9 +183,9 @@ class Group:
             )
 
     def share_buffers(self, network: torch.nn.Module) -> None:
-        """Give every process the mean of all processes' buffers: batch norm's statistics.
+        """Average the buffers, batch norm's statistics, over all processes.
 
-        Each has seen patches of its own; what is validated and kept must be one network.
+        Each has seen patches of its own; what is validated and saved must be one network.
         """
         if self.size == 1:
             return
@@ -207,7 +207,7 @@ class Group:
         return items[self.rank :: self.size] if self.size > 1 else items
 
     def gathered(self, results: Sequence[Item]) -> list[Item]:
-        """What all have made of their `share`, in the order of the whole; the same everywhere."""
+        """The results of all processes for their `share`, in the order of the whole."""
         if self.size == 1:
             return list(results)
         parts: list[list[Item]] = [[] for _ in range(self.size)]
@@ -233,7 +233,8 @@ def _connect(device: torch.device) -> None:
 
 
 def _abort(device: torch.device) -> None:
-    """Leave the others without waiting for them; gloo does so when the process ends."""
+    """Leave the others without waiting for them: NCCL now, gloo when the process ends."""
+    end_without_clearing_up()
     if device.type == "cuda" and dist.is_initialized():
         dist.distributed_c10d._abort_process_group()
 

@@ -1,4 +1,4 @@
-"""Work in several processes or threads, and what becomes of it when a process dies."""
+"""Processes and threads of this machine: how many, how they start, and how they end."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from contextvars import copy_context
 from multiprocessing import connection
+from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
-from ..errors import BratsError, BratsWarning
-from ..wording import KILLED
 from .machine import available_cpus
 from .signals import interrupts_held_back, leave_ctrl_c_to_parent
 
@@ -33,65 +31,30 @@ def process_count(workers: int | None, items: int) -> int:
     return min(wanted, items)
 
 
-def in_processes(
-    task: Callable[[Item], Outcome],
-    items: Sequence[Item],
-    *,
-    workers: int | None = None,
-    name: Callable[[Item], str] = str,
-) -> Iterator[Outcome]:
-    """`task` of each of `items`, in their order, over several processes where that pays.
+def process_pool(processes: int) -> tuple[ProcessPoolExecutor, Event]:
+    """A pool whose processes end with this one, and what is set once one of them has started.
 
-    Args:
-        task: A function of a module (or a `partial` of one), as it travels to other processes.
-            These are spawned, so a script needs the `if __name__ == "__main__":` line.
-        items: What to do.
-        workers: Number of processes; 0 and 1 stay in this one, None is one per CPU, but none for
-            a few items.
-        name: What to call an item, should its process be killed.
-
-    Raises:
-        BratsError: If a process was killed.
+    They are spawned, because a forked copy of a process with threads (torch's, a notebook's) may
+    hang. So a script needs the `if __name__ == "__main__":` line.
     """
-    processes = process_count(workers, len(items))
-    if processes < 2:
-        yield from map(task, items)
-        return
-    # Spawned, because a forked copy of a process with threads (torch's, a notebook's) may hang.
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, spawn, initializer=_end_with_parent)
-    done = 0
-    try:
-        with interrupts_held_back():
-            outcomes = pool.map(partial(_with_warnings, task), items)
-        for outcome, warned in outcomes:
-            for text in warned:
-                warnings.warn(text, BratsWarning, stacklevel=2)
-            yield outcome
-            done += 1
-    except BrokenProcessPool as error:
-        raise BratsError(
-            f"a process that worked on {name(items[done])} or on one of the next items {KILLED}",
-            hint="use fewer processes: --workers 1",
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)  # on Ctrl-C, wait for what was begun and no more
+    started = spawn.Event()
+    return ProcessPoolExecutor(processes, spawn, _begin, (started,)), started
 
 
-def _with_warnings(task: Callable[[Item], Outcome], item: Item) -> tuple[Outcome, list[str]]:
-    """What `task` gives, and what it warned of, which this process has nobody to tell."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", BratsWarning)
-        outcome = task(item)
-    return outcome, [str(each.message) for each in caught]
+def _begin(started: Event) -> None:
+    warnings.simplefilter("ignore")  # those about the user's data are sent to the first process
+    _end_with_parent()
+    started.set()
 
 
 def in_threads(task: Callable[[Item], Outcome], items: Sequence[Item]) -> Iterator[Outcome]:
     """`task` of each of `items`, in their order, for tasks that mostly wait or unzip."""
     pool = ThreadPoolExecutor(available_cpus())
+    # Threads of their own know nothing of who listens to this one's warnings.
+    contexts = [copy_context() for _ in items]
     try:
-        yield from pool.map(task, items)
+        yield from pool.map(lambda context, item: context.run(task, item), contexts, items)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

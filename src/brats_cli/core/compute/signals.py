@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 TERMINATED = 128 + signal.SIGTERM
@@ -20,6 +20,25 @@ def exit_on_sigterm(status: int = TERMINATED) -> None:
     So it leaves neither files half written nor processes behind.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(status))
+
+
+def repeat_dropped_stops() -> None:
+    """Stop a moment later, where a stop was raised as Python cleared up an object.
+
+    There it drops every exception, prints it, and goes on as if nothing had been.
+    """
+    before = sys.unraisablehook
+
+    def answer(dropped: Any) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt | SystemExit):
+            number = signal.SIGINT if dropped.exc_type is KeyboardInterrupt else signal.SIGTERM
+            again = threading.Timer(0.01, signal.raise_signal, [number])
+            again.daemon = True
+            again.start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = answer
 
 
 def leave_ctrl_c_to_parent() -> None:
@@ -39,6 +58,38 @@ def end_at_once_on_stops() -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda stop, _: os._exit(128 + stop))
+
+
+_clears_up = True
+"""Whether Python may clear up when this process ends."""
+
+
+def end_without_clearing_up() -> None:
+    """From here on, `program` ends this process as soon as it has an exit status.
+
+    For connections to processes that may no longer answer: Python would wait for what is still
+    on its way to them, and a thread of theirs that then wants to run Python code aborts the
+    process, which hides its status.
+    """
+    global _clears_up
+    _clears_up = False
+
+
+@contextmanager
+def program() -> Iterator[None]:
+    """Around all that a command does; after `end_without_clearing_up` the process ends with it."""
+    try:
+        yield
+    except BaseException as error:
+        if _clears_up:
+            raise
+        status = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            sys.excepthook(type(error), error, error.__traceback__)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # nobody reads any more
+                stream.flush()
+        os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 class Stops:

@@ -11,7 +11,7 @@ from ..compute.processes import in_threads
 from ..errors import BratsWarning, MissingModalityError
 from ..images.background import odd_background, on_zero
 from ..images.grid import Volume, require_same_grid
-from ..images.nifti import read_channels, read_image
+from ..images.nifti import read_channels, read_image, voxels_on_disk
 from .labels import LabelScheme
 from .naming import MODALITIES
 
@@ -52,6 +52,10 @@ class Case:
     def folder(self) -> Path:
         """The folder that holds its images."""
         return next(iter(self.images.values())).path.parent
+
+    def voxels_on_disk(self) -> int:
+        """Voxels of its images by the header of one; 0 if that claims what cannot be."""
+        return next((voxels_on_disk(image.path) for image in self.images.values()), 0)
 
     def require(self, modalities: Sequence[str] = MODALITIES) -> None:
         """Check that the case has all of `modalities`.

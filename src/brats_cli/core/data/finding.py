@@ -1,11 +1,10 @@
-"""Where the cases are: at a path, in the folder of a data set, or in several of both."""
+"""Where the cases and the label maps are: at a path, or in the folder of a data set."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import BratsError, CaseError, NoCasesError, UnreadableFileError
+from ..errors import CaseError, NoCasesError, UnreadableFileError
 from ..images.nifti import stem
 from .cases import Case
 from .folders import IMAGES, folders, folders_near, nifti_files
@@ -76,26 +75,6 @@ def case_at(path: Path) -> Case:
             "give one 4D file in the order FLAIR, T1, T1ce, T2",
         ),
     )
-
-
-def find_each(paths: Sequence[Path]) -> tuple[list[Case], list[BratsError]]:
-    """The cases at `paths`, each a case (folder or file) or a data set, and the errors of others.
-
-    Every case comes once; a case id that is found in two places is an error.
-    """
-    cases: dict[str, Case] = {}
-    wrong: list[BratsError] = []
-    for path in paths:
-        try:
-            found, clashes = survey(path)[:2] if path.is_dir() else ([case_at(path)], [])
-        except BratsError as error:
-            found, clashes = [], [error]
-        wrong += clashes
-        for case in found:
-            other = cases.setdefault(case.id, case)
-            if other.folder.resolve() != case.folder.resolve():
-                wrong.append(CaseError.twice(case.id, other.folder, case.folder))
-    return list(cases.values()), wrong
 
 
 def find_label_maps(root: Path) -> dict[str, Path]:

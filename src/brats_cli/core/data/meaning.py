@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from ..compute.processes import in_threads
 from ..errors import BratsError
+from ..images.grid import Volume
 from ..images.nifti import count_labels, note_on_disk, shape_on_disk
 from .cases import Case
 from .dataset_json import Declared, declared_schemes, read_description
@@ -146,6 +149,13 @@ def _together(
         for name, alike in groups.items()
         for path in alike
     }
+
+
+def values_in(label_map: Volume) -> frozenset[int]:
+    """The values that a label map holds."""
+    foreground = label_map.foreground  # a hundredth of the voxels
+    found = np.flatnonzero(np.bincount(foreground)).tolist()
+    return frozenset(found if foreground.size == label_map.values.size else [0, *found])
 
 
 def _union(sets: Iterable[frozenset[int]]) -> frozenset[int]:

@@ -195,7 +195,7 @@ def _brain(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[Field
     """
     fraction = np.array([0.44, 0.45, 0.45]) * rng.uniform(0.94, 1.0, size=3)
     half_mm = (fraction * shape).astype(np.float32)
-    # In units of the brain's half axes, each patient's bent a little in a way of its own.
+    # In units of the brain's semi-axes, slightly deformed, differently for each patient.
     x, y, z = (
         at / size + 0.03 * _smooth(rng, shape, wavelength_mm=60)
         for at, size in zip(_grid_mm(shape), half_mm, strict=True)
@@ -244,12 +244,12 @@ def _ellipsoid(x: Coordinate, y: Coordinate, z: Coordinate, half_axes: Sequence[
 
 @dataclass(frozen=True, eq=False)
 class _Tumour:
-    """Three nested balls, in coordinates bent so that they look like a tumour.
+    """Three nested balls in warped coordinates, which make them look like a tumour.
 
     Attributes:
-        centre_mm: Of the whole tumour, before bending.
-        turn: (3, 3), from millimetres to the tumour's axes in units of their half lengths.
-        waves: Directions and phases that `_bend` takes, (3, 3).
+        centre_mm: Of the whole tumour, before warping.
+        turn: (3, 3), from millimetres to the tumour's axes in units of its semi-axes.
+        waves: Directions and phases for `_bend`, (3, 3).
         core: The tumour core's centre in those coordinates and, fourth, its radius.
         necrosis: Likewise, inside the core. The whole tumour is the unit ball.
     """
@@ -261,7 +261,7 @@ class _Tumour:
     necrosis: Vector
 
     def grow(self, normal: Tissues, *, scale: float, enhancing: bool) -> tuple[Tissues, Field]:
-        """Put the tumour, every length multiplied by `scale`, among normal tissues.
+        """Insert the tumour, every length multiplied by `scale`, into normal tissues.
 
         Returns:
             Tissues, in which all of the core is NCR where it does not enhance; and how far each
@@ -294,10 +294,10 @@ class _Tumour:
 
 
 def _bend(at: Field, waves: Vector) -> Field:
-    """Shift each coordinate in turn by waves of the other two.
+    """Warp: shift each coordinate in turn by waves of the other two.
 
-    Such a shear keeps volumes (the determinant of its Jacobian is 1), so that the formula for
-    ellipsoids holds for whatever shape comes out.
+    Such a shear preserves volumes (the determinant of its Jacobian is 1), so the formula for
+    ellipsoids holds for the resulting shape.
     """
     for axis, (along, phase, fine_phase) in enumerate(waves.astype(np.float32)):
         first, second = at[axis - 1], at[axis - 2]
@@ -307,19 +307,19 @@ def _bend(at: Field, waves: Vector) -> Field:
 
 
 def _distance(at: Field, ball: Vector) -> Field:
-    """How many of the ball's radii each of the coordinates lies from its centre."""
+    """Distance of each of the coordinates from a ball's centre, in units of its radius."""
     x, y, z = (axis - c for axis, c in zip(at, ball[:3].astype(np.float32), strict=True))
     distance: Field = np.sqrt(x**2 + y**2 + z**2) / np.float32(ball[3])
     return distance
 
 
 def _place_tumour(rng: np.random.Generator, depth: Field, normal: Tissues) -> _Tumour:
-    """A tumour that lies within the brain; a smaller one where none of the size drawn fits."""
+    """A random tumour within the brain; a smaller one if none of the size drawn fits."""
     longest_mm = min(depth.shape) * rng.uniform(0.22, 0.30)
     while True:
         deep = np.argwhere(depth > 0.8 * min(longest_mm, float(depth.max())))
         tumour = _any_tumour(rng, longest_mm, rng.choice(deep) - (np.array(depth.shape) - 1) / 2)
-        # Every fourth voxel along each axis shows most misfits, and quickly.
+        # Every fourth voxel along each axis shows most misfits quickly.
         if all(_lies_within(tumour, depth, normal, step=step) for step in (4, 1)):
             return tumour
         longest_mm *= 0.98
@@ -361,9 +361,9 @@ def _lies_within(tumour: _Tumour, depth: Field, normal: Tissues, *, step: int) -
 
 
 def _edema_strength(rng: np.random.Generator, distance: Field, normal: Tissues) -> Field:
-    """How much of the edema's contrast shows: all at the core, less at the margin, in patches.
+    """Strength of the edema's contrast, 0 to 1: full at the core, less at the margin, patchy.
 
-    Grey matter takes up less of it than white.
+    Grey matter takes up less of it than white matter.
     """
     patches = 0.15 * _smooth(rng, normal.shape, wavelength_mm=12)
     strength = np.clip(1.2 - 0.55 * distance**2 + patches, 0.4, 1)
@@ -384,7 +384,7 @@ def _scan(
     if not enhancing:
         contrast[_NCR] = _SOLID_CORE[modality]
     contrast *= rng.uniform(0.95, 1.05, size=len(contrast)).astype(np.float32)
-    # Edema soaks the tissue there is; fluid and vessels it has pushed aside.
+    # Edema lies in grey and white matter; it has displaced fluid and vessels.
     soaked = contrast[np.where((normal == _GM) | (normal == _WM), normal, _WM)]
     soaked += strength * (contrast[_ED] - soaked)
     signal = ndimage.gaussian_filter(np.where(tissues == _ED, soaked, contrast[tissues]), sigma=0.6)

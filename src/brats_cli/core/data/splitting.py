@@ -61,6 +61,7 @@ def split(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     labels: LabelScheme | str | None = None,
+    dry_run: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> NewSplit:
@@ -84,6 +85,7 @@ def split(
         include: Patterns such as `BraTS2021_*`; only cases whose id matches one are split.
         exclude: Patterns; cases whose id matches one are left out.
         labels: Label scheme of the label maps, if names, headers and values leave it open.
+        dry_run: Write nothing; the result is the same.
         overwrite: Replace `output` if it exists.
         on_progress: Called with the number of label maps read and their total.
 
@@ -123,7 +125,7 @@ def split(
         made = replace(made, patients={case.id: case.patient for case in cases})
     if wanted != MODALITIES:
         made = replace(made, modalities=wanted)
-    if output is not None:
+    if output is not None and not dry_run:
         made.save(Path(output), overwrite=overwrite)
     return NewSplit(made, strata, tuple(case.id for case in found if not case.label))
 
@@ -382,6 +384,7 @@ def make_split(
         tuple(Fold(tuple(i for i in rest if i not in part), tuple(sorted(part))) for part in parts),
         tuple(sorted(case_id for case_id, group in groups.items() if group in held_out)),
         grouped,
+        listing={case.id: case for case in cases},
     )
 
 

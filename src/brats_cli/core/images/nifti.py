@@ -87,6 +87,16 @@ def shape_on_disk(path: Path) -> tuple[int, ...] | None:
     return None
 
 
+def voxels_on_disk(path: Path) -> int:
+    """Voxels along the first three axes by the header alone; 0 if the file cannot hold so many."""
+    shape = shape_on_disk(path)
+    if shape is None or len(shape) < 3:
+        return 0
+    size = path.stat().st_size * (gzipped.MOST_RATIO if path.suffix.lower() == ".gz" else 1)
+    count = math.prod(shape[:3])
+    return count if 0 < count <= size else 0
+
+
 def note_on_disk(path: Path) -> str:
     """What the header's description says, from the first bytes alone; empty if it cannot be read.
 

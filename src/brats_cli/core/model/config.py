@@ -43,12 +43,12 @@ class UNetConfig(_Settings):
     activation: Literal["relu", "leaky_relu", "elu", "silu"] = "relu"
     """After the norm; the slope of `leaky_relu` is 0.01."""
     dropout: float = Field(default=0, ge=0, lt=1)
-    """Share of the channels that training blanks after each activation."""
+    """Share of the channels that training sets to 0 after each activation."""
     residual: bool = True
     """Add the input of each pair of convolutions to its output. In the trials of
     benchmarks/RESULTS.md that learns most from as many steps."""
     deep_supervision: bool = False
-    """Train the lower resolutions of the way up on the regions too, but for the lowest."""
+    """Add a loss at the lower resolutions of the decoder, except for the lowest."""
     upsampling: Literal["transposed", "trilinear"] = "transposed"
     """2x2x2 up-convolution, or a 1x1x1 convolution and interpolation."""
     padding: Literal["same", "valid"] = "same"
@@ -73,7 +73,7 @@ class UNetConfig(_Settings):
 
     @property
     def depends_on_window(self) -> bool:
-        """Whether the size of the window decides what is computed at a voxel."""
+        """Whether the result at a voxel depends on the window that it is computed in."""
         return self.norm in ("instance", "group")
 
     @property
@@ -192,7 +192,7 @@ WELL_KNOWN = (
     "monai/UNet",
     "monai/VNet",
 )
-"""To hint at only: which networks there are, the MONAI that is installed knows."""
+"""For hints only: the installed MONAI decides which networks there are."""
 
 
 Channels = Annotated[int, Field(ge=1, le=_MOST_CHANNELS)]
@@ -211,9 +211,9 @@ class NnunetConfig(_Settings):
     strides: tuple[tuple[Few, Few, Few], ...]
     """How much coarser than the resolution before, along each axis."""
     blocks: tuple[Few, ...]
-    """Convolutions, or residual blocks, on the way down."""
+    """Convolutions, or residual blocks, of the encoder, per resolution."""
     decoder_blocks: tuple[Few, ...]
-    """Convolutions on the way up, of every resolution but the lowest."""
+    """Convolutions of the decoder, per resolution except for the lowest."""
     bias: bool = True
     """Whether convolutions have a bias."""
     norm: Literal["instance", "batch"] = "instance"

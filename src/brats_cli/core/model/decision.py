@@ -15,7 +15,7 @@ from ..data.labels import REGIONS, LabelScheme
 Rule = Literal["thresholds", "most likely"]
 
 THRESHOLD = 0.5
-"""Probability from which a voxel belongs to a region, where no other was selected."""
+"""Default threshold of a region's probability."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,13 @@ class Decision:
     """The rule from probabilities to labels.
 
     Attributes:
-        thresholds: By region, the probability from which a voxel belongs to it; `THRESHOLD` for a
-            region that is not in here.
+        thresholds: Probability threshold by region; `THRESHOLD` for a region that is missing.
         smallest_et_mm3: Predicted enhancing tumour below this volume in total is relabelled as
             necrosis.
         rule: `thresholds`, or `most likely`: the tissue of the highest probability, as a network
             decides that was trained on labels which exclude each other.
-        temperatures: By region, what the logit is divided by before a probability is written; 1
-            for a region that is not in here.
+        temperatures: By region, the divisor of the logit before a probability is written; 1 for a
+            region that is missing.
     """
 
     thresholds: Mapping[str, float] = field(default_factory=dict)
@@ -53,7 +52,7 @@ class Decision:
             {name: fmean(each.threshold(name) for each in decisions) for name in REGIONS},
             fmean(each.smallest_et_mm3 for each in decisions),
             decisions[0].rule if len({each.rule for each in decisions}) == 1 else "thresholds",
-            # Of several networks only the average is calibrated or not, and nobody has measured it.
+            # It is not known whether the average of several calibrated networks is calibrated.
             decisions[0].temperatures if len(decisions) == 1 else {},
         )
 
@@ -77,7 +76,7 @@ class Decision:
         temperature = self.temperatures.get(region, 1.0)
         if temperature == 1:
             return probability
-        with np.errstate(divide="ignore"):  # log 0: what is certain stays that
+        with np.errstate(divide="ignore"):  # log 0: a probability of 0 or 1 stays that
             odds = np.log(probability) - np.log1p(-probability)
         calm: npt.NDArray[np.floating[Any]] = 1 / (1 + np.exp(-odds / temperature))
         return calm

@@ -1,4 +1,4 @@
-"""Files that others wrote: read without running anything in them, and refused by name."""
+"""Files of other programs: read without running code in them, and refused by name."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def read_weights(path: Path) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """Why torch does not read a file, in few words."""
+    """Why torch cannot read a file, in a few words."""
     text = str(error)
     named = re.search(r"GLOBAL ([\w.]+)", text)
     if named or re.search(r"unrecognized function|Can only (build|create)", text):
@@ -176,11 +176,11 @@ def checkpoint_of(
     epoch: object = 0,
     decision: Decision | None = None,
 ) -> Checkpoint:
-    """A checkpoint of brats of what was read elsewhere, made and filled once to see that it fits.
+    """A checkpoint of brats for an imported network, whose weights are loaded once as a check.
 
     Args:
         network: Its shape.
-        weights: By the names that the network has where it comes from.
+        weights: By the parameter names of the original network.
         modalities: Its input channels.
         labels: The label scheme of predictions.
         multiple: Edges of patches are multiples of this.

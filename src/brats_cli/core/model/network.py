@@ -1,9 +1,10 @@
-"""The network: a 3D U-Net, its shape a value in the config, or one of MONAI's or nnU-Net's."""
+"""The network: a 3D U-Net whose shape the config gives, or one of MONAI's or nnU-Net's."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ class UNet3D(nn.Module):
         )
         self.merge = nn.ModuleList(_convolutions(width * 2, width, config) for width in widths[:-1])
         self.output = nn.Conv3d(widths[0], out_channels, kernel_size=1)
-        # The two lowest levels have none: nnU-Net weighs the lowest of the way up with 0.
+        # The two lowest levels have none: nnU-Net gives the lowest of the decoder a weight of 0.
         supervised = widths[1:-2] if config.deep_supervision else []
         self.lower_outputs = nn.ModuleList(
             nn.Conv3d(width, out_channels, kernel_size=1) for width in supervised
@@ -75,6 +76,8 @@ class UNet3D(nn.Module):
 
 Network = UNet3D | MonaiNetwork | NnunetNetwork
 
+Foreign = TypeVar("Foreign", MonaiNetwork, NnunetNetwork)
+
 
 def make_network(
     config: NetworkConfig, *, in_channels: int, out_channels: int, patch_size: int
@@ -88,8 +91,16 @@ def make_network(
         return UNet3D(config, in_channels=in_channels, out_channels=out_channels)
     sizes = {"in_channels": in_channels, "out_channels": out_channels, "patch_size": patch_size}
     if isinstance(config, NnunetConfig):
-        return NnunetNetwork(config, **sizes)
-    return MonaiNetwork(config, **sizes)
+        return _avoiding_nan(NnunetNetwork(config, **sizes))
+    return _avoiding_nan(MonaiNetwork(config, **sizes))
+
+
+def _avoiding_nan(network: Foreign) -> Foreign:
+    """`network` with `Conv3d` for PyTorch's own layer, which has the same weights and names."""
+    for layer in network.modules():
+        if type(layer) is nn.Conv3d:
+            layer.__class__ = Conv3d
+    return network
 
 
 def network_without_weights(
@@ -97,7 +108,7 @@ def network_without_weights(
 ) -> Network:
     """The network of a config whose weights are not needed, or are loaded into it later.
 
-    A U-Net on the meta device, which is made at once; MONAI's read some numbers as they are made.
+    A U-Net on the meta device, which takes no time; MONAI's networks need real tensors when made.
 
     Raises:
         ConfigError: As `make_network` does.
@@ -138,9 +149,9 @@ def is_far_larger(
 def in_two_parts(
     network: Network,
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
-    """What takes images to outputs that may be averaged, and what takes these to regions' logits.
+    """A network as two functions: to outputs that may be averaged, and on to regions' logits.
 
-    The second does nothing but for networks of nnU-Net that were trained on labels.
+    The second is the identity except for networks of nnU-Net that were trained on labels.
     """
     if isinstance(network, NnunetNetwork):
         return network.outputs, network.regions
@@ -148,7 +159,7 @@ def in_two_parts(
 
 
 def encoder_of(network: Network) -> list[nn.Module]:
-    """The parts of a network that a patch meets on its way down to the lowest resolution.
+    """The encoder of a network: its parts down to the lowest resolution.
 
     Raises:
         ConfigError: If it is a network of MONAI whose parts are not known.
@@ -165,9 +176,9 @@ def encoder_of(network: Network) -> list[nn.Module]:
 
 
 def on_device(network: Network, device: torch.device) -> Network:
-    """A network on a device, its weights in the memory layout that convolutions compute in there.
+    """A network on a device, its weights in the memory layout of that device's convolutions.
 
-    A GPU would lay them out anew for every convolution and each of its gradients.
+    Otherwise a GPU would convert them for every convolution and each of its gradients.
     """
     if device.type == "cuda":
         # As mypy does not know, a layout may go with the device.
@@ -176,25 +187,24 @@ def on_device(network: Network, device: torch.device) -> Network:
 
 
 def crop(tensor: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """The middle of a tensor's last three axes."""
+    """The centre of a tensor along its last three axes."""
     for axis, wanted in zip((-3, -2, -1), size, strict=True):
         surplus = tensor.shape[axis] - wanted
-        if surplus:  # to narrow by nothing still copies the gradient on its way back
+        if surplus:  # narrowing to the same size would still copy the gradient in the backward pass
             tensor = tensor.narrow(axis, surplus // 2, wanted)
     return tensor
 
 
 class Conv3d(nn.Conv3d):
-    """A convolution that avoids a fault of PyTorch on CPUs.
+    """A convolution that avoids a bug of PyTorch on CPUs.
 
-    In bfloat16 the gradient of 3x3x3 weights over maps of 2x2x2 voxels reads memory that nobody has
-    written (torch 2.13, oneDNN): with NaN left there, it was NaN in 15 to 35 of 100 tries. It is
-    not over maps of 1, 3 or 4 voxels, of 1x1x1 weights, nor in float32, which such small maps
-    take no time in.
+    In bfloat16 the gradient of 3x3x3 weights over maps of 2x2x2 voxels reads uninitialised memory
+    (torch 2.13, oneDNN): where that held NaN, it was NaN in 15 to 35 of 100 tries. Maps of 1, 3 or
+    4 voxels, 1x1x1 weights and float32 are not affected; for maps so small, float32 is as fast.
     """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """What the convolution gives, of maps (B, C, X, Y, Z)."""
+        """The convolution of maps (B, C, X, Y, Z)."""
         at_fault = self.training and features.device.type == "cpu" and 2 in features.shape[2:]
         if at_fault and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
@@ -229,9 +239,9 @@ class _Residual(nn.Module):
 
 
 class _Interpolation(nn.Module):
-    """Twice the resolution, trilinear, of as many channels as wanted.
+    """Trilinear upsampling to twice the resolution, with a change of channels.
 
-    The 1x1x1 convolution goes first: the result is the same, at an eighth of the voxels.
+    The 1x1x1 convolution goes first: the result is the same, for an eighth of the voxels.
     """
 
     def __init__(self, before: int, after: int, config: UNetConfig) -> None:
@@ -260,14 +270,14 @@ def _convolutions(before: int, after: int, config: UNetConfig) -> nn.Module:
 
 
 def _layers(before: int, after: int, config: UNetConfig) -> tuple[nn.Module, ...]:
-    """A convolution, its norm, activation and dropout; those that are not there do nothing."""
+    """A convolution, its norm, activation and dropout; an absent one is the identity."""
     return (
         Conv3d(
             before,
             after,
             kernel_size=3,
             padding=1 if config.padding == "same" else 0,
-            bias=config.norm == "none",  # a bias before a norm is subtracted again by it
+            bias=config.norm == "none",  # the norm would subtract a bias again
         ),
         _norm(after, config),
         _activation(config),

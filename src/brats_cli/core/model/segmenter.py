@@ -1,4 +1,4 @@
-"""The one way from a prepared case to its probabilities, in validation as in prediction."""
+"""From a prepared case to its probabilities: the same in validation and in prediction."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class Segmenter:
         device: Where it computes.
         dtype: Type of its convolutions.
         patch_size: Edge of the patches it was trained on, in voxels.
-        overlap: Share of a window that its neighbour covers; by default what suits the network.
-        batch_windows: Windows computed at once.
+        overlap: Overlap of neighbouring windows, as a share of a window; by default as the network
+            needs.
+        batch_windows: Windows per batch.
         sliding: The rule of the windows, if it is not brats' own.
     """
 

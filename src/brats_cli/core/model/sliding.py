@@ -1,8 +1,8 @@
-"""Windows as the program places and blends them that a network comes from: MONAI's, nnU-Net's.
+"""Sliding windows as MONAI and nnU-Net place and blend them, for networks imported from there.
 
-Both average the networks' outputs before they become probabilities, and both place, weigh and
-mirror windows in ways of their own, on which the last digits, and with group norm more than these,
-depend. So a checkpoint that was imported is computed by the rule of its origin.
+Both average a network's outputs before they become probabilities, and both place, weigh and mirror
+windows in ways of their own. The last digits depend on it, and with group norm more than these. So
+an imported checkpoint is computed by the rule of its origin.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _MONAI_FLOOR = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingWindow:
-    """How a network goes over a case.
+    """The rule of a sliding window.
 
     Attributes:
-        rule: Whose windows: their places, the Gaussian, and what is averaged over flips.
+        rule: Whose rule: the positions, the Gaussian, and what is averaged over flips.
         window: Size of a window along the network's axes, in voxels.
-        overlap: Share of a window that its neighbour covers.
-        weights: Whether all voxels of a window count the same, or those near its middle more.
+        overlap: Overlap of neighbouring windows, as a share of a window.
+        weights: Whether all voxels of a window count the same, or those near its centre more.
         mirror_axes: Axes that the network may be flipped along, of 0, 1 and 2.
     """
 
@@ -59,7 +59,7 @@ class SlidingWindow:
         """The rule that a checkpoint holds.
 
         Raises:
-            CheckpointError: If a value is unknown or cannot be so.
+            CheckpointError: If a value is unknown or invalid.
         """
         known = {field.name for field in fields(cls)}
         values: dict[str, Any] = {
@@ -81,7 +81,7 @@ class SlidingWindow:
 
     @property
     def mirrors(self) -> tuple[tuple[int, ...], ...]:
-        """Flips that are averaged, as axes of (X, Y, Z); the first turns none."""
+        """Flips that are averaged, as axes of (X, Y, Z); the first mirrors none."""
         return tuple(
             axes
             for count in range(len(self.mirror_axes) + 1)
@@ -142,8 +142,8 @@ def probabilities(
         sliding: The rule.
         device: Where to compute.
         dtype: Type of the convolutions.
-        overlap: In place of that of the rule.
-        batch_windows: Windows computed at once.
+        overlap: Overrides that of the rule.
+        batch_windows: Windows per batch.
         tta: Average over the flips of the rule as well.
         on_share: Called after each batch of windows with its share of the work.
 

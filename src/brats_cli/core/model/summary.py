@@ -1,4 +1,4 @@
-"""What a network costs: parameters, arithmetic and memory, found without computing anything."""
+"""The cost of a network: parameters, FLOPs and memory, determined without computing anything."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PATCHES = 2
 
 @dataclass
 class Cost:
-    """What a part of a network costs, for one patch in training.
+    """The cost of a part of a network, for one patch in training.
 
     Attributes:
         part: Its name in the network, and so in the checkpoint.
-        parameters: Numbers that it learns.
-        output: Shape of what it gives, (C, X, Y, Z); empty if that is not one map.
+        parameters: Number of trainable parameters.
+        output: Shape of its output, (C, X, Y, Z); empty if that is not one map.
         flops: Floating-point operations of the forward pass: a multiplication and an addition are
             two. `torch.utils.flop_counter` counts them, of convolutions, matrix products and
             attention; the rest is little. The backward pass takes twice as many.
@@ -39,9 +39,9 @@ class Cost:
 
 
 def costs(network: Network, *, in_channels: int, patch_size: int, dtype: torch.dtype) -> list[Cost]:
-    """The cost of each part of a network in training, in the order in which a patch meets them.
+    """The cost of each part of a network in training, in the order of the forward pass.
 
-    What happens between two parts, as pooling, counts with the part before. The network is run on
+    Operations between two parts, such as pooling, count with the part before. The network is run on
     the meta device, where tensors have shapes and no values: at once, and in no memory.
 
     Args:
@@ -58,7 +58,7 @@ def costs(network: Network, *, in_channels: int, patch_size: int, dtype: torch.d
     alive: list[torch.Tensor] = []  # a storage's number may be given again once it is gone
 
     def settle() -> None:
-        """Give what was computed since the last time to the part met last."""
+        """Assign the operations since the last call to the last part that was entered."""
         if met:
             done = sum(cost.flops for cost in met.values())
             list(met.values())[-1].flops += counter.get_total_flops() - done
@@ -97,7 +97,7 @@ def costs(network: Network, *, in_channels: int, patch_size: int, dtype: torch.d
 
 
 def _parts(network: Network) -> Iterator[tuple[str, nn.Module]]:
-    """What a row is about: each child of a network, and each layer of a list of layers."""
+    """The parts of a network: its children, and each layer of a list of layers."""
     within: nn.Module = network if isinstance(network, UNet3D) else network.net
     for name, child in within.named_children():
         if isinstance(child, nn.ModuleList):

@@ -1,4 +1,4 @@
-"""From a prepared case to the probability of each region at each voxel: windows and flips."""
+"""Sliding-window inference: from a prepared case to the probability of each region per voxel."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from .network import Network, UNet3D
 from .trial import TriedShape
 
 OVERLAP = 0.25
-"""Share of a window that its neighbour covers too. Over nine real cases, windows without any cost
-0.007 in Dice of ET; with 0.125, a turned copy of a case differed more (WT 0.968, not 0.976)."""
+"""Overlap of neighbouring windows, as a share of a window. Over nine real cases, no overlap cost
+0.007 in Dice of ET; with 0.125, a rotated copy of a case differed more (WT 0.968, not 0.976)."""
 
 OVERLAP_OF_PATCHES = 0.5
-"""The same where the window decides what is computed, and each is one more answer to average: with
+"""The overlap where the result depends on the window, so that averaging more windows helps: with
 instance norm, 0.25 cost 0.01 to 0.03 in Dice of each region on the same nine cases."""
 
 CONTEXT = 2
-"""Voxels that the network reads around a window with `padding: same`, beyond the image background.
+"""Voxels that the network reads around a window with `padding: same`; background beyond the image.
 More only takes time: over nine real cases, each by two networks, mean Dice of one pass with 0, 2, 4
 and 8 differed by 0.0008 at most."""
 
 MIRRORS = ((), (1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3))
-"""Axes of (C, X, Y, Z) that test-time flips turn round; the first turns none."""
+"""Axes of (C, X, Y, Z) that each test-time flip mirrors; the first mirrors none."""
 
 CPU = torch.device("cpu")
 
@@ -47,7 +47,7 @@ CPU = torch.device("cpu")
 # input and output of a convolution with its workspace. Measured at 8; the rest is safety.
 _LIVE_MAPS = 10
 
-# Least weight of a window at its edge, where a Gaussian of this width has 3e-4 an axis.
+# Minimum weight at the edge of a window, where a Gaussian of this width has 3e-4 per axis.
 _FLOOR = 1e-3
 
 
@@ -65,11 +65,11 @@ def probabilities(
 ) -> torch.Tensor:
     """Probability of each region at each voxel of a prepared case.
 
-    As few windows as cover it, weighted by Gaussians that never vanish: of about the size of the
-    training patch, which is one pass over a brain where patches were large; smaller where memory
-    is; one pass where memory allows if the network pads nothing, to which windows are all the
-    same. Where the window decides what a network computes, as by the statistics of instance and
-    group norm, it is the training patch exactly.
+    As few windows as cover the case, weighted by Gaussians with a floor. A window is about as large
+    as the training patch (with large patches, one window covers a brain), or smaller if memory is
+    short. A network without padding computes the same in any window: it takes the whole case at
+    once if memory allows. Where the result depends on the window, as with instance and group
+    norm, the window is exactly the training patch.
 
     Args:
         network: In evaluation mode, on `device`.
@@ -77,9 +77,9 @@ def probabilities(
         patch_size: Edge of the patches it was trained on.
         device: Where to compute.
         dtype: Type of the convolutions.
-        overlap: Share of a window that its neighbour covers at least, from 0 to below 1; by
-            default `OVERLAP` or `OVERLAP_OF_PATCHES`.
-        batch_windows: Windows computed at once.
+        overlap: Minimum overlap of neighbouring windows, from 0 to below 1; by default `OVERLAP`
+            or `OVERLAP_OF_PATCHES`.
+        batch_windows: Windows per batch.
         on_share: Called after each batch of windows with its share of the work.
 
     Returns:
@@ -103,7 +103,7 @@ def probabilities(
         try:
             return passes.over(images, on_share)
         except (RuntimeError, MemoryError) as error:
-            # The estimate was too low, or another program took the memory meanwhile.
+            # The estimate was too low, or another program has taken memory since.
             if not is_out_of_memory(error):
                 raise
         # Not before the error, which holds what the failed pass computed, is gone.
@@ -112,12 +112,12 @@ def probabilities(
 
 
 def home_of(images: torch.Tensor, device: torch.device) -> torch.device:
-    """Where a case (C, X, Y, Z) and its probabilities lie: `device` if they take little of it."""
+    """Where a case (C, X, Y, Z) and its probabilities are kept: `device` if they are small."""
     return device if _bytes_of(images) < memory_for_network(device) // 4 else CPU
 
 
 def _bytes_of(images: torch.Tensor) -> int:
-    """What a case (C, X, Y, Z) and the probabilities of its voxels take in float32."""
+    """Bytes of a case (C, X, Y, Z) and its probabilities in float32."""
     return 4 * (images.numel() + len(REGIONS) * images[0].numel())
 
 
@@ -129,7 +129,7 @@ def _window(
     dtype: torch.dtype,
     at_once: int,
 ) -> tuple[int, ...]:
-    """Size of the windows that a case is best computed in."""
+    """Size of the windows for a case."""
     size = tuple(images.shape[1:])
     config = network.config
     if config.depends_on_window:
@@ -143,16 +143,16 @@ def _window(
 
 @dataclass(frozen=True, eq=False)
 class _Passes:
-    """How a network goes over a case.
+    """Sliding-window inference with settled sizes.
 
     Attributes:
         network: The network, on `device`.
         device: Where it computes.
         dtype: Type of the convolutions.
         window: Size of a window.
-        overlap: Least share that neighbours have in common.
-        at_once: Windows computed together.
-        home: Where the case lies, and the windows are added up.
+        overlap: Minimum overlap of neighbouring windows, as a share of a window.
+        at_once: Windows per batch.
+        home: Where the case is kept and the windows are summed.
     """
 
     network: Network
@@ -166,7 +166,7 @@ class _Passes:
     def over(self, images: torch.Tensor, on_share: Callable[[float], None]) -> torch.Tensor:
         """Probabilities (R, X, Y, Z) of all of `images` (C, X, Y, Z)."""
         size = tuple(images.shape[1:])
-        images = images.to(self.home)  # once, and as they are: float16 of a store stays that
+        images = images.to(self.home)  # once, in their own type: a store's float16
         blends = [
             {start: sent(weights, self.home) for start, weights in of_axis.items()}
             for of_axis in self._blends(size)
@@ -186,7 +186,7 @@ class _Passes:
         return total
 
     def _blends(self, size: tuple[int, ...]) -> list[dict[int, torch.Tensor]]:
-        """Of each axis, the weights of the windows that start at a voxel."""
+        """Per axis, the weights of each window by its first voxel."""
         return [
             blending(length, side, window_starts(length, side, overlap=self.overlap))
             for length, side in zip(size, self.window, strict=True)
@@ -197,7 +197,7 @@ class _Passes:
         read = torch.stack([self._read(images, corner) for corner in corners])
         with autocast(self.device, self.dtype):
             logits = self.network(read.contiguous(memory_format=torch.channels_last_3d))
-        # The network has cut off its margin, if it has one.
+        # The network has already cropped its margin.
         before = [around(self.network.config, side)[0] for side in self.window]
         margin = self.network.config.margin
         inside = [
@@ -207,7 +207,7 @@ class _Passes:
         return torch.sigmoid(logits[(..., *inside)].float())
 
     def _read(self, images: torch.Tensor, corner: Sequence[int]) -> torch.Tensor:
-        """What the network reads of `images` for a window, background beyond them."""
+        """The network's input for a window, padded with background beyond `images`."""
         padding: list[int] = []
         box = []
         for start, side, length in zip(corner, self.window, images.shape[1:], strict=True):
@@ -218,10 +218,10 @@ class _Passes:
         return F.pad(images[(slice(None), *box)].to(self.device, torch.float32), padding)
 
     def smaller(self) -> _Passes:
-        """The same in less memory.
+        """The same with smaller batches or windows, which take less memory.
 
         Raises:
-            DeviceError: If there is no less, or windows of another size compute something else.
+            DeviceError: If they cannot be smaller, or the result depends on the window.
         """
         if self.at_once > 1:
             return replace(self, at_once=1)
@@ -242,7 +242,7 @@ class _Passes:
 def even_window(length: int, edge: int) -> int:
     """Side, near `edge`, of windows that overlap by `OVERLAP` and divide `length` evenly.
 
-    A network has not learnt what lies further away than its patches reach. Over nine real cases,
+    A network has not learnt to use context beyond the size of its patches. Over nine real cases,
     mean Dice in windows near the patch of 64 was 0.001 to 0.005 higher in WT and 0.006 to 0.012 in
     TC than in one pass (three trainings), and in ET the same to 0.0013.
     """
@@ -254,7 +254,7 @@ def around(config: UNetConfig | TriedShape, side: int) -> tuple[int, int]:
     """Voxels that a network reads before and after a window of `side` voxels along an axis.
 
     Its margin under `padding: valid`, else `CONTEXT`, and what makes the sum divisible. Where the
-    window decides what is computed there is no context, which would change that.
+    result depends on the window there is no context, which would change the result.
     """
     if config.margin:
         return config.margin, config.input_size(side) - side - config.margin
@@ -289,10 +289,10 @@ def _halved(window: tuple[int, ...], multiple: int) -> tuple[int, ...]:
 def window_starts(length: int, side: int, *, overlap: float) -> list[int]:
     """First voxels, along an axis, of as few evenly spread windows as cover `length`.
 
-    Neighbours have at least `overlap` of a window in common, give or take a voxel.
+    Neighbours overlap by at least the share `overlap` of a window, to within a voxel.
     """
     room = length - side
-    # Less a little: 10 * (1 - 0.8) is a bit less than 2.
+    # A small tolerance: 10 * (1 - 0.8) is slightly less than 2.
     steps = int(np.ceil(room / max(1, side * (1 - overlap)) - 1e-9))
     return [round(room * step / max(steps, 1)) for step in range(steps + 1)]
 
@@ -300,8 +300,8 @@ def window_starts(length: int, side: int, *, overlap: float) -> list[int]:
 def blending(length: int, side: int, starts: Sequence[int]) -> dict[int, torch.Tensor]:
     """Weights of each window along an axis, by its first voxel.
 
-    Each trusts its middle most: a Gaussian with an eighth of the window as standard deviation and
-    a floor. At every voxel the weights of all windows add up to 1, along each axis and thus for
+    A Gaussian, highest at the centre, with an eighth of the window as standard deviation and a
+    floor. At every voxel the weights of all windows add up to 1, along each axis and thus for
     their products, so that a constant stays that constant.
     """
     offset = torch.arange(side) - (side - 1) / 2
@@ -318,7 +318,7 @@ def _add(
     corner: Sequence[int],
     blends: Sequence[dict[int, torch.Tensor]],
 ) -> None:
-    """Add the window `found` (R, *window) at `corner` to `total` (R, X, Y, Z), weighted."""
+    """Add a window's probabilities (R, *window) at `corner` to `total` (R, X, Y, Z), weighted."""
     box = []
     for axis, (start, blend) in enumerate(zip(corner, blends, strict=True)):
         shape = [-1 if other == axis else 1 for other in range(3)]
@@ -333,10 +333,10 @@ def _chunks(corners: Sequence[tuple[int, ...]], size: int) -> Iterator[Sequence[
 
 
 def fused(network: Network) -> Network:
-    """`network`, in evaluation mode, with each batch norm made part of the convolution before it.
+    """`network`, in evaluation mode, with each batch norm fused into the convolution before it.
 
-    The same function to rounding, in fewer passes over memory. MONAI's networks stay as they are:
-    what stands in a row there need not be computed in a row.
+    The same function up to rounding, in fewer passes over memory. MONAI's networks are not fused:
+    layers that follow each other in their lists need not be computed one after the other.
     """
     for module in list(network.modules()) if isinstance(network, UNet3D) else []:
         if isinstance(module, nn.Sequential):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
+import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -18,19 +19,31 @@ from typing import Any, TypeVar
 import torch
 
 from ... import __version__
+from ..compute.cluster import connected, paths_for
 from ..compute.devices import choose_devices, describe
+from ..compute.executors import as_completed
+from ..compute.plan import Plan
 from ..compute.processes import Send, streamed
 from ..data.cases import Case
-from ..data.finding import find_each
+from ..data.given import find_each
 from ..data.labels import LabelScheme, as_scheme
-from ..errors import BratsError, CaseError, ConfigError, OutputError
+from ..errors import BratsError, CaseError, ConfigError
 from ..images.nifti import is_nifti
 from ..model.checkpoint import Checkpoint
 from ..model.run_folder import checkpoint_paths
 from ..model.windows import CPU
+from ..reading import read_text
 from ..wording import KILLED, listing
-from ..writing import require_writable
-from .predictor import Loaded, PredictConfig, Predictor, Samples, companion
+from ..writing import append_line, growing_file, require_writable
+from .predictor import (
+    MEMORY_OF_NETWORK,
+    Loaded,
+    PredictConfig,
+    Predictor,
+    Samples,
+    companion,
+    memory_of,
+)
 
 Item = TypeVar("Item")
 Input = TypeVar("Input")
@@ -123,7 +136,7 @@ class Skipped:
     file: Path
 
 
-PredictEvent = PredictionStarted | Skipped | Prediction | BratsError
+PredictEvent = PredictionStarted | Plan | Skipped | Prediction | BratsError
 """What `predict` yields; a `BratsError` is a case or a path that failed."""
 
 
@@ -134,6 +147,7 @@ def predict(
     model: str | Path | Sequence[str | Path] | None = None,
     gpu: str | int | None = None,
     device: str = "auto",
+    executor: Executor | str | None = None,
     labels: LabelScheme | str | None = None,
     tta: bool = False,
     overlap: float | None = None,
@@ -143,6 +157,7 @@ def predict(
     uncertainty: bool = False,
     uncertainty_format: str | None = None,
     skip_existing: bool = False,
+    dry_run: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[float, int], object] = lambda done, total: None,
 ) -> Iterator[PredictEvent]:
@@ -152,12 +167,15 @@ def predict(
     that fails does not stop the others: its `BratsError` is yielded, not raised.
 
     Args:
-        cases: Case folders, 4D files, modality files or data set folders; one or several.
+        cases: Case folders, 4D files, modality files or data set folders, or a splits file for its
+            test cases; one or several.
         output: File for one case, or folder for several; by default the current folder.
         model: Run folder or checkpoint; several are averaged. By default best.pt of the newest
             run in `runs/`.
         gpu: Number of the CUDA GPU; several, as "0,1", share the cases.
         device: auto, cpu, cuda or mps.
+        executor: Where to segment the cases instead of in this process, or the address of a Dask
+            scheduler. Every worker computes on the one `gpu` or `device` as it sees it.
         labels: Label scheme of the predictions; by default that of the training.
         tta: Average over the eight flips of a case (test-time augmentation).
         overlap: Overlap of neighbouring windows, as a fraction of a window; by default 0.25, or
@@ -170,13 +188,14 @@ def predict(
         uncertainty_format: Its files, and that they are to be written: `4d` for one file (the
             default), `brats` for `CASE_unc_whole`, `_core` and `_enhance` as in BraTS 2020.
         skip_existing: Skip cases whose outputs exist.
+        dry_run: Write nothing, and yield a `Plan` of what would be done and needed.
         overwrite: Replace outputs that exist.
         on_progress: Called with the number of cases done (in fractions of a case) and their
             total, also from other threads.
 
     Yields:
-        Failures to find a case, a `Skipped` per case skipped, one `PredictionStarted`, then a
-        `Prediction` or a `BratsError` per case.
+        Failures to find a case; then a `Plan`, if only that was asked for, or a `Skipped` per case
+        skipped, one `PredictionStarted`, and a `Prediction` or a `BratsError` per case.
 
     Raises:
         BratsError: Before the first case, if there is no case, a model or device cannot be used,
@@ -192,28 +211,78 @@ def predict(
         uncertainty=uncertainty or uncertainty_format is not None,
         uncertainty_format=uncertainty_format or "4d",
     )
-    found, failed = find_each(_paths(cases))
+    path = paths_for(executor)
+    found, failed = find_each([path(each) for each in _paths(cases)])
     if not found:
         raise _none_found(failed)
-    folder, jobs = assign_outputs(found, Path(output) if output is not None else None)
-    todo = [job for job in jobs if not (skip_existing and complete(job, config))]
+    folder, jobs = assign_outputs(found, path(output or "") if output or executor else None)
+    manifest = folder / MANIFEST if folder else None
+    lines = recorded(manifest)
+    todo = [job for job in jobs if not (skip_existing and complete(job, config, lines))]
     # A case that lacks one of its outputs is segmented again, and its other outputs replaced.
     replacing = overwrite or skip_existing
     require_outputs_writable(todo, config, overwrite=replacing)
     given: Sequence[Path | None] = _paths(model) if model else [None]
     batch = Batch(
-        models=tuple(path for each in given for path in checkpoint_paths(each)),
+        models=tuple(path(model) for each in given for model in checkpoint_paths(each)),
         config=config,
-        manifest=folder / MANIFEST if folder else None,
+        manifest=manifest,
         overwrite=replacing,
     )
-    devices = choose_devices(device, None if gpu is None else str(gpu))
+    left_out = [job for job in jobs if job not in todo]
     progress = _Progress(len(todo), on_progress)
-    outcomes = batch.run(todo, devices, progress.add) if todo else iter(())
-    yield from failed
-    yield from (Skipped(job.case.id, job.file) for job in jobs if job not in todo)
-    yield PredictionStarted(len(todo), batch.models, tuple(map(describe, devices)))
-    yield from outcomes
+    gpus = None if gpu is None else str(gpu)
+    with ExitStack() as until_done:
+        plan = _plan(todo, left_out, config)
+        if executor is None:
+            devices = choose_devices(device, gpus)
+            described = [describe(each) for each in devices]
+            run = partial(batch.run, todo, devices, progress.add)
+        else:
+            workers = until_done.enter_context(connected(executor))
+            described = device_of_workers(workers, device, gpus)
+            plan = plan.elsewhere()
+            run = partial(batch.run_over, workers, todo, device, gpus, progress.add)
+        plan.require_room()
+        if dry_run:
+            batch.require_models()
+            yield from failed
+            yield replace(plan, device=", ".join(described))
+            return
+        outcomes = run() if todo else iter(())
+        yield from failed
+        yield from (Skipped(job.case.id, job.file) for job in left_out)
+        yield PredictionStarted(len(todo), batch.models, tuple(described))
+        if manifest and todo:
+            # There before the first case: one without a line is then known to be unfinished.
+            until_done.enter_context(growing_file(manifest))
+        yield from outcomes
+
+
+# Measured: a case of 240 x 240 x 155 voxels has probabilities of 2 to 5 MB, an uncertainty of 0.5
+# MB, and a label map of 0.05 MB.
+_BYTES_PER_VOXEL = {"probabilities": 0.5, "uncertainty": 0.06}
+_BYTES_OF_LABELS = 0.006
+
+
+def _plan(jobs: Sequence[Job], left_out: Sequence[Job], config: PredictConfig) -> Plan:
+    """What would be written for which cases; estimated from the shapes in their headers."""
+    share = _BYTES_OF_LABELS
+    share += sum(size for name, size in _BYTES_PER_VOXEL.items() if getattr(config, name))
+    disk: dict[Path, int] = {}
+    for job in jobs:
+        size = int(share * job.case.voxels_on_disk())
+        disk[job.file.parent] = disk.get(job.file.parent, 0) + size
+    # One case is loaded while another is computed.
+    memory = sorted((memory_of(job.case, len(job.case.images)) for job in jobs), reverse=True)
+    return Plan(
+        cases=tuple(job.case.id for job in jobs),
+        outputs=tuple(str(file) for job in jobs for file in outputs(job, config)),
+        skipped=tuple(job.case.id for job in left_out),
+        disk_bytes=disk,
+        memory_bytes=MEMORY_OF_NETWORK + sum(memory[:2]),
+        least_memory_bytes=memory[-1] if memory else 0,
+    )
 
 
 class _Progress:
@@ -316,6 +385,42 @@ class Batch:
         work = [(device, share) for device, share in zip(devices, shares, strict=True) if share]
         return self._in_processes(work, on_share)
 
+    def require_models(self) -> None:
+        """Read the models, and raise what is wrong with them."""
+        self._predictor(CPU)
+
+    def run_over(
+        self,
+        executor: Executor,
+        jobs: Sequence[Job],
+        device: str,
+        gpu: str | None,
+        on_share: Share = lambda share: None,
+    ) -> Iterator[Prediction | BratsError]:
+        """As `run`, but on the device of whoever does the work, in any process of any machine.
+
+        The manifest is written here: lines that several machines append to one file may get lost.
+        """
+        self._predictor(CPU)  # for what is wrong with the models
+        # A case whose worker was lost may have been written.
+        away = replace(self, manifest=None, overwrite=True)
+        return self._over(executor, _Segment(away, device, gpu), jobs, on_share)
+
+    def _over(
+        self, executor: Executor, task: _Segment, jobs: Sequence[Job], on_share: Share
+    ) -> Iterator[Prediction | BratsError]:
+        for outcome in as_completed(
+            task,
+            jobs,
+            executor=executor,
+            name=lambda job: f"case {job.case.id}",
+            lost=lambda job, error: error,
+        ):
+            if self.manifest and isinstance(outcome, Prediction):
+                append_line(self.manifest, json.dumps(outcome.row(), allow_nan=False))
+            on_share(1)
+            yield outcome
+
     def _in_processes(
         self, work: Sequence[tuple[torch.device, Sequence[Job]]], on_share: Share
     ) -> Iterator[Prediction | BratsError]:
@@ -401,14 +506,91 @@ class _Stages:
             versions={"brats": __version__, "torch": torch.__version__},
         )
         if self.batch.manifest:
-            append_line(self.batch.manifest, prediction.row())
+            append_line(self.batch.manifest, json.dumps(prediction.row(), allow_nan=False))
         self.on_share(0.1)
         return prediction
 
 
-def complete(job: Job, config: PredictConfig) -> bool:
-    """Whether all outputs of a case exist; since files are never half written, they are whole."""
-    return all(file.exists() for file in outputs(job, config))
+# --- on the workers of an executor ---------------------------------------------------------------
+
+_CASES_AT_A_TIME = 3
+"""Of a worker with many threads: one is read, one computed and one written."""
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Segments one case on a worker, which keeps the models for the others of the batch."""
+
+    batch: Batch
+    device: str
+    gpu: str | None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __call__(self, job: Job) -> Prediction | BratsError:
+        here = _here(self)
+        try:
+            with here.room:
+                work = here.stages.load(job)
+                with here.turn:
+                    work = here.stages.compute(work)
+                return here.stages.finish(work)
+        except (BratsError, MemoryError) as error:
+            return _as_error(error)
+
+
+class _Here:
+    """The models of a batch in this process, whose threads take turns at the device."""
+
+    def __init__(self, task: _Segment) -> None:
+        self.id = task.id
+        self.room = threading.Semaphore(_CASES_AT_A_TIME)
+        self.turn = threading.Lock()
+        [device] = choose_devices(task.device, task.gpu)
+        predictor = task.batch._predictor(device)
+        self.stages = _Stages(task.batch, predictor, lambda share: None)
+
+
+_of_last_batch: list[_Here] = []
+_reading = threading.Lock()
+
+
+def _here(task: _Segment) -> _Here:
+    """The models of a batch, which are read when its first case comes."""
+    with _reading:
+        if not any(each.id == task.id for each in _of_last_batch):
+            _of_last_batch.clear()  # before others are read: they take memory
+            _of_last_batch.append(_Here(task))
+        return _of_last_batch[0]
+
+
+def device_of_workers(executor: Executor, device: str, gpu: str | None) -> list[str]:
+    """The device that the first worker to answer computes on.
+
+    Raises:
+        ConfigError: If several GPUs are asked for.
+        DeviceError: If that worker has no such device.
+    """
+    if gpu is not None and "," in gpu:
+        raise ConfigError(
+            f"--gpu {gpu} is for one machine; each worker of a scheduler has one device",
+            hint="start one worker per GPU, each with its own CUDA_VISIBLE_DEVICES, and leave out "
+            "--gpu",
+        )
+    return list(as_completed(_describe_chosen, [(device, gpu)], executor=executor))
+
+
+def _describe_chosen(wanted: tuple[str, str | None]) -> str:
+    [device] = choose_devices(*wanted)
+    return f"{describe(device)} of each worker"
+
+
+def complete(job: Job, config: PredictConfig, lines: Container[str] | None = None) -> bool:
+    """Whether all outputs of a case exist; since files are never half written, they are whole.
+
+    Of `lines`, the manifest's, its own must be one: a process may have been killed before that.
+    """
+    whole = all(file.exists() for file in outputs(job, config))
+    return whole and (lines is None or job.case.id in lines)
 
 
 def outputs(job: Job, config: PredictConfig) -> list[Path]:
@@ -430,21 +612,15 @@ def require_outputs_writable(
             require_writable(file, overwrite=overwrite)
 
 
-def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Append a line of JSON to a file in one write, so that several processes may do so.
-
-    Raises:
-        OutputError: If it cannot be written.
-    """
-    line = json.dumps(content, allow_nan=False) + "\n"
-    try:
-        place = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(place, line.encode())
-        finally:
-            os.close(place)
-    except OSError as error:
-        raise OutputError(path, error.strerror or str(error)) from error
+def recorded(manifest: Path | None) -> set[str] | None:
+    """Ids of the cases that have a line in a manifest; None if there is no manifest."""
+    if manifest is None or not manifest.is_file():
+        return None
+    found = set()
+    for line in read_text(manifest).splitlines():
+        with suppress(ValueError, LookupError, TypeError):
+            found.add(json.loads(line)["case"])
+    return found
 
 
 # --- at the same time --------------------------------------------------------------------------
@@ -486,13 +662,16 @@ def _outcome(future: Future[Any]) -> Any:
     """The result of a future, or the `BratsError` that it ended with."""
     try:
         return future.result()
-    except BratsError as error:
+    except (BratsError, MemoryError) as error:
+        return _as_error(error)
+
+
+def _as_error(error: BratsError | MemoryError) -> BratsError:
+    if isinstance(error, BratsError):
         return error
-    except MemoryError as error:
-        return BratsError(
-            f"not enough memory: {error}",
-            hint="end other programs, or use a machine with more memory",
-        )
+    return BratsError(
+        f"not enough memory: {error}", hint="end other programs, or use a machine with more memory"
+    )
 
 
 def _ended(device: torch.device, jobs: Sequence[Job], status: int) -> BratsError:

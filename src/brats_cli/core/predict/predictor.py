@@ -45,6 +45,11 @@ _BYTES_A_VALUE = 9
 _BYTES_A_VOXEL = 8
 
 
+MEMORY_OF_NETWORK = 1_500_000_000
+"""About what torch, the networks and a window take on a CPU; up to twice as much for the largest
+brains, and less where memory is short: windows are chosen by what is free."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
     """How cases are segmented.
@@ -454,6 +459,11 @@ def _warn_of_skull(case: Case, images: Mapping[str, Volume]) -> None:
                 stacklevel=2,
             )
             return
+
+
+def memory_of(case: Case, modalities: int) -> int:
+    """Bytes of memory that it takes to read and prepare a case; 0 if its header is implausible."""
+    return case.voxels_on_disk() * (_BYTES_A_VALUE * modalities + _BYTES_A_VOXEL)
 
 
 def _require_memory(case: Case, modalities: int) -> None:

@@ -1,4 +1,4 @@
-"""What is done to a case before the network sees it, and how results go back to its own grid."""
+"""Preparation of a case for the network, and the way of results back to the case's own grid."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ otherwise decide mean and standard deviation."""
 MARGIN = 2
 """Voxels of background kept around the brain box."""
 
-# Whoever interpolates a skull-stripped scan leaves a rim of voxels that are part brain and part
-# nothing, and a cubic spline ripples far beyond it. Taken for brain they shift mean and spread:
-# the whole tumour of a case turned by 10 degrees then had a Dice of 0.81 with that of the case
-# itself, and has 0.98 without them. In shares of the brain's brightest:
+# Interpolating a skull-stripped scan leaves a rim of partial-volume voxels around the brain, and
+# cubic splines ripple far beyond it. Counted as brain, these shift mean and standard deviation: the
+# whole tumour of a case rotated by 10 degrees then had a Dice of 0.81 with that of the case
+# itself, and has 0.98 without them. As fractions of the brain's brightest:
 _RIPPLE = 0.02
 _DIM = 0.2
 _RIM = 2  # voxels
 
-# Cubic splines blur less than linear interpolation: the core of a case that was turned by 12
+# Cubic splines blur less than linear interpolation: the core of a case that was rotated by 12
 # degrees then had a Dice of 0.957 with that of the case itself, against 0.935.
 _SPLINE = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A case as the network sees it.
+    """A case as the network's input.
 
     Attributes:
         images: (C, X, Y, Z) float32: z-scores inside the brain, exactly 0 outside.
@@ -59,10 +59,10 @@ def prepare(volumes: Sequence[Volume]) -> Prepared:
     """Bring a case's modalities to canonical orientation, 1 mm, the brain box and z-scores.
 
     An axis-aligned 1 mm grid is only flipped and permuted, with no interpolation; any other
-    (2 mm, oblique) is resampled by cubic splines, which blur less than lines between voxels.
+    (2 mm, oblique) is resampled by cubic splines, which blur less than linear interpolation.
 
     Args:
-        volumes: One a modality, all on one grid.
+        volumes: One per modality, all on one grid.
 
     Raises:
         UnreadableFileError: If an image holds NaN or infinity, or nothing but zeros.
@@ -84,10 +84,10 @@ def prepare(volumes: Sequence[Volume]) -> Prepared:
 
 
 def brain_of(images: Sequence[Array]) -> npt.NDArray[np.bool_]:
-    """Where any of `images` (X, Y, Z) has signal, without what interpolation smeared around it.
+    """Brain mask: where any of `images` (X, Y, Z) has signal, without traces of interpolation.
 
-    Left out are ripples and, within two voxels of them or of nothing, what is dim in all images.
-    Of images with values on both sides of 0, such as z-scores, all that is not 0 is brain.
+    Left out are ripples and, within two voxels of them or of the background, voxels that are dim in
+    all images. Of images with values of both signs, as z-scores, every non-zero voxel is brain.
     """
     found = _anything(images)
     signal, bright = np.zeros((2, *found.shape), dtype=bool)
@@ -104,7 +104,7 @@ def brain_of(images: Sequence[Array]) -> npt.NDArray[np.bool_]:
 
 
 def prepare_labels(labels: Volume, like: Prepared) -> npt.NDArray[np.uint8]:
-    """A label map on the prepared grid, (X, Y, Z); nearest neighbours where it is resampled."""
+    """A label map on the prepared grid, (X, Y, Z), resampled by nearest neighbour where needed."""
     found = from_grid(labels.data, labels.affine, like.affine, like.brain.shape, order=0)
     return found.astype(np.uint8, copy=False)
 
@@ -128,7 +128,7 @@ def from_grid(
     *,
     order: int,
 ) -> Array:
-    """`values` of one grid on another: copied where voxels coincide, else interpolated.
+    """Transfer `values` from one grid to another: copied where voxels coincide, else interpolated.
 
     Voxels of the target outside the source are 0.
     """
@@ -149,8 +149,8 @@ def resample(
 ) -> Array:
     """Interpolate `values` onto the grid of `target` and `shape`; 0 outside.
 
-    Where voxels grow, all but the nearest voxel (order 0) first average over the larger voxel, so
-    that fine structure does not turn into noise.
+    Where voxels grow, images (not labels: order 0) are smoothed first, so that fine structure does
+    not alias.
     """
     # Rounded, because a voxel beyond the edge by 1e-15 would be outside.
     steps = np.round(np.linalg.inv(affine) @ target, 9)
@@ -160,7 +160,7 @@ def resample(
         blur = np.maximum(0, (coarser - 1) / 2)
         if blur.max() > 0.1:
             values = ndimage.gaussian_filter(values, blur, output=np.float32, mode="nearest")
-    # Whole numbers would be rounded, and a spline below 0 would come out large in unsigned ones.
+    # In an integer type values would be rounded, and those below 0 wrap around if it is unsigned.
     dtype = np.float32 if order else values.dtype
     found = np.empty(shape, dtype)
     ndimage.affine_transform(values, steps[:3, :3], steps[:3, 3], shape, found, order, "constant")
@@ -205,7 +205,7 @@ def require_content(volume: Volume) -> None:
 
 
 def _needs_resampling(affine: Array) -> bool:
-    # A tenth of a degree, or 1 % of a voxel: less than scanners' headers are worth.
+    # A tenth of a degree, or 1 % of a voxel: below the precision of scanners' headers.
     return bool(np.abs(affine[:3, :3] - np.eye(3)).max() > 0.01)
 
 
@@ -219,7 +219,7 @@ def _canonical_grid(affine: Array, shape: tuple[int, ...]) -> tuple[Array, tuple
 
 
 def _shifted(affine: Array, box: Box) -> Array:
-    """The affine of what `box` cuts out."""
+    """The affine of the part that `box` crops."""
     shifted: Array = affine @ translation([side.start for side in box])
     return shifted
 
@@ -231,7 +231,7 @@ def _is_signed_permutation(matrix: Array) -> bool:
 
 def _copy(values: Array, steps: npt.NDArray[np.int_], shape: tuple[int, ...]) -> Array:
     """Copy voxels between grids that differ by flips, permutations and whole shifts."""
-    # Turn the source so that its axes run as the target's, then shift.
+    # Reorient the source so that its axes run as the target's, then shift.
     axes = np.abs(steps[:3, :3]).argmax(axis=0)  # source axis of each target axis
     signs = steps[:3, :3].sum(axis=0)[:]
     turned = values.transpose(tuple(axes))

@@ -1,4 +1,4 @@
-"""How a network that was trained elsewhere wants its images prepared, as values of a checkpoint."""
+"""Preparation for a network that was trained elsewhere, as values of a checkpoint."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Recipe:
         margin: Voxels that are kept around that box.
         over: Voxels that give mean and standard deviation, and are changed: `nonzero`, those of
             each image that are not 0; `mask`, where any image is not 0, with holes filled; `all`.
-        limit: Bend z-scores z to L * tanh(z / L), if any.
+        limit: L, if z-scores z are compressed to L * tanh(z / L).
         spacing_mm: Voxel size along the network's axes, if images are resampled to one.
         tolerance: Deviation from `spacing_mm`, as a fraction, up to which nothing is resampled.
     """
@@ -59,7 +59,7 @@ class Recipe:
         """The recipe that a checkpoint holds.
 
         Raises:
-            CheckpointError: If a value is unknown or cannot be so.
+            CheckpointError: If a value is unknown or invalid.
         """
         known = {field.name for field in fields(cls)}
         values = dict(content)
@@ -79,7 +79,7 @@ class Recipe:
         return asdict(self)
 
     def prepare(self, volumes: Sequence[Volume]) -> Prepared:
-        """Turn, crop, normalise and resample a case's modalities, in this order.
+        """Reorient, crop, normalise and resample a case's modalities, in this order.
 
         Args:
             volumes: One per modality, all on one grid.

@@ -1,9 +1,9 @@
-"""The patch store: each case prepared once, then read by patch without reading the volume.
+"""The patch store: each case is prepared once; patches are read without reading the volume.
 
-Arrays are packed by Blosc2 (LZ4HC after a byte shuffle) and not mapped as they are. The twelve real
+Arrays are compressed by Blosc2 (LZ4HC after a byte shuffle), not memory-mapped. The twelve real
 cases, by `benchmarks/bench_store.py` on one busy CPU core with the files in memory:
 
-    kept as                  size, of the .nii.gz    a patch of 128    of 64
+    format                   size, of the .nii.gz    a patch of 128    of 64
     float16, mapped          371 MB    3.45           2.0 ms           0.7 ms
     the same, channels last  371 MB    3.45           1.9 ms           0.4 ms
     float32, mapped          701 MB    6.52           3.6 ms           0.7 ms
@@ -33,7 +33,8 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from ..compute.processes import in_processes, in_threads
+from ..compute.executors import in_order
+from ..compute.processes import in_threads
 from ..data.cases import Case, read_images
 from ..data.labels import REGIONS, LabelScheme, is_predicted, scheme_named
 from ..data.naming import MODALITIES
@@ -62,13 +63,13 @@ _DAMAGED = (
 )  # fmt: skip
 
 CENTRES = 4096
-"""Voxels kept of each region and of the brain, to centre patches on."""
+"""Voxels stored per region, and of the brain, to centre patches on."""
 
 _FILES = ("images.b2nd", "labels.b2nd", "centres.b2nd")
 
 _CENTRED_ON = (*REGIONS, "brain")
 
-# A block is what one read unpacks at least: 32 voxels an edge, all modalities together.
+# A block is the smallest unit that is decompressed: 32 voxels per edge, all modalities together.
 _BLOCK, _CHUNK = 32, 64
 _PACKING = {"codec": blosc2.Codec.LZ4HC, "clevel": 3, "nthreads": 1}
 
@@ -136,7 +137,7 @@ class StoredCase:
 
 
 class StoredCases(Sequence[StoredCase]):
-    """Cases of a store, each opened when it is asked for and closed when it is let go.
+    """Cases of a store, each opened when it is indexed and closed when it is no longer used.
 
     Thousands of open cases would be as many open files, and what was read of them would stay in
     the memory of every process.
@@ -208,7 +209,7 @@ class Store:
             yield
 
     def _place(self, case: Case) -> Path:
-        """Folder of a case: by what is stored of which files, and by how these are now."""
+        """Folder of a case, named by what is stored of which files in which state."""
         assert case.label is not None
         assert case.scheme is not None
         images = [case.images[name] for name in self.modalities]
@@ -228,7 +229,7 @@ class Store:
         return self.folder / f"{name}-{_digest(wanted)}-{_digest(state)}"
 
     def _remove_stale(self, places: Iterable[Path]) -> None:
-        """Remove what was stored of the same files in an earlier state, and killed attempts."""
+        """Remove what was stored of earlier states of the same files, and by killed processes."""
         wanted = {place.name for place in places}
         kin = {name.rpartition("-")[0] for name in wanted}
         with _lock(self.folder, alone=True) as alone:
@@ -308,7 +309,7 @@ class Preparation:
         store._require_room(self.missing)
         work = [(case, self.places[case.id]) for case in self.missing]
         with store.in_use():
-            yield from in_processes(
+            yield from in_order(
                 store._prepare_case, work, workers=workers, name=lambda job: f"case {job[0].id}"
             )
 
@@ -395,7 +396,7 @@ def _lock(folder: Path, *, alone: bool) -> Iterator[bool]:
 
     Args:
         folder: What to lock.
-        alone: Keep everybody else out, and fail if somebody is in; else share, and wait.
+        alone: An exclusive lock, which fails if there is another; else a shared one, which waits.
     """
     if fcntl is None:
         yield False

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import CaseError, ConfigError, UnreadableFileError
+from ..errors import BratsWarning, CaseError, ConfigError, UnreadableFileError
 from ..reading import read_text
 from ..wording import did_you_mean, listing
 from ..writing import require_writable
 from .paired import Comparison, Key, differences, ranking
+from .pairing import RULES
 from .scores import is_ranked
 
 DEFAULT_METRICS = ("dice", "hausdorff95_mm")
@@ -28,10 +30,12 @@ class Scores:
     Attributes:
         model: Its name.
         values: By case, then by region and metric; NaN where there is none.
+        rules: By which they were scored, as the columns `RULES` say; empty in older files.
     """
 
     model: str
     values: Mapping[str, Mapping[Key, float]]
+    rules: Mapping[str, str] = field(default_factory=dict)
 
 
 def compare(
@@ -54,7 +58,7 @@ def compare(
     Raises:
         UnreadableFileError: If a file is not one of `brats evaluate`.
         CaseError: If the models have no case in common, or other regions.
-        ConfigError: If there is no such metric.
+        ConfigError: If there is no such metric, or the models were scored by other rules.
     """
     if len(scores) < 2:
         raise ConfigError(
@@ -66,7 +70,10 @@ def compare(
     names = model_names(paths)
     models = [read_scores(path, name) for path, name in zip(paths, names, strict=True)]
     cases = _common_cases(models)
-    keys = _common_keys(models, cases, list(metric) or list(DEFAULT_METRICS), paths)
+    metrics = list(metric) or list(DEFAULT_METRICS)
+    keys = _common_keys(models, cases, metrics, paths)
+    _require_same_rules(models, metrics, paths)
+    _warn_of_other_references(models, cases, paths)
     # (models, cases, keys), larger is better once signs are turned.
     table = np.array(
         [[[model.values[case][key] for key in keys] for case in cases] for model in models]
@@ -113,6 +120,7 @@ def read_scores(path: Path, model: str) -> Scores:
         UnreadableFileError: If it has no columns `case` and `region`, or a cell is not a number.
     """
     values: dict[str, dict[Key, float]] = {}
+    rules: dict[str, str] = {}
     try:
         rows = csv.DictReader(read_text(path).splitlines())
         names = list(rows.fieldnames or ())
@@ -122,13 +130,26 @@ def read_scores(path: Path, model: str) -> Scores:
                 "it does not begin with the columns case and region",
                 hint="give what brats evaluate -o FILE.csv wrote",
             )
+        metrics = [name for name in names[2:] if name not in RULES]
         for number, row in enumerate(rows, 2):
-            _add_row(values.setdefault(row["case"], {}), row, names[2:], path, number)
+            _add_row(values.setdefault(row["case"], {}), row, metrics, path, number)
+            said = {name: row[name] or "" for name in RULES if name in row}
+            if (rules := rules or said) != said:
+                raise UnreadableFileError(
+                    path,
+                    f"line {number} was scored by other rules ({_in_words(said)}) than the lines "
+                    f"before it ({_in_words(rules)})",
+                    hint="keep the scores of each run of brats evaluate in a file of their own",
+                )
     except csv.Error as error:
         raise UnreadableFileError(path, "it is not a CSV file that can be read") from error
     if not values:
         raise UnreadableFileError(path, "it has no scores", hint="was any case scored?")
-    return Scores(model, values)
+    return Scores(model, values, rules)
+
+
+def _in_words(rules: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in rules.items())
 
 
 def _add_row(
@@ -161,6 +182,59 @@ def _common_cases(models: Sequence[Scores]) -> list[str]:
             hint="compare scores of predictions of the same cases",
         )
     return common
+
+
+def _require_same_rules(
+    models: Sequence[Scores], metrics: Sequence[str], paths: Sequence[Path]
+) -> None:
+    """Check that the metrics were taken by the same rules; warn of files that do not say by which.
+
+    Raises:
+        ConfigError: If not.
+    """
+    stated = [(each, path) for each, path in zip(models, paths, strict=True) if each.rules]
+    silent = [str(path) for each, path in zip(models, paths, strict=True) if not each.rules]
+    if stated and silent:
+        warnings.warn(
+            f"no column of {listing(silent)} says by which convention it was scored: taken to be "
+            f"{stated[0][0].rules.get('convention')}, as {stated[0][1]}",
+            BratsWarning,
+            stacklevel=2,
+        )
+    for rule, start in RULES.items():
+        if not any(metric.startswith(start) for metric in metrics):
+            continue
+        for model, path in stated[1:]:
+            ours, theirs = model.rules.get(rule), stated[0][0].rules.get(rule)
+            if ours != theirs:
+                raise ConfigError(
+                    f"{path} and {stated[0][1]} were scored by different rules: {rule} "
+                    f"{ours or 'not given'} and {theirs or 'not given'}",
+                    hint="score all models with the same options of brats evaluate",
+                )
+
+
+def _warn_of_other_references(
+    models: Sequence[Scores], cases: Sequence[str], paths: Sequence[Path]
+) -> None:
+    """Warn of models that were scored against other references, by the volumes of these."""
+    first = models[0].values
+    volumes = [key for key in first[cases[0]] if key[1] == "reference_mm3"]
+    for model, path in zip(models[1:], paths[1:], strict=True):
+        other = [
+            case
+            for case in cases
+            for key in volumes
+            # NaN, which a file without the column gives, is neither more nor less.
+            if abs(first[case].get(key, math.nan) - model.values[case].get(key, math.nan)) > 0.01
+        ]
+        if other := list(dict.fromkeys(other)):
+            warnings.warn(
+                f"{path} and {paths[0]} were scored against different references: their volumes "
+                f"differ in {listing(other)}",
+                BratsWarning,
+                stacklevel=2,
+            )
 
 
 def _common_keys(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..compute.processes import in_processes
+from ..compute.cluster import paths_for
+from ..compute.executors import in_order
 from ..data.folders import nifti_files
 from ..data.labels import LabelScheme, as_scheme
 from ..data.naming import case_id_of
@@ -54,6 +56,7 @@ def evaluate(
     reliability: str | Path | None = None,
     markdown: str | Path | None = None,
     workers: int | None = None,
+    executor: Executor | str | None = None,
     fail_under: Sequence[Threshold | str] = (),
     overwrite: bool = False,
     on_progress: Callable[[Matching, int], None] = lambda matching, scored: None,
@@ -85,7 +88,8 @@ def evaluate(
         reliability: A PNG file to draw the reliability of the probabilities to, which
             `predict(probabilities=True)` writes beside the label maps.
         markdown: A file to write the table of means to, for papers.
-        workers: Processes to use, as `in_processes` has them.
+        workers: Processes to use; None is one per CPU, where that pays.
+        executor: Where to score the cases instead, or the address of a Dask scheduler.
         fail_under: Means that have to be reached, as `WT.dice=0.8`; the report has those `missed`.
         overwrite: Whether outputs may exist.
         on_progress: Called with what belongs together and the number of cases scored so far,
@@ -101,6 +105,7 @@ def evaluate(
         raise ConfigError(
             "a table of lesions needs the rules of a year", hint="add --lesion-wise 2023 or 2024"
         )
+    path = paths_for(executor)
     scoring = Scoring(
         labels=as_scheme(labels),
         reference_labels=as_scheme(reference_labels),
@@ -109,20 +114,22 @@ def evaluate(
         within_brain=within_brain,
         lesion_wise=_year(lesion_wise),
         challenge=challenge_named(challenge) if challenge else None,
-        uncertainty=_folder(uncertainty),
-        brain=_brain_masks(brain),
+        uncertainty=None if uncertainty is None else _folder(path(uncertainty)),
+        brain=None if brain is None else _brain_masks(path(brain)),
     )
     if scoring.lesion_wise and scoring.challenge:
         require_challenge(scoring.lesion_wise, scoring.challenge)
-    for path in (output, lesions, report, reliability, markdown):
-        if path is not None:
-            require_writable(Path(path), overwrite=overwrite)
-    matching = match(Path(predictions), Path(references), missing_as_empty=missing_as_empty)
+    # One plot stands for all of them: which there are depends on the scores.
+    plot = None if plots is None else Path(plots) / "distributions.png"
+    for file in (output, lesions, report, reliability, markdown, plot):
+        if file is not None:
+            require_writable(Path(file), overwrite=overwrite)
+    matching = match(path(predictions), path(references), missing_as_empty=missing_as_empty)
     if reliability is not None:
         require_probabilities(matching.pairs)
     on_progress(matching, 0)
     outcomes = []
-    for outcome in score_pairs(matching.pairs, scoring, workers=workers):
+    for outcome in score_pairs(matching.pairs, scoring, workers=workers, executor=executor):
         outcomes.append(outcome)
         on_progress(matching, len(outcomes))
     found = Report.of(matching, outcomes, scoring).with_missed(thresholds)
@@ -165,20 +172,31 @@ def _write(
 
 
 def score_pairs(
-    pairs: Sequence[Pair], scoring: Scoring | None = None, *, workers: int | None = None
+    pairs: Sequence[Pair],
+    scoring: Scoring | None = None,
+    *,
+    workers: int | None = None,
+    executor: Executor | str | None = None,
 ) -> Iterator[Outcome]:
     """Score each pair, in order; one that cannot be scored is a Failure and stops no other.
 
     Args:
         pairs: What to score.
         scoring: How.
-        workers: Processes to use, as `in_processes` has them.
+        workers: Processes to use, as `in_order` has them.
+        executor: Or where to score, likewise.
 
     Raises:
-        BratsError: If a process was killed.
+        BratsError: If the processes or the scheduler cannot be used, or are gone.
     """
-    task = partial(_outcome, scoring=scoring or Scoring())
-    yield from in_processes(task, pairs, workers=workers, name=lambda pair: pair.case)
+    return in_order(
+        partial(_outcome, scoring=scoring or Scoring()),
+        pairs,
+        executor=executor,
+        workers=workers,
+        name=lambda pair: f"case {pair.case}",
+        lost=lambda pair, error: Failure(pair.case, str(error), error.hint),
+    )
 
 
 def _year(lesion_wise: str | int | None) -> str | None:
@@ -189,19 +207,16 @@ def _year(lesion_wise: str | int | None) -> str | None:
     return None if lesion_wise is None else str(lesion_wise)
 
 
-def _folder(path: str | Path | None) -> Path | None:
-    if path is not None and not Path(path).is_dir():
-        raise UnreadableFileError(Path(path), "it is not a folder", hint="check the path")
-    return None if path is None else Path(path)
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise UnreadableFileError(path, "it is not a folder", hint="check the path")
+    return path
 
 
-def _brain_masks(folder: str | Path | None) -> dict[str, Path] | None:
+def _brain_masks(folder: Path) -> dict[str, Path]:
     """Brain masks by case id: files `CASE.nii.gz`, `CASE_brain.nii.gz` or `CASE_mask.nii.gz`."""
-    root = _folder(folder)
-    if root is None:
-        return None
     masks = {}
-    for path in nifti_files(root):
+    for path in nifti_files(_folder(folder)):
         name = stem(path)
         for ending in ("_mask", "_brainmask", "_brain"):
             name = name.removesuffix(ending)

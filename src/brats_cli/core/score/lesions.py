@@ -222,9 +222,13 @@ def score_lesions(
         reference_tissues: The masks of the tissues of `rules.united_by`, in the reference.
         predicted_tissues: The same in the prediction.
     """
-    lesions = _united(reference, rules, reference_tissues or {}, drops=False)
+    box = _reach(reference | predicted, rules, reference_tissues or {}, predicted_tissues or {})
+    reference, predicted, grid = reference[box], predicted[box], grid.crop(box)
+    if not reference.size:
+        return LesionScore.of([], rules)
+    lesions = _united(reference, rules, _cut(reference_tissues, box), drops=False)
     if rules.merges_predictions:
-        parts = _united(predicted, rules, predicted_tissues or {}, drops=True)
+        parts = _united(predicted, rules, _cut(predicted_tissues, box), drops=True)
     else:
         parts = _components(predicted)
     part_boxes = find_objects(parts)
@@ -245,6 +249,19 @@ def score_lesions(
         if box is not None and not touched[part]:
             table.append(_invented(parts[box] == part, rules, grid.crop(box)))
     return LesionScore.of(table, rules)
+
+
+def _reach(mask: Mask, rules: LesionRules, *tissues: Mapping[str, Mask]) -> Box:
+    """The box outside of which nothing is, nor is dilated to."""
+    for masks in tissues:
+        for each in masks.values():
+            mask = mask | each
+    times = max(rules.dilations, *(each.dilations for each in rules.united_by), 1)
+    return bounding_box(mask, margin=times)
+
+
+def _cut(masks: Mapping[str, Mask] | None, box: Box) -> dict[str, Mask]:
+    return {name: mask[box] for name, mask in (masks or {}).items()}
 
 
 def _compared(lesion: Mask, parts: Mask, rules: LesionRules, grid: Grid) -> Lesion:

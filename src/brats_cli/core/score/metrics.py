@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+import builtins
 import math
+import sys
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
-from medpy.metric import binary
 
 from ..images.grid import Mask, bounding_box
 from .surfaces import Distances, Spacing, border_distances_mm
 
 # Headers hold the spacing as float32: a neighbour 1.0000001 mm away is within 1 mm.
 _ROUNDING_MM = 1e-5
+
+
+def _load_medpy() -> Any:
+    """`medpy.metric.binary` without `scipy.stats`, which takes half a second to load.
+
+    In every process that is more than all else that scores need. medpy imports it for its
+    `volume_correlation` and `volume_change_correlation` alone, which are of no use here. So its
+    file is run as a module of our own, to which the import gives nothing; what others import as
+    `medpy.metric.binary` is untouched and whole.
+    """
+
+    def without_statistics(name: str, *rest: Any) -> Any:
+        return SimpleNamespace(pearsonr=None) if name == "scipy.stats" else __import__(name, *rest)
+
+    package = find_spec("medpy.metric")
+    folders = package.submodule_search_locations if package else None
+    spec = PathFinder.find_spec("binary", folders) if folders else None
+    if "scipy.stats" in sys.modules or spec is None or spec.loader is None:
+        from medpy.metric import binary
+
+        return binary
+    module = module_from_spec(spec)
+    vars(module)["__builtins__"] = {**vars(builtins), "__import__": without_statistics}
+    spec.loader.exec_module(module)
+    return module
+
+
+binary = _load_medpy()
 
 
 @dataclass(frozen=True, kw_only=True)

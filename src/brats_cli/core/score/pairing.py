@@ -12,7 +12,7 @@ import numpy as np
 from ..data.cases import Case, ImageFile
 from ..data.finding import find_label_maps, survey
 from ..data.labels import LabelScheme, is_predicted
-from ..data.meaning import Known, known_of
+from ..data.meaning import Known, known_of, values_in
 from ..errors import BratsWarning, CaseError, LabelError, NoCasesError
 from ..images.grid import Box, Mask, Volume, on_one_grid
 from ..images.nifti import read_labels
@@ -76,6 +76,30 @@ class Scoring:
     challenge: str | None = None
     uncertainty: Path | None = None
     brain: Mapping[str, Path] | None = None
+
+    def rules(self) -> dict[str, str]:
+        """What two scores must share to be compared, as columns of `scores.csv`."""
+        rules = {"convention": self.convention.name}
+        if self.tolerance_mm != 1:
+            rules["tolerance_mm"] = f"{self.tolerance_mm:g}"
+        if self.within_brain:
+            rules["within_brain"] = "yes"
+        if self.lesion_wise is not None:
+            rules["lesion_wise"] = self.lesion_wise
+            if self.challenge is not None:
+                rules["challenge"] = self.challenge
+        return rules
+
+
+RULES: Mapping[str, str] = {
+    "convention": "",
+    "tolerance_mm": "surface_dice",
+    "within_brain": "specificity",
+    "lesion_wise": "lesion_",
+    "challenge": "lesion_",
+}
+"""The columns of `Scoring.rules`, and with what the names of the metrics begin that each decides;
+a file without one of them was scored by the default."""
 
 
 def match(predictions: Path, references: Path, *, missing_as_empty: bool = False) -> Matching:
@@ -172,7 +196,9 @@ class Side:
     def cut(self, box: Box) -> Side:
         """What lies inside `box`."""
         volume = self.volume
-        cut = replace(volume, data=volume.data[box], grid=volume.grid.crop(box))
+        # In array order, in which what follows looks at it; files hold the other order.
+        data = np.ascontiguousarray(volume.data[box])
+        cut = replace(volume, data=data, grid=volume.grid.crop(box))
         return replace(self, volume=cut)
 
 
@@ -201,8 +227,7 @@ def read_pair(pair: Pair, scoring: Scoring) -> tuple[Side, Side]:
 
 
 def _scheme(volume: Volume, known: Known, labels: LabelScheme | None, flag: str) -> LabelScheme:
-    values = np.flatnonzero(np.bincount(volume.values)).tolist()
-    return known.scheme(values, volume.path, labels, flag=flag)
+    return known.scheme(values_in(volume), volume.path, labels, flag=flag)
 
 
 def shared_regions(pair: Pair, theirs: LabelScheme, ours: LabelScheme) -> list[str]:

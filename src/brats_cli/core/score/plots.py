@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from ..data.labels import REGION_COLOURS
 from ..data.naming import MODALITIES
 from ..errors import BratsError
 from ..images.grid import Grid, Mask, to_canonical
@@ -30,9 +31,11 @@ from .scores import HEADINGS, CaseScore, Report, lower_is_better
 # It would complain on stderr of a font cache that it builds or has no place for.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
-# The colour-blind can tell them apart (Okabe and Ito, 2008).
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
-_ON_BLACK = ("#56B4E9", "#F0E442", "#D55E00", "#CC79A7", "#009E73")
+_INTERVALS = "#0072B2"
+"""The colour of what belongs to no region."""
+
+_STYLES: Mapping[str, Literal["-", "--"]] = {"reference": "--", "prediction": "-"}
+"""The lines of the two label maps, as `brats view` draws them."""
 
 SHOWN = (
     *("dice", "hausdorff95_mm", "surface_dice", "sensitivity", "precision"),
@@ -57,7 +60,7 @@ def distributions(report: Report) -> Figure:
             of_region = [row.get(name, math.nan) for where, row in values if where == region]
             found = np.array([value for value in of_region if not math.isnan(value)])
             if len(found):
-                _box_and_dots(axes, place, found, _COLOURS[place % len(_COLOURS)], jitter)
+                _box_and_dots(axes, place, found, REGION_COLOURS[region], jitter)
         axes.set_xticks(range(len(regions)), regions)
         axes.set_title(HEADINGS[name], fontsize=11)
         if not name.endswith("_mm"):
@@ -94,7 +97,7 @@ def dice_by_volume(report: Report) -> Figure:
         axes = figure.add_subplot(1, len(by_region), number + 1)
         drawn = [each for each in scores if each.metrics.reference_mm3 > 0]
         none = [each for each in scores if each.metrics.reference_mm3 == 0]
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = REGION_COLOURS[region]
         if drawn:
             volumes = [each.metrics.reference_mm3 / 1000 for each in drawn]
             axes.scatter(
@@ -128,7 +131,7 @@ def bland_altman(report: Report) -> Figure:
         reference = np.array([each.metrics.reference_mm3 for each in scores]) / 1000
         predicted = np.array([each.metrics.predicted_mm3 for each in scores]) / 1000
         off = predicted - reference
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = REGION_COLOURS[region]
         axes.scatter((reference + predicted) / 2, off, s=22, color=colour, alpha=0.7)
         bias, spread = float(off.mean()), float(off.std(ddof=1)) if len(off) > 1 else 0.0
         axes.axhline(0, color="#999999", linewidth=1)
@@ -196,7 +199,7 @@ def _interval(
 ) -> None:
     if math.isnan(mean):
         return
-    colour = _COLOURS[0]
+    colour = _INTERVALS
     if not math.isnan(interval[0]):
         axes.plot(interval, [place, place], color=colour, linewidth=1.8)
     face = colour if p < 0.05 else "white"
@@ -272,14 +275,14 @@ def _draw(contours: Sequence[Mapping[str, Mask]], scans: Mapping[str, npt.NDArra
         axes = figure.add_subplot(1, panels, number)
         _slice(axes, scan[frame])
         axes.set_title(_heading(name), color="white", fontsize=10)
-        for side, style in zip(contours, ("-", "--"), strict=True):
-            for region, colour in zip(regions, _ON_BLACK, strict=False):
-                _contour(axes, side[region][frame], colour, style)
-    lines = [Line2D([], [], color=colour) for _, colour in zip(regions, _ON_BLACK, strict=False)]
-    lines += [Line2D([], [], color="white"), Line2D([], [], color="white", linestyle="--")]
+        for side, style in zip(contours, _STYLES.values(), strict=True):
+            for region in regions:
+                _contour(axes, side[region][frame], REGION_COLOURS[region], style)
+    lines = [Line2D([], [], color=REGION_COLOURS[region]) for region in regions]
+    lines += [Line2D([], [], color="white", linestyle=style) for style in _STYLES.values()]
     figure.legend(
         lines,
-        [*regions, "reference", "prediction"],
+        [*regions, *_STYLES],
         loc="outside lower center",
         ncols=len(lines),
         frameon=False,
@@ -381,11 +384,11 @@ def reliability(found: Mapping[str, Reliability]) -> Figure:
     figure = _figure(4.6, 4.4)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
-    for number, (region, each) in enumerate(found.items()):
+    for region, each in found.items():
         some = each.voxels > 0
         means = each.probability[some] / each.voxels[some]
         label = f"{region}, calibration error {each.ece:.3f}"
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = REGION_COLOURS[region]
         axes.plot(means, each.inside[some] / each.voxels[some], "o-", color=colour, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.set(xlabel="probability", ylabel="share of voxels inside the region")

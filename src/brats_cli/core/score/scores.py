@@ -263,12 +263,16 @@ class Report:
     def to_csv(self, path: Path, *, overwrite: bool = False) -> None:
         """Write the official values, a row per case and region; no value is an empty cell.
 
+        The last columns say by which rules: the convention, and what differs from the defaults.
+
         Raises:
             OutputExistsError: If `path` exists and `overwrite` is false.
             OutputError: If it cannot be written.
         """
-        columns = ["case", "region", *self.columns]
-        write_csv(path, columns, _plain(self.official, self.columns), overwrite=overwrite)
+        rules = self.scoring.rules()
+        rows = [row | rules for row in _plain(self.official, self.columns)]
+        columns = ["case", "region", *self.columns, *rules]
+        write_csv(path, columns, rows, overwrite=overwrite)
 
     def lesions_to_csv(self, path: Path, *, overwrite: bool = False) -> None:
         """Write a row per reference lesion and invented lesion.

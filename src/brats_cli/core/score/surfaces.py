@@ -67,7 +67,7 @@ def border_distances_mm(
     Returns:
         Those of the predicted mask, and those of the reference; no mask may be empty.
     """
-    expert, guess = _border(reference), _border(predicted)
+    expert, guess = _Surface.of(_border(reference)), _Surface.of(_border(predicted))
     return _nearest_mm(guess, expert, spacing_mm), _nearest_mm(expert, guess, spacing_mm)
 
 
@@ -81,28 +81,43 @@ def weighted_hausdorff95_mm(reference: Mask, predicted: Mask, spacing_mm: Spacin
     Returns:
         NaN if a mask is empty.
     """
-    here, there = _Elements.of(reference, spacing_mm), _Elements.of(predicted, spacing_mm)
+    here, there = _Elements.in_mask(reference, spacing_mm), _Elements.in_mask(predicted, spacing_mm)
     if not len(here.areas) or not len(there.areas):
         return math.nan
     return max(_directed95_mm(here, there, spacing_mm), _directed95_mm(there, here, spacing_mm))
 
 
 @dataclass(frozen=True, eq=False)
-class _Elements:
-    """The elements of a mask's surface.
+class _Surface:
+    """Where a surface runs.
 
     Attributes:
-        where: (X + 1, Y + 1, Z + 1), the corners of voxels at which the surface runs.
-        places: Their indices, (n, 3), in array order.
-        areas: Area of the surface there in mm2, (n,).
+        where: True there, (X, Y, Z).
+        places: The indices, (n, 3), in array order.
     """
 
     where: Mask
     places: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, where: Mask) -> _Surface:
+        # A third of the time of np.argwhere.
+        places = np.unravel_index(np.flatnonzero(where), where.shape)
+        return cls(where, np.stack(places, axis=1))
+
+
+@dataclass(frozen=True, eq=False)
+class _Elements(_Surface):
+    """The elements of a mask's surface, which lie at corners of voxels: (X + 1, Y + 1, Z + 1).
+
+    Attributes:
+        areas: Area of the surface there in mm2, (n,).
+    """
+
     areas: Distances
 
     @classmethod
-    def of(cls, mask: Mask, spacing_mm: Spacing) -> _Elements:
+    def in_mask(cls, mask: Mask, spacing_mm: Spacing) -> _Elements:
         code: npt.NDArray[Any] = np.pad(mask, 1).view(np.uint8)
         code = (code[:-1] << 4) | code[1:]
         code = (code[:, :-1] << 2) | code[:, 1:]
@@ -119,7 +134,7 @@ def _directed95_mm(start: _Elements, target: _Elements, spacing_mm: Spacing) -> 
         found = _searched_by_blocks(start, target, spacing_mm)
         if found is not None:
             return found
-    return _weighted_percentile(_nearest_mm(start.where, target.where, spacing_mm), start.areas)
+    return _weighted_percentile(_nearest_mm(start, target, spacing_mm), start.areas)
 
 
 def _searched_by_blocks(start: _Elements, target: _Elements, spacing_mm: Spacing) -> float | None:
@@ -135,7 +150,7 @@ def _searched_by_blocks(start: _Elements, target: _Elements, spacing_mm: Spacing
         None where areas add up to 95 % so closely that the order of adding them would decide.
     """
     places, areas = start.places, start.areas
-    tree = KDTree(target.places * spacing_mm, balanced_tree=False, compact_nodes=False)
+    tree = _tree(target, spacing_mm)
     shape = [-(-side // 4) for side in start.where.shape]
     blocks, block = np.unique(
         np.ravel_multi_index(tuple((places // 4).T), shape), return_inverse=True
@@ -184,23 +199,31 @@ def _areas_mm2(spacing_mm: Spacing) -> Distances:
 
 def _border(mask: Mask) -> Mask:
     """The voxels of `mask` with a face to the outside, or to the edge of the array."""
+    # In one flat array with a rim of nothing a neighbour is a step away, and no row is a loop of
+    # its own: twenty times as fast as slices along each axis.
+    padded = np.zeros_like(mask, shape=[side + 2 for side in mask.shape])
     middle = (slice(1, -1),) * 3
-    inside = mask[middle].copy()
-    for axis in range(3):
-        for neighbour in (slice(None, -2), slice(2, None)):
-            inside &= mask[(*middle[:axis], neighbour, *middle[axis + 1 :])]
-    border = mask.copy()
-    border[middle] &= ~inside
-    return border
+    padded[middle] = mask
+    flat = padded.ravel("K")
+    inside = flat.copy()
+    for step in padded.strides:  # of one byte each
+        inside[step:] &= flat[:-step]
+        inside[:-step] &= flat[step:]
+    flat ^= inside
+    return padded[middle]
 
 
-def _nearest_mm(start: Mask, target: Mask, spacing_mm: Spacing) -> Distances:
-    """From each voxel of `start`, in array order, how far the nearest voxel of `target` is."""
+def _nearest_mm(start: _Surface, target: _Surface, spacing_mm: Spacing) -> Distances:
+    """From each place of `start`, in array order, how far the nearest one of `target` is."""
     nearest: Distances
-    if _CROWDED * np.count_nonzero(start | target) > target.size:
-        nearest = distance_transform_edt(~target, sampling=spacing_mm)[start]
+    if _CROWDED * np.count_nonzero(start.where | target.where) > target.where.size:
+        nearest = distance_transform_edt(~target.where, sampling=spacing_mm)[start.where]
     else:
-        # A plain tree is built in half the time of a balanced one, and searched at least as fast.
-        tree = KDTree(np.argwhere(target) * spacing_mm, balanced_tree=False, compact_nodes=False)
-        nearest, _ = tree.query(np.argwhere(start) * spacing_mm)
+        nearest, _ = _tree(target, spacing_mm).query(start.places * spacing_mm)
     return nearest
+
+
+def _tree(surface: _Surface, spacing_mm: Spacing) -> KDTree:
+    # A plain tree is built in half the time of a balanced one, and searched at least as fast;
+    # with leaves of 32 places a sixth faster than with scipy's 10.
+    return KDTree(surface.places * spacing_mm, 32, balanced_tree=False, compact_nodes=False)

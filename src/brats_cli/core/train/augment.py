@@ -1,4 +1,4 @@
-"""How training patches are varied: torch operations on the training device, CPU and GPU alike."""
+"""Augmentation of training patches: torch operations on the training device, CPU and GPU alike."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ..compute.devices import sent
 from .config import AugmentConfig
 
 CONTROL_POINTS_MM = 32
-"""Distance of the points whose random displacement makes an elastic deformation."""
+"""Spacing of the control points whose random displacements make an elastic deformation."""
 
 _BRAIN = 128
 """Added to the labels of the brain's voxels while a patch is resampled."""
 
 _SLAB = 16
-"""Slices resampled at once on a CPU: few, so that what is computed of them stays in its cache."""
+"""Slices resampled at once on a CPU: few, so that intermediate results stay in its cache."""
 
 
 def augment(
@@ -34,17 +34,17 @@ def augment(
     config: AugmentConfig,
     random: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Vary every patch of a batch in its own way.
+    """Augment every patch of a batch, each with parameters of its own.
 
-    One interpolation does everything spatial, and each change of intensity touches only the
-    modalities that it was drawn for; what is not chosen keeps its values bit for bit.
+    One interpolation applies all spatial transforms, and each intensity transform changes only the
+    modalities that it was drawn for; all other values stay the same bit for bit.
 
     Args:
         images: (B, C, X, Y, Z) float16 or float32, z-scores with 0 outside the brain.
         labels: (B, X, Y, Z) uint8.
         config: Probabilities and strengths.
-        random: A CPU generator, so that one seed varies alike on every device, but for the noise,
-            which the device draws.
+        random: A CPU generator, so that one seed augments alike on every device, except for the
+            noise, which the device draws.
 
     Returns:
         New images (float32) and labels; labels are taken from the nearest voxel.
@@ -66,7 +66,7 @@ def augment(
                 flips.append(partial(_flip, source, move.flips, target))
         else:
             resamplings.append(Resampling(image, label, move.matrix, move.points, *out))
-    # All of a batch's work in a row, so that no thread waits for a second patch.
+    # The tasks of all patches in one list, so that no thread waits for a second patch.
     device = images.device
     _run([partial(each.read, rows) for each in resamplings for rows in each.slabs], device)
     _run([partial(each.write, rows) for each in resamplings for rows in each.slabs] + flips, device)
@@ -76,7 +76,7 @@ def augment(
 
 
 def _run(tasks: Sequence[Callable[[], None]], device: torch.device) -> None:
-    """Do `tasks`, on a CPU side by side.
+    """Run `tasks`, on a CPU in several threads.
 
     Torch's own threads wait for each other after every operation, of which there are dozens here.
     """
@@ -91,7 +91,7 @@ def _run(tasks: Sequence[Callable[[], None]], device: torch.device) -> None:
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that each compute on their own, without any of torch's."""
+    """Threads that each compute alone, without torch's own threads."""
     started = threading.Barrier(threads + 1)
 
     def start() -> None:
@@ -102,7 +102,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     for _ in range(threads):
         pool.submit(int)
     started.wait()
-    torch.set_num_threads(threads)  # what threads yet to come start with; the pool keeps its own
+    torch.set_num_threads(threads)  # the default for threads started later; the pool keeps its own
     return pool
 
 
@@ -111,13 +111,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @dataclass(frozen=True)
 class _Move:
-    """What happens to the places of a patch's voxels.
+    """The spatial transform of a patch.
 
     Attributes:
         flips: Axes to mirror.
         matrix: The flips, a rotation and a scaling, from output to input voxels; None for flips
             alone.
-        points: (3, I, J, K) displacements in voxels, of points spread evenly over the patch.
+        points: (3, I, J, K) displacements in voxels of control points spread evenly over the patch.
     """
 
     flips: tuple[int, ...]
@@ -133,7 +133,7 @@ class _Move:
         angles = _between(-1, 1, random, 3) * math.radians(config.rotation_degrees)
         largest = math.log(1 + config.scaling_range)
         factor = math.exp(float(_between(-largest, largest, random)))
-        # A patch that is to look larger reads from a smaller place.
+        # To enlarge a patch, it is sampled from a smaller region.
         matrix = torch.diag(1.0 - 2 * mirrored) @ rotation_matrix(angles) / factor
         points = [max(2, round(side / CONTROL_POINTS_MM) + 1) for side in shape]
         strength = float(_between(0, config.elastic_mm, random))
@@ -145,7 +145,7 @@ def _flip(image: torch.Tensor, axes: tuple[int, ...], out: torch.Tensor) -> None
 
 
 def _empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """A new float32 tensor; on a CPU in huge pages, which numpy asks for and torch does not.
+    """An uninitialised float32 tensor; on a CPU in huge pages, which numpy requests, not torch.
 
     The system clears a new tensor page by page, which for a patch takes longer than filling it.
     """
@@ -155,11 +155,11 @@ def _empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 
 class Resampling:
-    """A patch read at other places: of voxel o, at `matrix @ o + displacement(o)` from its middle.
+    """A resampled patch: voxel o is sampled at `matrix @ o + displacement(o)`, from the centre.
 
-    Images are interpolated linearly, where the nearest voxel is brain: half of a patch is not.
-    Everything else, and what lies beyond the patch, is background, 0. Every slab of slices is
-    read first, and written after all have been read.
+    Images are interpolated linearly where the nearest voxel is brain, which is half of a patch.
+    Everything else, and what lies beyond the patch, is background, 0. All slabs of slices are
+    read before the first is written.
 
     Args:
         image: (C, X, Y, Z) float16 or float32.
@@ -192,7 +192,7 @@ class Resampling:
         self.slabs = [slice(start, start + step) for start in range(0, len(label), step)]
 
     def read(self, rows: slice) -> None:
-        """Take in some slices."""
+        """Copy some slices of the patch."""
         label, image = self._label[rows], self._image[:, rows]
         tissue, filled = torch.zeros_like(label), torch.empty_like(label)
         for modality, values in zip(image, self._source[:, rows], strict=True):
@@ -201,12 +201,12 @@ class Resampling:
         self._tissue[1:-1, 1:-1, 1:-1][rows] = tissue.mul_(_BRAIN).bitwise_or_(label)
 
     def write(self, rows: slice) -> None:
-        """Interpolate some slices of the new patch."""
+        """Interpolate some slices of the augmented patch."""
         places = _places(self._matrix, self._shape, rows, self._planes, self._image.device)
         there = self._tissue.view(-1).index_select(0, _nearest(places, self._shape))
         torch.bitwise_and(there, _BRAIN - 1, out=self._new_label[rows].view(-1))
         if there.device.type == "cuda":
-            # To find the brain's voxels, the CPU would wait for the GPU; to read all is cheap.
+            # To select the brain's voxels, the CPU would wait for the GPU; to compute all is cheap.
             values = _sample(self._source, [place.view(-1) for place in places])
             for modality, value in zip(self._new_image, values, strict=True):
                 modality[rows].view(-1).copy_(value).masked_fill_(there < _BRAIN, 0)
@@ -225,7 +225,7 @@ def _places(
     planes: torch.Tensor | None,
     device: torch.device,
 ) -> list[torch.Tensor]:
-    """Where the voxels of some slices are read, from the middle of the patch, an axis each."""
+    """Sampling positions of the voxels of some slices, from the centre; one array per axis."""
     x, y, z = (torch.arange(side, device=device) - (side - 1) / 2 for side in shape)
     x = x[rows]
     places = []
@@ -239,20 +239,20 @@ def _places(
 
 
 def _planes(points: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Displacements (3, I, Y * Z): interpolated along the last two axes, and not yet the first."""
+    """Displacements (3, I, Y * Z), interpolated along the last two axes but not yet the first."""
     along_y = _weights(shape[1], points.shape[2], points.device)
     along_z = _weights(shape[2], points.shape[3], points.device)
     return torch.einsum("aijk,yj,zk->aiyz", points, along_y, along_z).flatten(2)
 
 
 def _weights(side: int, points: int, device: torch.device) -> torch.Tensor:
-    """What each of `points` even points counts at each of `side` voxels: (side, points)."""
+    """Interpolation weights of `points` evenly spaced points at `side` voxels: (side, points)."""
     each = torch.eye(points, device=device)[None]
     return F.interpolate(each, side, mode="linear", align_corners=True)[0].T
 
 
 def _nearest(places: list[torch.Tensor], shape: torch.Size) -> torch.Tensor:
-    """Indices of the nearest voxels in a framed patch; those beyond it are in its frame."""
+    """Indices of the nearest voxels in a padded patch; what lies beyond is in the padding."""
     flat = torch.zeros_like(places[0], dtype=torch.int32)
     for place, side in zip(places, shape, strict=True):
         voxel = (place + (side + 1) / 2).round_().clamp_(0, side + 1)
@@ -261,8 +261,8 @@ def _nearest(places: list[torch.Tensor], shape: torch.Size) -> torch.Tensor:
 
 
 def _sample(image: torch.Tensor, places: list[torch.Tensor]) -> torch.Tensor:
-    """Values (C, N) of an image (C, X, Y, Z) at N places, given an axis each."""
-    # grid_sample counts from the middle in half patches, the last axis first.
+    """Values (C, N) of an image (C, X, Y, Z) at N positions, given as one array per axis."""
+    # grid_sample takes coordinates from -1 to 1 across the patch, the last axis first.
     sides = image.shape[1:]
     grid = torch.stack([places[axis] * (2 / sides[axis]) for axis in (2, 1, 0)], dim=-1)
     found = F.grid_sample(image[None], grid.view(1, 1, 1, -1, 3), align_corners=False)
@@ -286,7 +286,7 @@ def rotation_matrix(angles: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Changes:
-    """What happens to one modality of one patch; None where nothing does."""
+    """The intensity transforms of one modality of one patch; None where one is not applied."""
 
     noise_std: float | None = None
     noise_seed: int = 0
@@ -315,13 +315,13 @@ class _Changes:
         )
 
     def apply(self, image: torch.Tensor) -> None:
-        """Change the intensities of a modality (X, Y, Z) in place; background stays 0."""
+        """Transform the intensities of a modality (X, Y, Z) in place; background stays 0."""
         if self.blank:
             image.zero_()
             return
         if self == _Changes(noise_seed=self.noise_seed):
             return
-        # 1 or 0, and not true or false, with which a CPU takes six times as long.
+        # As floats: multiplying by a boolean mask takes a CPU six times as long.
         inside = torch.ne(image, 0, out=torch.empty_like(image))
         if self.noise_std is not None:
             grain = torch.Generator(image.device).manual_seed(self.noise_seed)
@@ -340,7 +340,7 @@ class _Changes:
 
 
 def blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """`image` (X, Y, Z) under a Gaussian of `sigma` voxels, cut off at three of them.
+    """`image` (X, Y, Z) smoothed by a Gaussian of `sigma` voxels, truncated at three sigma.
 
     Sums of shifted copies: with one channel, torch's convolution takes four times as long.
     """
@@ -364,15 +364,15 @@ def lower_resolution(image: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def _bend(image: torch.Tensor, gamma: float) -> None:
-    """Raise the intensities, brought to 0..1, to `gamma`, and bring them back to their range."""
+    """Gamma transform: scale intensities to 0..1, raise them to `gamma`, and scale them back."""
     low, high = torch.aminmax(image)
     span = (high - low).clamp_min(1e-6)
-    # x^g as exp(g log x), which takes half as long and is right for 0, too.
+    # x^g as exp(g log x), which takes half as long and is also right for 0.
     image.sub_(low).div_(span).log_().mul_(gamma).exp_().mul_(span).add_(low)
 
 
 def _blanked(modalities: int, config: AugmentConfig, random: torch.Generator) -> list[int]:
-    """Which of a patch's modalities to blank, as if never scanned: none, or all but one at most."""
+    """Which modalities of a patch to set to 0, as if missing: none, or up to all but one."""
     happens = _happens(config.modality_dropout, random)
     order: list[int] = torch.randperm(modalities, generator=random).tolist()
     count = int(torch.randint(1, max(2, modalities), (), generator=random))

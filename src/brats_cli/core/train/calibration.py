@@ -1,7 +1,7 @@
-"""Temperatures: by what a region's logits are divided for its probabilities to be true.
+"""Temperature scaling: divides a region's logits so that its probabilities are calibrated.
 
-Guo et al. 2017 (arXiv 1706.04599). A temperature above 1 calms a network that is too sure of
-itself; no mask at a threshold of a half changes.
+Guo et al. 2017 (arXiv 1706.04599). A temperature above 1 corrects an overconfident network; masks
+at a threshold of 0.5 do not change.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from scipy.special import stdtrit  # quantiles of Student's t
 from ..data.labels import REGIONS
 
 TEMPERATURES = tuple(float(round(value, 3)) for value in np.geomspace(0.25, 8, 41))
-"""What is tried; 1 is among them."""
+"""Temperatures that are tried; 1 is one of them."""
 
 SIGNIFICANCE = 0.01
-"""Of a one-sided t-test of the cases' gains in log-likelihood."""
+"""Level of the one-sided t-test of the cases' gains in log-likelihood."""
 
 _EDGE = 16.0
 _BINS = 640
@@ -41,7 +41,7 @@ class LogitCounts:
 
     @classmethod
     def of(cls, probability: torch.Tensor, truth: torch.Tensor) -> LogitCounts:
-        """Counts of probabilities (R, X, Y, Z) and the masks (R, X, Y, Z) they should be."""
+        """Counts from probabilities and reference masks, both (R, X, Y, Z)."""
         found = []
         for region, mask in zip(probability, truth, strict=True):
             logits = torch.logit(region.double()).clamp(-_EDGE, _EDGE - 1e-6)
@@ -52,7 +52,7 @@ class LogitCounts:
         return cls(inside, outside)
 
     def loss(self, region: int, temperature: float) -> float:
-        """Mean negative log-likelihood of a region's voxels, their logits divided."""
+        """Mean negative log-likelihood of a region's voxels, by temperature."""
         logits = _CENTRES / temperature
         total = self.inside[region] @ np.logaddexp(0, -logits)
         total += self.outside[region] @ np.logaddexp(0, logits)
@@ -60,9 +60,9 @@ class LogitCounts:
 
 
 def fit_temperatures(cases: Sequence[LogitCounts]) -> dict[str, float]:
-    """By region, the temperature of the lowest mean loss over cases.
+    """By region, the temperature with the lowest mean loss over cases.
 
-    A region is left out, and keeps 1, where the gain over 1 is not significant.
+    A region whose gain over a temperature of 1 is not significant is left out.
     """
     if len(cases) < 2:
         return {}

@@ -37,16 +37,16 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class AugmentConfig(_Settings):
-    """How much the training patches are varied.
+    """Augmentation of the training patches.
 
-    Spatial changes are drawn for each patch, changes of intensity for each modality of it. The
+    Spatial transforms are drawn per patch, intensity transforms per modality of a patch. The
     probabilities are at least those of nnU-Net's default.
     """
 
     enabled: bool = True
-    """Off: patches reach the network as they are."""
+    """Whether patches are augmented at all."""
     flip: Probability = 0.5
-    """Mirror, for each axis on its own."""
+    """Mirror, drawn for each axis separately."""
     spatial: Probability = 0.25
     """Rotate, scale and deform, which together cost no more than one of them."""
     rotation_degrees: float = Field(default=30, ge=0, le=180)
@@ -72,15 +72,15 @@ class AugmentConfig(_Settings):
     contrast_range: float = Field(default=0.25, ge=0, lt=1)
     """Largest change of contrast: 0.25 is between 75 % and 125 %."""
     low_resolution: Probability = 0.125
-    """Look as if scanned with fewer voxels."""
+    """Simulate a lower resolution."""
     lowest_resolution: float = Field(default=0.5, gt=0, le=1)
     """Smallest share of voxels along each axis."""
     gamma: Probability = 0.4
-    """Bend intensities."""
+    """Gamma transform of the intensities."""
     gamma_range: float = Field(default=0.3, ge=0, lt=1)
     """Largest change of the exponent: 0.3 is between 0.7 and 1.3."""
     modality_dropout: Probability = 0.0
-    """Blank one to all but one of the modalities, so that the network learns to do without."""
+    """Set one to all but one of the modalities to 0, so that the network can do without some."""
 
 
 class TrainConfig(_Settings):
@@ -99,11 +99,11 @@ class TrainConfig(_Settings):
     case has it; the rest are centred anywhere in the brain. At 0.75 the network sees too little of
     healthy brain, and finds tumour in it."""
     modalities: tuple[Modality, ...] = Field(default=("t1", "t1ce", "t2", "flair"), min_length=1)
-    """Sequences the network sees, in this order."""
+    """MR sequences, the network's input channels in this order."""
     network: Annotated[NetworkConfig, BeforeValidator(network_config)] = UNetConfig()
     """The network: the shape of a U-Net, `classic`, or one of MONAI's, as `monai/SegResNet`."""
     augmentation: AugmentConfig = AugmentConfig()
-    """How much patches are varied."""
+    """Augmentation of the patches."""
     loss: Literal["dice", "dice_ce", "dice_focal", "jaccard"] = "dice_ce"
     """Dice loss, its sum with binary cross-entropy or focal loss, or Jaccard loss. The sum with
     cross-entropy scored best in the trials of benchmarks/RESULTS.md."""
@@ -116,9 +116,9 @@ class TrainConfig(_Settings):
     learning_rate: float = Field(default=1e-3, gt=0)
     """The highest learning rate."""
     weight_decay: float = Field(default=0, ge=0)
-    """How strongly weights are drawn to 0."""
+    """L2 penalty; decoupled from the gradient for `adamw`."""
     clip_norm: float | None = Field(default=None, gt=0)
-    """Largest norm of a step's gradient; `null` clips nothing."""
+    """Largest norm of a step's gradient; `null` does not clip."""
     accumulate: int = Field(default=1, ge=1)
     """Batches whose gradients make one step, as if the batch were that much larger."""
     ema_decay: float = Field(default=0, ge=0, lt=1)
@@ -156,7 +156,7 @@ class TrainConfig(_Settings):
     init_partial: bool = False
     """Start although some layers of the network do not fit those of `init`, from random values."""
     freeze: Literal["none", "encoder"] = "none"
-    """`encoder` keeps the way down as it is in `init`, which is less to overfit with few cases."""
+    """`encoder` keeps the encoder as it is in `init`, to overfit less with few cases."""
     preparation: Recipe | None = None
     """How images are prepared, if not as brats does; taken from `init`."""
     origin: dict[str, Any] | None = None
@@ -205,17 +205,17 @@ def load_config(
 
     Args:
         path: YAML file with any of the settings.
-        of_a_run: The file has all that there were when the run began, perhaps under an older brats.
-        defaults: Settings of the data set, or of what the training starts from.
+        of_a_run: The file is a run's own, with every setting of perhaps an older brats.
+        defaults: Settings of the data set, or of the checkpoint that the training starts from.
         overrides: Settings by name; `{"network.channels": 16}` reaches into a section, after
             `{"network": "classic"}` has replaced it.
 
     Raises:
-        ConfigError: If a setting is unknown (the hint suggests the nearest) or cannot be so.
+        ConfigError: If a setting is unknown (the hint suggests the nearest) or invalid.
     """
     settings = _read_yaml(path) if path else {}
     taken_over = copy.deepcopy(dict(defaults or {}))
-    # `null` says that the file leaves these to `init`, not that it wants others.
+    # `null` leaves these to `init`.
     given = {name: value for name, value in settings.items() if name not in _LEFT_TO_INIT or value}
     settings = {**taken_over, **given}
     if of_a_run:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _EXPERT, _PREDICTION = "#56B4E9", "#FF7F0E"
 
 _MARKED = 30
-"""Up to so many epochs, each has its dot; of more, the line is clearer without."""
+"""Up to this many epochs, each is marked by a dot; with more, the line is clearer without."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +34,10 @@ class Preview:
 
     Attributes:
         case_id: The case.
-        image: (H, W) intensities, as one looks at them: front above, the patient's left on the
-            right.
-        truth: WT, TC and ET of the expert, (3, H, W).
-        found: The same of the network.
+        image: (H, W) intensities in radiological view: anterior at the top, the patient's left on
+            the right.
+        truth: Expert masks of WT, TC and ET, (3, H, W).
+        found: The network's, same shape.
     """
 
     case_id: str
@@ -51,9 +51,9 @@ class Preview:
 
         Args:
             case_id: The case.
-            image: (X, Y, Z), axes to the right, front and top (RAS).
-            truth: WT, TC and ET of the expert, (3, X, Y, Z).
-            found: The same of the network.
+            image: (X, Y, Z), in RAS.
+            truth: Expert masks of WT, TC and ET, (3, X, Y, Z).
+            found: The network's, same shape.
         """
         tumour = truth[0].sum(axis=(0, 1))
         height = int(tumour.argmax()) if tumour.any() else image.shape[2] // 2
@@ -70,7 +70,7 @@ class Preview:
         high, wide = self.image.shape
         figure = _figure(9, 3 * high / wide + 0.7)
         figure.set_facecolor("black")
-        brain = np.ma.masked_equal(self.image, 0)  # around it, z-scores are no grey but nothing
+        brain = np.ma.masked_equal(self.image, 0)  # black outside, not mean grey
         dark, bright = np.percentile(brain.compressed(), (1, 99.5)) if brain.count() else (0, 1)
         for axes, region, truth, found in zip(
             figure.subplots(1, len(REGIONS)), REGIONS, self.truth, self.found, strict=True

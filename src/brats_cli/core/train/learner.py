@@ -250,7 +250,7 @@ class Learner:
         if not validation or not due:
             return None, None
         preview, scores = None, []
-        mine = self.group.share(evenly(validation, self.config.validate_cases))
+        mine = self.group.share(evenly(len(validation), self.config.validate_cases))
         self.group.share_buffers(self.kept)
         release_freed_memory()
         release_cached_memory(self.device)
@@ -260,7 +260,7 @@ class Learner:
             dtype=self.dtype,
             patch_size=self.config.patch_size,
         )
-        for case in one_ahead(StoredCase.read, mine):
+        for case in one_ahead(lambda place: validation[place].read(), mine):
             found = validate(segmenter, case, self.scheme)
             scores.append(list(found.dice.values()))
             if preview is None:

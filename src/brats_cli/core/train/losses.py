@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..compute.distributed import summed
 from ..model.network import crop
 from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11
 
 SMOOTH = 1.0
 """Voxels added to numerator and denominator: an empty region predicted empty then costs 0."""
@@ -19,100 +23,84 @@ FOCUS = 2.0
 """Exponent of the focal loss, as in its paper."""
 
 
+Valid = Tensor | None
+"""Where something is known, of a shape that broadcasts to that of targets; None for everywhere."""
+
+
+class How(TypedDict, total=False):
+    """How overlap is summed.
+
+    Attributes:
+        per_sample: For each patch; else all patches' voxels are pooled, over all processes that
+            train together, so that a patch without a region does not swing the loss.
+        squared: With squared probabilities in the denominator (Milletari et al. 2016, arXiv
+            1606.04797).
+    """
+
+    per_sample: bool
+    squared: bool
+
+
 class Loss(Protocol):
     """A loss of logits and targets (B, R, X, Y, Z).
 
-    Targets are 0 or 1. Where `valid`, of a shape that broadcasts to theirs, is False nothing is
-    known, and nothing counts: (B, R, 1, 1, 1) for regions that a patch has no labels of,
-    (B, 1, X, Y, Z) for voxels. A region without any valid voxel is left out of the mean, and
-    where there is none the loss is 0.
-
-    `per_sample` takes the overlap of each patch; else all patches' voxels are pooled, over all
-    processes that train together, so that a patch without a region does not swing the loss.
-    `squared` squares the probabilities in the denominator (Milletari et al. 2016, arXiv
-    1606.04797).
+    Targets are 0 or 1. Where `valid` is False nothing is known, and nothing counts: (B, R, 1, 1, 1)
+    for regions that a patch has no labels of, (B, 1, X, Y, Z) for voxels. A region without any
+    valid voxel is left out of the mean, and where there is none the loss is 0.
     """
 
     def __call__(
-        self,
-        logits: torch.Tensor,
-        targets: torch.Tensor,
-        valid: torch.Tensor | None = None,
-        *,
-        per_sample: bool = False,
-        squared: bool = False,
-    ) -> torch.Tensor:
+        self, logits: Tensor, targets: Tensor, valid: Valid = None, **how: Unpack[How]
+    ) -> Tensor:
         """The mean over regions, without dimensions, in float32."""
         ...
 
 
-def dice_loss(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    valid: torch.Tensor | None = None,
-    *,
-    per_sample: bool = False,
-    squared: bool = False,
-) -> torch.Tensor:
+def dice_loss(logits: Tensor, targets: Tensor, valid: Valid = None, **how: Unpack[How]) -> Tensor:
     """One minus the soft Dice of the sigmoid probabilities, averaged over regions; see `Loss`.
 
     Dice = (2 * sum(p * t) + SMOOTH) / (sum(p) + sum(t) + SMOOTH), with p^2 if `squared`. MONAI's
     `DiceLoss` with `sigmoid=True, batch=not per_sample, smooth_nr=SMOOTH, smooth_dr=SMOOTH`.
     """
-    overlap, total, known = _sums(logits, targets, valid, per_sample, squared)
-    return _mean(1 - (2 * overlap + SMOOTH) / (total + SMOOTH), known)
+    overlap, total, known = _sums(logits, targets, valid, **how)
+    return _mean(_unlike(overlap, total), known)
 
 
 def jaccard_loss(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    valid: torch.Tensor | None = None,
-    *,
-    per_sample: bool = False,
-    squared: bool = False,
-) -> torch.Tensor:
+    logits: Tensor, targets: Tensor, valid: Valid = None, **how: Unpack[How]
+) -> Tensor:
     """One minus the soft Jaccard index, intersection over union; see `Loss`.
 
     With U = sum(p) + sum(t) - sum(p * t), (2 * sum(p * t) + SMOOTH) / (2 * U + SMOOTH): MONAI's
     `DiceLoss` with `jaccard=True`, whose smooth term is half as large as Dice's here.
     """
-    overlap, total, known = _sums(logits, targets, valid, per_sample, squared)
-    return _mean(1 - (2 * overlap + SMOOTH) / (2 * (total - overlap) + SMOOTH), known)
+    overlap, total, known = _sums(logits, targets, valid, **how)
+    return _mean(_unlike(overlap, 2 * (total - overlap)), known)
 
 
 def dice_ce_loss(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    valid: torch.Tensor | None = None,
-    *,
-    per_sample: bool = False,
-    squared: bool = False,
-) -> torch.Tensor:
+    logits: Tensor, targets: Tensor, valid: Valid = None, **how: Unpack[How]
+) -> Tensor:
     """`dice_loss` plus the mean binary cross-entropy of the same logits; see `Loss`.
 
     Cross-entropy has a gradient where Dice's vanishes: early in training, and far from the tumour.
     MONAI's `DiceCELoss` does so for a single region; of several it takes them for classes that
     exclude each other.
     """
-    dice = dice_loss(logits, targets, valid, per_sample=per_sample, squared=squared)
+    dice = dice_loss(logits, targets, valid, **how)
     return dice + _voxel_mean(_cross_entropy(logits, targets), valid)
 
 
 def dice_focal_loss(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    valid: torch.Tensor | None = None,
-    *,
-    per_sample: bool = False,
-    squared: bool = False,
-) -> torch.Tensor:
+    logits: Tensor, targets: Tensor, valid: Valid = None, **how: Unpack[How]
+) -> Tensor:
     """`dice_loss` plus the mean focal loss of the same logits; see `Loss`.
 
     Focal loss is cross-entropy times (1 - probability of the truth)^FOCUS: voxels that are right
     already hardly count (Lin et al. 2017, arXiv 1708.02002, without alpha). MONAI's
     `DiceFocalLoss` with `sigmoid=True`.
     """
-    dice = dice_loss(logits, targets, valid, per_sample=per_sample, squared=squared)
+    dice = dice_loss(logits, targets, valid, **how)
     wrong = torch.sigmoid(torch.where(targets.bool(), -logits.float(), logits.float()))
     return dice + _voxel_mean(wrong**FOCUS * _cross_entropy(logits, targets), valid)
 
@@ -127,10 +115,10 @@ LOSSES: dict[str, Loss] = {
 
 def training_loss(
     config: TrainConfig,
-    outputs: torch.Tensor | Sequence[torch.Tensor],
-    targets: torch.Tensor,
-    valid: torch.Tensor | None = None,
-) -> torch.Tensor:
+    outputs: Tensor | Sequence[Tensor],
+    targets: Tensor,
+    valid: Valid = None,
+) -> Tensor:
     """The loss that `config` names, of what a network in training returns.
 
     With deep supervision that are logits of several resolutions, each half as fine as the one
@@ -143,7 +131,7 @@ def training_loss(
         valid: See `Loss`.
     """
     loss = LOSSES[config.loss]
-    several = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+    several = [outputs] if isinstance(outputs, Tensor) else outputs
     weights = [2.0**-level for level in range(len(several))]
     total = torch.zeros((), device=targets.device)
     for level, (logits, weight) in enumerate(zip(several, weights, strict=True)):
@@ -157,10 +145,10 @@ def training_loss(
     return total
 
 
-Pooling = Callable[[torch.Tensor, list[int]], torch.Tensor]
+Pooling = Callable[[Tensor, list[int]], Tensor]
 
 
-def _coarser(masks: torch.Tensor, logits: torch.Tensor, level: int, pool: Pooling) -> torch.Tensor:
+def _coarser(masks: Tensor, logits: Tensor, level: int, pool: Pooling) -> Tensor:
     """Masks of the whole patch where `logits` lie, at their resolution.
 
     By the largest of each block: a small region is in every resolution, and where it lies. The
@@ -174,18 +162,24 @@ def _coarser(masks: torch.Tensor, logits: torch.Tensor, level: int, pool: Poolin
     return pool(masks.float(), [2**level if wide else 1 for wide in across]) if level else masks
 
 
-def _all_of(masks: torch.Tensor, block: list[int]) -> torch.Tensor:
+def _all_of(masks: Tensor, block: list[int]) -> Tensor:
     """Whether all voxels of a block are in a mask."""
     return -F.max_pool3d(-masks, block) > 0
 
 
+def _unlike(overlap: Tensor, size: Tensor) -> Tensor:
+    """One minus twice the overlap as a share of `size`; 0 where both are 0."""
+    return 1 - (2 * overlap + SMOOTH) / (size + SMOOTH)
+
+
 def _sums(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    valid: torch.Tensor | None,
-    per_sample: bool,
-    squared: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    logits: Tensor,
+    targets: Tensor,
+    valid: Valid,
+    *,
+    per_sample: bool = False,
+    squared: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """sum(p * t), sum(p) + sum(t), and whether there was a voxel: (R,), or (B, R) a sample."""
     probabilities = torch.sigmoid(logits.float())
     targets = targets.float()
@@ -202,16 +196,16 @@ def _sums(
     return overlap, total, known
 
 
-def _mean(losses: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
+def _mean(losses: Tensor, known: Tensor | None) -> Tensor:
     """The mean of `losses`, of those that are known."""
     if known is None:
         return losses.mean()
     return (losses * known).sum() / known.sum().clamp_min(1)
 
 
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
 
 
-def _voxel_mean(losses: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+def _voxel_mean(losses: Tensor, valid: Valid) -> Tensor:
     return _mean(losses, None if valid is None else valid.expand(losses.shape))

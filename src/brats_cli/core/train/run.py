@@ -15,7 +15,9 @@ import torch
 from ..compute.devices import arithmetic, choose_devices, describe
 from ..compute.distributed import Group
 from ..compute.machine import available_cpus
+from ..compute.plan import Plan
 from ..compute.signals import Stops
+from ..data.cases import Case
 from ..data.labels import REGIONS
 from ..data.splits import Split
 from ..errors import ConfigError
@@ -62,6 +64,7 @@ Event = (
     | FoldsFinished
     | NetworkCosts
     | Profile
+    | Plan
 )
 
 
@@ -102,6 +105,7 @@ def train(
     profile: bool = False,
     summary: bool = False,
     resume: bool = False,
+    dry_run: bool = False,
     overwrite: bool = False,
 ) -> Generator[Event, None, None]:
     """Train a network on a split; yields what happens, and works as it is iterated over.
@@ -130,12 +134,13 @@ def train(
         profile: Find out whether data or network is the bottleneck, and stop.
         summary: Find out what the network costs, and stop; needs no data.
         resume: Resume the run in `output`, or the newest.
+        dry_run: Write nothing, and yield a `Plan` of what would be done and needed.
         overwrite: Replace the run in `output`.
 
     Yields:
         `Preparing`, `CasePrepared`, `Prepared`; `Initialised`, `RunStarted`; `StepDone`,
         `CaseValidated`, `Epoch`; `Stopped`; `SelectionPass`; `RunFinished`; `FoldsFinished`. Or
-        `NetworkCosts`, or `Profile`.
+        `NetworkCosts`, `Profile` or `Plan`.
 
     Raises:
         BratsError: If data, files or settings are wrong.
@@ -159,18 +164,19 @@ def train(
         return
     jobs = _jobs(run, Path(splits), str(fold), config, overrides, resume=resume)
     place = Path(store) if store else Path(splits).parent / "brats-store"
+    group = Group.from_environment()
     if prepare_only:
-        yield from _Work(jobs, place).prepare_all()
+        plan = _plan(jobs, place, group).require_room()
+        yield from iter([plan]) if dry_run else _Work(jobs, place).prepare_all()
         return
-    devices, group = choose_devices(device, gpus), Group.from_environment()
-    for job in [] if profile or not group.leads else jobs:
-        if not job.resume:
-            job.run.require_absent(overwrite=overwrite)
-    for job in jobs:
-        # What cannot be made or does not fit is reported now, not after preparing the cases.
-        network = _network(job.config)
-        if job.config.init and not (job.resume and job.run.last.exists()):
-            starting_point(job.config, network)
+    devices = choose_devices(device, gpus)
+    if group.leads and not profile:
+        _require_absent(jobs, overwrite=overwrite)
+    _require_sound(jobs)
+    plan = _plan(jobs, place, group, devices).require_room()
+    if dry_run:
+        yield plan
+        return
     if len(devices) > 1 and group.size == 1 and not profile:
         raise ProcessesNeeded(len(devices))
     if not (profile or resume or output) and group.leads:
@@ -195,6 +201,11 @@ class _Job:
     config: TrainConfig
     split: Split
     resume: bool
+
+    def used(self) -> list[Case]:
+        """Its training and its validation cases."""
+        names, cases = self.split.fold(0), self.split.cases()
+        return [cases[case_id] for case_id in (*names.train, *names.val)]
 
 
 def _default_run(*, resume: bool) -> RunRecord:
@@ -269,6 +280,21 @@ def _jobs(
     return jobs
 
 
+def _require_absent(jobs: Sequence[_Job], *, overwrite: bool) -> None:
+    """Check that no new run would replace one that is there, unless that is wanted."""
+    for job in jobs:
+        if not job.resume:
+            job.run.require_absent(overwrite=overwrite)
+
+
+def _require_sound(jobs: Sequence[_Job]) -> None:
+    """Report networks that cannot be made, or do not fit their checkpoint, before any work."""
+    for job in jobs:
+        network = _network(job.config)
+        if job.config.init and not (job.resume and job.run.last.exists()):
+            starting_point(job.config, network)
+
+
 def _in_folder(jobs: Sequence[_Job], old: RunRecord, new: RunRecord) -> list[_Job]:
     """`jobs` whose runs lie in the folder of another run."""
     return [
@@ -295,6 +321,49 @@ def _costs(config: TrainConfig, device: torch.device) -> NetworkCosts:
         dtype=dtype,
     )
     return NetworkCosts(tuple(parts), config.patch_size, config.batch_size, _name(dtype))
+
+
+# What a process that reads patches takes, which has loaded torch and TorchIO; measured.
+_WORKER_BYTES = 350_000_000
+
+
+def _plan(
+    jobs: Sequence[_Job], place: Path, group: Group, devices: Sequence[torch.device] = ()
+) -> Plan:
+    """What the runs would prepare and write; without `devices`, they prepare and no more."""
+    missing: dict[str, int] = {}
+    folders: dict[Path, int] = {}
+    memory = 0
+    for job in jobs:
+        config, used = job.config, job.used()
+        store = Store(place, training_scheme(used), config.modalities, config.preparation)
+        for case in store.plan(used).missing:
+            missing[case.id] = store.bytes_needed([case])
+        if devices:
+            parameters = sum(each.numel() for each in _network(config).parameters())
+            # best.pt has the weights; last.pt those, and two numbers per weight of the optimizer;
+            # while it is replaced, there are two of it.
+            folders[job.run.folder] = 7 * 4 * parameters
+            memory = max(memory, _memory(config, devices[0], group))
+    return Plan(
+        cases=tuple(dict.fromkeys(case.id for job in jobs for case in job.used())),
+        outputs=tuple(map(str, [*([place] if missing else []), *folders])),
+        device=", ".join(map(describe, devices)),
+        disk_bytes={**({place: sum(missing.values())} if missing else {}), **folders},
+        memory_bytes=memory,
+        least_memory_bytes=memory,
+    )
+
+
+def _memory(config: TrainConfig, device: torch.device, group: Group) -> int:
+    """About what the training takes of this machine's memory, without that of a GPU."""
+    processes = group.size * (training.worker_count(config, group) + 1)
+    memory = processes * _WORKER_BYTES
+    if device.type == "cpu":
+        parts = _costs(config, device).parts
+        memory += 16 * sum(part.parameters for part in parts)  # weights, gradients, optimizer
+        memory += config.batch_size * sum(part.kept_bytes for part in parts)
+    return memory
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -366,8 +435,7 @@ class _Work:
 
     def _prepare(self, job: _Job) -> Generator[Event, None, _Cases]:
         """Prepare the cases of a run that are not in the store."""
-        names, cases, config = job.split.fold(0), job.split.cases(), job.config
-        used = [cases[case_id] for case_id in (*names.train, *names.val)]
+        names, config, used = job.split.fold(0), job.config, job.used()
         key = frozenset(case.id for case in used), config.modalities, config.preparation
         if key not in self.plans:
             scheme = training_scheme(used)
@@ -408,7 +476,7 @@ def _trained(
         processes=group.size,
         dtype=_name(arithmetic(device, config.precision)),
         training=len(cases.training),
-        validation=len(evenly(cases.validation, config.validate_cases)),
+        validation=len(evenly(len(cases.validation), config.validate_cases)),
         validation_in_all=len(cases.validation),
         epochs=config.epochs,
         epochs_done=checkpoint.epoch if checkpoint else 0,
@@ -435,7 +503,8 @@ def _recorded(
     """Train the epochs, each recorded before it is yielded."""
     run, stopped = job.run, None
     to_note = job.resume and group.leads
-    with Stops() as stops, Board(run) as board:
+    board = Board(run)
+    with Stops() as stops:
         for event in training.train(
             job.config,
             cases.training,

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 from ..data.labels import REGIONS
 from ..data.splits import Split
-from ..errors import OutputError, UnreadableFileError
+from ..errors import UnreadableFileError
 from ..model.checkpoint import Checkpoint
 from ..model.run_folder import RunFolder
 from ..reading import read_table
 from ..score.scores import write_csv
-from ..writing import whole_file
+from ..writing import append, whole_file
 from .config import TrainConfig
 from .events import Epoch
 from .figures import draw_curves
 from .thresholds import FinalScore
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 _EVENTS = "events.out.tfevents."  # how TensorBoard names its files
 
@@ -47,7 +48,7 @@ class RunRecord(RunFolder):
     """The folder of a run, and what a training writes into it."""
 
     def start(self, config: TrainConfig, split: Split) -> None:
-        """Make the folder, with its config and split; in a folder `runs`, note it as the newest."""
+        """Make the folder, with config and split; in a folder `runs`, record it as the newest."""
         made = (self.log, self.curves, self.validation, self.best, self.last)
         for old in (*made, *self.folder.glob(f"{_EVENTS}*")):
             old.unlink(missing_ok=True)
@@ -66,8 +67,8 @@ class RunRecord(RunFolder):
     def record(self, epoch: Epoch) -> None:
         """Add an epoch to the log, save its checkpoints, and draw the curves again.
 
-        `last.pt` goes after what it makes sure of: if this is cut short before, resuming repeats
-        the epoch and writes the same. A picture is not worth an epoch.
+        `last.pt` is saved after the log and `best.pt`: if this is interrupted before, resuming
+        repeats the epoch and writes the same. The curves come last, so no epoch is lost for them.
         """
         rows = [row for row in self.rows() if int(row["epoch"]) < epoch.number]
         # A log of another version of brats keeps its columns, and has no values in ours.
@@ -124,53 +125,46 @@ class RunRecord(RunFolder):
 
 
 class Board:
-    """A run's events for TensorBoard, in its folder; a context, at whose end they are all written.
+    """A run's TensorBoard events, in a file of its own in the run's folder.
 
-    What it shows of an epoch that is added again, after a resume, is what was added last.
+    An epoch that is added again, after a resume, replaces the earlier one. (torch's `SummaryWriter`
+    writes in a thread: where a disk is full, that prints a traceback, and training continues.)
     """
 
     def __init__(self, run: RunFolder) -> None:
         self.folder = run.folder
-        self._writer: SummaryWriter | None = None
+        self._file: Path | None = None
 
     def add(self, epoch: Epoch) -> None:
-        """Add an epoch's numbers, and its preview if it has one.
+        """Add an epoch's numbers, and its preview if it has one, all or nothing.
 
         Raises:
             OutputError: If they cannot be written.
         """
-        try:
-            if self._writer is None:
-                # Here, as a resume that is refused or has nothing to do leaves no file.
-                from torch.utils.tensorboard import SummaryWriter
+        # Here, as a resume that is refused or has nothing to do leaves no file.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
 
-                self._writer = SummaryWriter(str(self.folder), purge_step=epoch.number)
-            for name, value in _scalars(epoch).items():
-                self._writer.add_scalar(name, value, epoch.number)
-            if epoch.preview is not None:
-                picture = epoch.preview.draw()
-                self._writer.add_image("preview", picture, epoch.number, dataformats="HWC")
-            self._writer.flush()
-        except OSError as error:
-            raise OutputError(self.folder, error.strerror or str(error)) from error
-
-    def __enter__(self) -> Board:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._writer is None:
-            return
-        try:
-            self._writer.close()
-        except OSError as failure:
-            if error is None:  # else a full disk was noticed before
-                reason = failure.strerror or str(failure)
-                raise OutputError(self.folder, reason) from failure
+        made: Any = summary  # has no types
+        now, number = time.time(), epoch.number
+        shown = [made.scalar(name, value) for name, value in _scalars(epoch).items()]
+        if epoch.preview is not None:
+            shown.append(made.image("preview", epoch.preview.draw(), dataformats="HWC"))
+        events = [Event(wall_time=now, step=number, summary=each) for each in shown]
+        file = self._file
+        if file is None:
+            whose = f"{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+            file = self.folder / f"{_EVENTS}{int(now):010d}.{whose}"
+            # From here on, what another file says of this step and later ones does not count.
+            begun = SessionLog(status=SessionLog.START)
+            events.insert(0, Event(wall_time=now, step=number, session_log=begun))
+            events.insert(0, Event(wall_time=now, file_version="brain.Event:2"))
+        content = io.BytesIO()
+        for event in events:
+            RecordWriter(content).write(event.SerializeToString())
+        append(file, content.getvalue())
+        self._file = file
 
 
 def _row(epoch: Epoch) -> dict[str, str]:

@@ -33,11 +33,11 @@ from .transfer import Batch, Transfer
 _CPU = torch.device("cpu")
 
 _PREFETCH = 2
-"""Patches that a worker is ahead by; DataLoader's own choice."""
+"""Patches that each worker reads ahead; DataLoader's default."""
 
 
 class WorkerError(BratsError):
-    """A process that reads patches and failed."""
+    """A worker process that reads patches has failed."""
 
 
 class Patches:
@@ -56,7 +56,7 @@ class Patches:
         return _subject(*cut(case, corner, self.edge), case.id)
 
     def draw(self, index: int) -> tuple[StoredCase, npt.NDArray[np.int_]]:
-        """Case and first corner of patch `index`, which depend on seed and index only."""
+        """Case and lowest corner of patch `index`, which depend on seed and index only."""
         rounds, place = divmod(index, len(self.cases))
         # Every case once per round, in a new order each round.
         order = np.random.default_rng((self.seed, 0, rounds)).permutation(len(self.cases))
@@ -80,7 +80,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Batches of the patches of these numbers, in this order, through a TorchIO queue.
 
-    They come on `device`, which may still be copying them: work on it waits for that by itself.
+    They are on `device`, or being copied there; operations on the device wait for the copy.
 
     One queue serves a whole run, so that workers start once and read ahead during validation.
 
@@ -108,7 +108,7 @@ def batches(
 def cut(
     case: StoredCase, corner: npt.NDArray[np.int_], edge: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The cube of `edge` voxels at `corner`; background where it reaches beyond the case.
+    """The patch of `edge` voxels at `corner`; background where it reaches beyond the case.
 
     Returns:
         Images (C, edge, edge, edge) float16 and labels (edge, edge, edge) uint8.
@@ -117,7 +117,7 @@ def cut(
     images, labels = case.images[(slice(None), *box)], case.labels[box]
     short = [edge - side for side in labels.shape]
     if any(short):
-        # Half of what is missing before, half behind, as the window at inference has it.
+        # Padded by half on each side, as the window at inference is.
         pad = [(gap // 2, gap - gap // 2) for gap in short]
         images, labels = np.pad(images, [(0, 0), *pad]), np.pad(labels, pad)
     return torch.from_numpy(images), torch.from_numpy(labels)
@@ -127,7 +127,7 @@ def cut(
 
 
 class _Slots:
-    """Memory that all processes see, for patches on their way; each takes the next place in turn.
+    """Shared memory for patches on their way to the training process, used as a ring of slots.
 
     A DataLoader would make new shared memory for every patch. The first touch of that takes ten
     times as long as the copy, and it comes out of /dev/shm, which containers keep small.
@@ -145,22 +145,22 @@ class _Slots:
 
     @staticmethod
     def size(count: int, channels: int, edge: int) -> int:
-        """Bytes of so many slots: float16 images and uint8 labels."""
+        """Bytes of `count` slots: float16 images and uint8 labels."""
         return count * (2 * channels + 1) * edge**3
 
     def put(self, index: int, patch: tio.Subject) -> None:
-        """Take in the patch that comes at `index`, in the place of one used up long ago."""
+        """Copy patch `index` into its slot, over one that has been used."""
         self.images[index % len(self.images)] = patch["images"][tio.DATA]
         self.labels[index % len(self.labels)] = patch["labels"][tio.DATA][0]
 
     def get(self, index: int, case_id: str) -> tio.Subject:
-        """The patch that comes at `index`, in the memory where it lies."""
+        """Patch `index`, as views of the shared memory."""
         place = index % len(self.images)
         return _subject(self.images[place], self.labels[place], case_id)
 
 
 class _Reader(tio.SubjectsDataset):  # type: ignore[misc]
-    """What workers do: read a patch, put it into its slot and send its number.
+    """The data set of the workers: reads a patch, puts it into its slot and sends its number.
 
     A `tio.Queue` moves whole subjects from its workers to the training process and cuts patches
     there; here a subject *is* a patch, so that volumes never travel.
@@ -173,7 +173,7 @@ class _Reader(tio.SubjectsDataset):  # type: ignore[misc]
         self.slots = slots
 
     def dry_iter(self) -> range:
-        """What the queue counts: a patch for every number there is."""
+        """The subjects as the queue counts them: one per patch."""
         return range(sys.maxsize)
 
     def __getitem__(self, index: int) -> tuple[int, str] | BratsError:
@@ -186,7 +186,7 @@ class _Reader(tio.SubjectsDataset):  # type: ignore[misc]
 
 
 class _Arrival(tio.data.PatchSampler):  # type: ignore[misc]
-    """The queue's sampler: what a worker sent becomes the patch, or the error, that it is."""
+    """The queue's sampler: returns the patch that a worker sent, or raises its error."""
 
     def __init__(self, slots: _Slots) -> None:
         self.slots = slots
@@ -198,7 +198,7 @@ class _Arrival(tio.data.PatchSampler):  # type: ignore[misc]
 
 
 def _start(reader: _Reader, batch_size: int, workers: int) -> tio.Queue:
-    """A queue whose workers are at work."""
+    """A queue whose workers have started."""
 
     def start() -> tio.Queue:
         with warnings.catch_warnings():
@@ -231,7 +231,7 @@ def _start(reader: _Reader, batch_size: int, workers: int) -> tio.Queue:
 
 
 def _in_a_thread(start: Callable[[], tio.Queue]) -> tio.Queue:
-    """What `start` returns.
+    """The result of `start`, called in a thread.
 
     In the main thread, PyTorch would have a worker's death raise an error wherever the training is
     at that moment; out of it, the error comes when the next patch is asked for. (Not by a
@@ -281,7 +281,7 @@ def _stack(subjects: Sequence[tio.Subject], transfer: Transfer) -> Batch:
 
 @contextmanager
 def _unnamed_file(size: int) -> Iterator[IO[bytes]]:
-    """A file in memory, where the system has such; it is gone with the last process that has it."""
+    """An in-memory file where the system has such; it goes with the last process that holds it."""
     if hasattr(os, "memfd_create"):
         file: IO[bytes] = os.fdopen(os.memfd_create("brats-patches"), "r+b", 0)
     else:

@@ -1,4 +1,4 @@
-"""What a training starts from: the weights of a checkpoint, and what of them may change."""
+"""Initial weights: those of a checkpoint, and which of them are frozen."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Initialised:
 
     Attributes:
         file: The checkpoint.
-        fitting: Tensors of the network that have their values from it.
-        random: Those that keep random values, as the checkpoint has none that fit.
-        unused: Those of the checkpoint that the network does not have.
-        differences: In what the training differs from that of the checkpoint, in words.
-        frozen: Weights that do not change.
+        fitting: Names of the tensors whose values are loaded from it.
+        random: Names of those that keep random values, as the checkpoint has none that fit.
+        unused: Names of the checkpoint's tensors that the network does not have.
+        differences: How the training differs from that of the checkpoint, in words.
+        frozen: Number of weights that do not change.
     """
 
     file: Path
@@ -42,7 +42,7 @@ class Initialised:
 
 
 def initial_checkpoint(model: Path) -> tuple[Path, Checkpoint]:
-    """The checkpoint that is meant by a file or a run's folder.
+    """The checkpoint in a file or a run's folder.
 
     Raises:
         CheckpointError: If there is none, or several.
@@ -56,10 +56,10 @@ def initial_checkpoint(model: Path) -> tuple[Path, Checkpoint]:
 
 
 def settings_of(model: Path) -> dict[str, Any]:
-    """The settings that a training takes over from the checkpoint that it starts from.
+    """Default settings of a training that starts from a checkpoint.
 
-    Its network, modalities and patch size, and how images are prepared, as defaults; and what it
-    is, for the record.
+    These are its network, modalities, patch size and preparation; `origin` records which file it
+    was.
     """
     file, checkpoint = initial_checkpoint(model)
     network = stored_network_config(checkpoint.config["network"])
@@ -81,11 +81,11 @@ def settings_of(model: Path) -> dict[str, Any]:
 def starting_point(
     config: TrainConfig, network: Network
 ) -> tuple[Initialised, dict[str, torch.Tensor]]:
-    """What of the checkpoint in `config.init` fits a network, and the values.
+    """Which tensors of the checkpoint in `config.init` fit a network, and their values.
 
     Raises:
-        CheckpointError: If not all of the network does and that is not wanted, nothing does, or
-            the file is another than when the run began.
+        CheckpointError: If some tensors of the network have no values and `init_partial` is off, if
+            none has, or if the file has changed since the run began.
     """
     file, checkpoint = initial_checkpoint(Path(str(config.init)))
     noted = (config.origin or {}).get("sha256")
@@ -126,7 +126,7 @@ def freeze(network: Network, config: TrainConfig) -> None:
 
 
 def into_training(network: Network, config: TrainConfig) -> None:
-    """Put a network into training mode; what is frozen keeps its statistics too."""
+    """Put a network into training mode; frozen parts keep their batch norm statistics too."""
     network.train()
     if config.freeze == "encoder":
         for part in encoder_of(network):
@@ -140,7 +140,7 @@ def _shape(weights: Mapping[str, torch.Tensor], name: str) -> torch.Size | None:
 def _described(
     names: list[str], due: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
 ) -> str:
-    """Names of tensors, with their shapes here and there."""
+    """Names of tensors, with their shapes in the network and in the checkpoint."""
 
     def words(name: str) -> str:
         here, there = tuple(due[name].shape), _shape(weights, name)
@@ -150,7 +150,7 @@ def _described(
 
 
 def _differences(config: TrainConfig, checkpoint: Checkpoint) -> list[str]:
-    """In what a training differs from that of a checkpoint, beside its cases."""
+    """How a training differs from that of a checkpoint, apart from its cases."""
     found = []
     for name, here, there in (
         ("modalities", config.modalities, checkpoint.modalities),

@@ -24,17 +24,17 @@ from ..score.metrics import MaskScore, score
 from .calibration import LogitCounts, fit_temperatures
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(4, 17))
-"""Probabilities that are tried: 0.2 to 0.8."""
+"""Thresholds that are tried: 0.2 to 0.8."""
 
 SMALLEST_ET_MM3 = (0, 25, 50, 100, 200, 500)
-"""Volumes that are tried, below which enhancing tumour is relabelled as necrosis."""
+"""Minimum volumes of enhancing tumour that are tried; below, it is relabelled as necrosis."""
 
 WORTHWHILE = 0.005
-"""Gain in mean Dice from which the defaults are left, if it is significant as well."""
+"""Minimum gain in mean Dice, besides significance, to depart from the defaults."""
 
 SIGNIFICANCE = 0.01
-"""Of a one-sided t-test of the cases' gains; the best of so many thresholds gains by chance. Chosen
-on two cases by mean gain alone, they lost 0.09 of the core's Dice in a third; see RESULTS.md."""
+"""Level of the one-sided t-test of the cases' gains; the best of many thresholds gains by chance.
+Selected on two cases by mean gain alone, they cost 0.09 in Dice of TC on a third: RESULTS.md."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Counts:
 
     @classmethod
     def of(cls, probability: torch.Tensor, truth: torch.Tensor) -> Counts:
-        """Counts of probabilities (R, X, Y, Z) and the masks (R, X, Y, Z) they should be."""
-        # Thresholds that a voxel reaches, from 0 to all of them.
+        """Counts from probabilities and reference masks, both (R, X, Y, Z)."""
+        # How many of the thresholds a voxel reaches.
         limits = sent(torch.tensor(THRESHOLDS), probability.device)
         reached = torch.bucketize(probability.contiguous(), limits, right=True)
         found: list[npt.NDArray[np.int64]] = []
@@ -72,9 +72,9 @@ class Counts:
 
 
 def select_decision(cases: Sequence[Counts]) -> Decision:
-    """The thresholds and the smallest enhancing tumour of the highest mean Dice over cases.
+    """The thresholds and the minimum volume of ET with the highest mean Dice over cases.
 
-    Of cases with voxels of 1 mm. What gains little, or not significantly, stays as it is by
+    Cases have voxels of 1 mm. A value that gains little, or not significantly, keeps its
     default.
     """
     dice = np.stack([case.dice() for case in cases], axis=-1)  # (R, T, N)
@@ -84,7 +84,7 @@ def select_decision(cases: Sequence[Counts]) -> Decision:
     drawn = np.array([case.true[et] for case in cases])
     found = np.array([case.found[et, chosen[et]] for case in cases])
     kept = dice[et, chosen[et]]
-    # Without any found, a case scores 1 or 0, as there is any or not.
+    # Without predicted ET, a case scores 1 if it has none, else 0.
     scores = [np.where(found < size, drawn == 0, kept) for size in SMALLEST_ET_MM3]
     return Decision(
         {name: THRESHOLDS[place] for name, place in zip(REGIONS, chosen, strict=True)},
@@ -93,9 +93,9 @@ def select_decision(cases: Sequence[Counts]) -> Decision:
 
 
 def _best(scores: npt.NDArray[np.float64], usual: int) -> int:
-    """Which of several choices has the highest mean of `scores` (choices, N cases).
+    """The choice with the highest mean of `scores` (choices, N cases).
 
-    The usual one, unless the gain over it is worthwhile and significant.
+    The default choice, unless the gain over it is large enough and significant.
     """
     best = int(scores.mean(axis=1).argmax())
     gains = scores[best] - scores[usual]
@@ -124,7 +124,7 @@ class SelectionPass:
 
     Attributes:
         done: Passes done by this process.
-        passes: Of so many.
+        passes: Number of passes in all.
     """
 
     done: int
@@ -138,7 +138,7 @@ def select_thresholds(
     *,
     group: Group = ALONE,
 ) -> Generator[SelectionPass, None, tuple[Checkpoint, list[FinalScore]]]:
-    """Select a run's thresholds and its ET rule on validation cases, and score these with them.
+    """Select a run's thresholds and minimum volume of ET on validation cases, and score these.
 
     Args:
         best: The run's best checkpoint.

@@ -1,4 +1,4 @@
-"""How batches reach the device: while it still works on the one before."""
+"""Copies batches to the device while it still computes the one before."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Batch:
 
 
 class Transfer:
-    """The way of batches to the device that learns from them.
+    """Copies batches to the training device.
 
-    A GPU copies them by itself, beside the work it has, but only out of page-locked memory. That
-    is slow to get and taken once; the last copy out of it is waited for before it is filled again.
+    A GPU copies them asynchronously, beside its computation, but only from page-locked memory. That
+    is slow to allocate and allocated once; before it is filled again, its last copy must be done.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -49,7 +49,7 @@ class Transfer:
         labels: Sequence[npt.NDArray[np.uint8]],
         case_ids: list[str],
     ) -> Batch:
-        """Patches side by side, on the CPU; what was stacked two calls ago may be overwritten."""
+        """A batch of patches on the CPU; the batch of two calls ago may be overwritten."""
         if not self._by_itself:
             # By numpy, which asks for large pages: to stack in torch's memory takes five times as
             # long.
@@ -63,7 +63,7 @@ class Transfer:
         return batch
 
     def send(self, batch: Batch) -> Batch:
-        """What `stack` gave last, on the device; nothing here waits for that."""
+        """The last batch of `stack`, on the device; does not wait for the copy."""
         if not self._by_itself:
             images, labels = batch.images.to(self._device), batch.labels.to(self._device)
             return Batch(images, labels, batch.case_ids)
@@ -85,7 +85,7 @@ class Transfer:
 
 
 class _Buffer:
-    """Page-locked memory of a batch, and when the GPU has last copied it."""
+    """Page-locked memory of a batch, and the event after its last copy to the GPU."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         batch, _, *edges = shape

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
@@ -26,11 +24,10 @@ def validate(segmenter: Segmenter, case: StoredCase, scheme: LabelScheme) -> Cas
     return CaseValidated(case.id, dice, reference, predicted)
 
 
-def evenly(cases: Sequence[StoredCase], most: int | None) -> Sequence[StoredCase]:
-    """At most so many of some cases, spread evenly over them: the same in every epoch."""
-    if most is None or most >= len(cases):
-        return cases
-    return cases[:: -(-len(cases) // most)]
+def evenly(count: int, most: int | None) -> list[int]:
+    """Places of `most` of so many cases, or of all, spread evenly: the same in every epoch."""
+    chosen = count if most is None else min(most, count)
+    return [place * count // chosen for place in range(chosen)]
 
 
 def _dice(found: torch.Tensor, truth: torch.Tensor) -> list[float]:

@@ -1,4 +1,4 @@
-"""How long a device waits for patches: what a GPU idles, by its own clock."""
+"""How long a device waits for patches: the idle time of a GPU, by its own clock."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 
 class Waits:
-    """The times that a device waited for what the host fetched meanwhile.
+    """The times that a device waited for data.
 
-    A CPU waits while it fetches. A GPU may still be busy with what it was given before: it idles
-    from the end of that until what was fetched is there, which two events in its queue tell when
-    the GPU has passed them, and nobody waits for them.
+    A CPU waits while it reads. A GPU may still be busy with work queued before: it idles from the
+    end of that until the data have arrived. Two CUDA events in its queue record both times, without
+    synchronisation.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -24,7 +24,7 @@ class Waits:
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """Fetch something that the device needs next."""
+        """Time a block that fetches what the device needs next."""
         if self._on_gpu:
             done = _now()
             yield
@@ -35,13 +35,13 @@ class Waits:
             self._seconds += time.perf_counter() - started
 
     def seconds(self) -> float:
-        """All that was waited; to be asked for when the device has done its work."""
+        """The total; ask for it when the device has done its work."""
         idle = sum(float(done.elapsed_time(ready)) for done, ready in self._events)
         return self._seconds + idle / 1000
 
 
 def _now() -> torch.cuda.Event:
-    """What a GPU passes when all that it was given until now is done."""
+    """An event that a GPU records when all work queued until now is done."""
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event

@@ -158,6 +158,8 @@ def draw_slices(
     cuts = choose_cuts(scene, slices=slices, montage=montage)
     figure = _Sheet(scene, cuts).draw()
     suffix = path.suffix.lower()
+    # A third of the time of the default, 6, for a seventh more bytes.
+    options: dict[str, Any] = {"pil_kwargs": {"compress_level": 2}} if suffix == ".png" else {}
     with (
         matplotlib.rc_context({"svg.hashsalt": "brats"}),
         whole_file(path, overwrite=overwrite) as partial,
@@ -171,6 +173,7 @@ def draw_slices(
             dpi=_PER_INCH,
             facecolor=_PAPER,
             metadata=_METADATA[suffix],
+            **options,
         )
 
 
@@ -274,7 +277,7 @@ class _Sheet:
         axes.set_xlim(-0.5 - _RIM_MM / across, brain.shape[1] - 0.5 + _RIM_MM / across)
         axes.set_ylim(brain.shape[0] - 0.5 + _RIM_MM / along, -0.5 - _RIM_MM / along)
         if scan.is_empty:
-            self._say(axes, f"{scan.name} is empty")
+            self._say(axes, f"{scan.name} is empty", height=0.92)  # above the contours
         if cell.heat is not None:
             _lay_over(axes, cell.cut.of(cell.heat.maps[cell.map_name]), cell.heat.top)
         for segmentation in self.scene.segmentations:
@@ -307,8 +310,8 @@ class _Sheet:
                 self.outlines[key][name] = [line - 1 for line in lines]
         return self.outlines[key]
 
-    def _say(self, axes: Axes, text: str) -> None:
-        axes.text(0.5, 0.5, text, transform=axes.transAxes, color=_DIM, ha="center", va="center")
+    def _say(self, axes: Axes, text: str, *, height: float = 0.5) -> None:
+        axes.text(0.5, height, text, transform=axes.transAxes, color=_DIM, ha="center", va="center")
 
     def _letter(self, axes: Axes, cell: _Cell) -> None:
         """Orientation letters and a bar of 50 mm; what the bar is, once in a row."""

@@ -1,0 +1,75 @@
+import subprocess
+import sys
+
+import pytest
+
+ENDS = """
+import atexit, sys
+from brats_cli.core.compute.signals import end_without_clearing_up, program
+
+atexit.register(print, "cleared up")
+with program():
+    print("begun")
+    {cut}
+    {end}
+"""
+
+
+@pytest.mark.parametrize("cut", ["end_without_clearing_up()", "pass"])
+@pytest.mark.parametrize(
+    ("end", "status", "stderr"),
+    [
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit()", 0, ""),
+        ("raise ValueError('a bug')", 1, "ValueError: a bug"),
+        ("pass", 0, ""),
+    ],
+)
+def test_a_program_that_is_cut_off_ends_with_its_status_and_no_clearing_up(
+    cut, end, status, stderr
+):
+    code = ENDS.format(cut=cut, end=end)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == status
+    assert ended.stderr.rstrip().endswith(stderr)
+    clears = cut == "pass" or end == "pass"  # without an error nothing is cut off
+    assert ended.stdout.split("\n")[:2] == ["begun", "cleared up" if clears else ""]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
+@pytest.mark.parametrize(
+    ("stop", "raised"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)]
+)
+def test_a_stop_that_python_drops_is_obeyed_a_moment_later(stop, raised):
+    code = (
+        "import signal, sys, time\n"
+        "from brats_cli.core.compute.signals import exit_on_sigterm, repeat_dropped_stops\n"
+        "exit_on_sigterm()\n"
+        "repeat_dropped_stops()\n"
+        "class Cleared:\n"
+        "    def __del__(self):\n"
+        f"        signal.raise_signal(signal.{stop})\n"
+        "Cleared()\n"
+        "try:\n"
+        "    print('goes on', flush=True)\n"
+        "    time.sleep(20)\n"
+        "    print('never stopped')\n"
+        "except (KeyboardInterrupt, SystemExit) as error:\n"
+        "    print(type(error).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["goes on", raised.__name__]
+    assert done.stderr == ""
+
+
+def test_other_errors_that_python_drops_are_still_printed():
+    code = (
+        "from brats_cli.core.compute.signals import repeat_dropped_stops\n"
+        "repeat_dropped_stops()\n"
+        "class Cleared:\n"
+        "    def __del__(self):\n"
+        "        raise ValueError('seen')\n"
+        "Cleared()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ValueError: seen" in done.stderr
