@@ -7,8 +7,10 @@ import yaml
 import brats_cli
 import brats_cli.core.data.splits
 from brats_cli.commands.train import train as command
+from brats_cli.core.compute.distributed import Group
 from brats_cli.core.errors import ConfigError
 from brats_cli.core.train import run
+from brats_cli.core.train.config import TrainConfig
 from brats_cli.core.train.events import (
     CasePrepared,
     CaseValidated,
@@ -133,3 +135,12 @@ def test_several_gpus_take_several_processes(splits, monkeypatch):
 def test_a_fold_that_is_none(splits):
     with pytest.raises(ConfigError, match="--fold some is not a fold"):
         train(splits, fold="some")
+
+
+def test_the_memory_of_other_machines_is_not_counted():
+    config = TrainConfig(workers=2)
+    cuda = torch.device("cuda")
+    alone = run._memory(config, cuda, Group(size=1, local_size=1))
+    two = run._memory(config, cuda, Group(size=2, local_size=2))
+    assert two == 2 * alone
+    assert run._memory(config, cuda, Group(size=8, local_size=2)) == two

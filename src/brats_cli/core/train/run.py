@@ -164,24 +164,24 @@ def train(
         return
     jobs = _jobs(run, Path(splits), str(fold), config, overrides, resume=resume)
     place = Path(store) if store else Path(splits).parent / "brats-store"
-    group = Group.from_environment()
+    group, work = Group.from_environment(), _Work(jobs, place)
     if prepare_only:
-        plan = _plan(jobs, place, group).require_room()
-        yield from iter([plan]) if dry_run else _Work(jobs, place).prepare_all()
+        plan = work.plan(group).require_room()
+        yield from iter([plan]) if dry_run else work.prepare_all()
         return
     devices = choose_devices(device, gpus)
     if group.leads and not profile:
         _require_absent(jobs, overwrite=overwrite)
     _require_sound(jobs)
-    plan = _plan(jobs, place, group, devices).require_room()
+    if group.leads:  # the others would look at every case again
+        plan = work.plan(group, devices).require_room()
     if dry_run:
-        yield plan
+        yield from [plan] if group.leads else []
         return
     if len(devices) > 1 and group.size == 1 and not profile:
         raise ProcessesNeeded(len(devices))
     if not (profile or resume or output) and group.leads:
-        jobs = _in_folder(jobs, run, run.fresh())
-    work = _Work(jobs, place)
+        work = replace(work, jobs=_in_folder(jobs, run, run.fresh()))
     chosen = group.device(devices)
     events = work.profiled(chosen) if profile else work.trained(chosen, group, max_time)
     with group.joined(chosen):
@@ -327,37 +327,9 @@ def _costs(config: TrainConfig, device: torch.device) -> NetworkCosts:
 _WORKER_BYTES = 350_000_000
 
 
-def _plan(
-    jobs: Sequence[_Job], place: Path, group: Group, devices: Sequence[torch.device] = ()
-) -> Plan:
-    """What the runs would prepare and write; without `devices`, they prepare and no more."""
-    missing: dict[str, int] = {}
-    folders: dict[Path, int] = {}
-    memory = 0
-    for job in jobs:
-        config, used = job.config, job.used()
-        store = Store(place, training_scheme(used), config.modalities, config.preparation)
-        for case in store.plan(used).missing:
-            missing[case.id] = store.bytes_needed([case])
-        if devices:
-            parameters = sum(each.numel() for each in _network(config).parameters())
-            # best.pt has the weights; last.pt those, and two numbers per weight of the optimizer;
-            # while it is replaced, there are two of it.
-            folders[job.run.folder] = 7 * 4 * parameters
-            memory = max(memory, _memory(config, devices[0], group))
-    return Plan(
-        cases=tuple(dict.fromkeys(case.id for job in jobs for case in job.used())),
-        outputs=tuple(map(str, [*([place] if missing else []), *folders])),
-        device=", ".join(map(describe, devices)),
-        disk_bytes={**({place: sum(missing.values())} if missing else {}), **folders},
-        memory_bytes=memory,
-        least_memory_bytes=memory,
-    )
-
-
 def _memory(config: TrainConfig, device: torch.device, group: Group) -> int:
     """About what the training takes of this machine's memory, without that of a GPU."""
-    processes = group.size * (training.worker_count(config, group) + 1)
+    processes = group.local_size * (training.worker_count(config, group) + 1)
     memory = processes * _WORKER_BYTES
     if device.type == "cpu":
         parts = _costs(config, device).parts
@@ -389,13 +361,15 @@ class _Work:
     Attributes:
         jobs: One, or one per fold.
         folder: The store.
-        plans: What was prepared, so that folds of the same cases share it.
+        plans: What is in the store and what is not, so that folds of the same cases share it.
+        prepared: Those of `plans` that were carried out.
         locks: Keep other trainings from removing anything from the store.
     """
 
     jobs: Sequence[_Job]
     folder: Path
     plans: dict[object, Preparation] = field(default_factory=dict)
+    prepared: set[object] = field(default_factory=set)
     locks: ExitStack = field(default_factory=ExitStack)
 
     def prepare_all(self) -> Iterator[Event]:
@@ -433,23 +407,53 @@ class _Work:
         if len(self.jobs) > 1:
             yield FoldsFinished(self.jobs[0].run.folder.parent, tuple(finished))
 
-    def _prepare(self, job: _Job) -> Generator[Event, None, _Cases]:
-        """Prepare the cases of a run that are not in the store."""
-        names, config, used = job.split.fold(0), job.config, job.used()
+    def plan(self, group: Group, devices: Sequence[torch.device] = ()) -> Plan:
+        """What the runs would prepare and write; without `devices`, they prepare and no more."""
+        missing: dict[str, int] = {}
+        folders: dict[Path, int] = {}
+        memory = 0
+        for job in self.jobs:
+            _, plan = self._planned(job)
+            missing |= {case.id: plan.store.bytes_needed([case]) for case in plan.missing}
+            if devices:
+                parameters = sum(each.numel() for each in _network(job.config).parameters())
+                # best.pt has the weights; last.pt those, and two numbers per weight of the
+                # optimizer; while it is replaced, there are two of it.
+                folders[job.run.folder] = 7 * 4 * parameters
+                memory = max(memory, _memory(job.config, devices[0], group))
+        store = {self.folder: sum(missing.values())} if missing else {}
+        return Plan(
+            cases=tuple(dict.fromkeys(case.id for job in self.jobs for case in job.used())),
+            outputs=tuple(map(str, [*store, *folders])),
+            device=", ".join(map(describe, devices)),
+            disk_bytes={**store, **folders},
+            memory_bytes=memory,
+            least_memory_bytes=memory // 2,  # an estimate is no reason to refuse what might fit
+        )
+
+    def _planned(self, job: _Job) -> tuple[object, Preparation]:
+        """Which cases of a run are in the store, and a key that runs of the same cases share."""
+        config, used = job.config, job.used()
         key = frozenset(case.id for case in used), config.modalities, config.preparation
         if key not in self.plans:
             scheme = training_scheme(used)
             store = Store(self.folder, scheme, config.modalities, config.preparation)
-            plan = store.plan(used)
+            self.plans[key] = store.plan(used)
+        return key, self.plans[key]
+
+    def _prepare(self, job: _Job) -> Generator[Event, None, _Cases]:
+        """Prepare the cases of a run that are not in the store."""
+        names, config = job.split.fold(0), job.config
+        key, plan = self._planned(job)
+        if key not in self.prepared:
             if plan.missing:
-                size = store.bytes_needed(plan.missing)
+                size = plan.store.bytes_needed(plan.missing)
                 yield Preparing(len(plan.missing), size, self.folder)
             workers = available_cpus() if config.workers is None else config.workers
             yield from map(CasePrepared, plan.run(workers=workers))
-            self.locks.enter_context(store.in_use())
-            self.plans[key] = plan
-        yield Prepared(len(used), self.folder)
-        plan = self.plans[key]
+            self.locks.enter_context(plan.store.in_use())
+            self.prepared.add(key)
+        yield Prepared(len(plan.places), self.folder)
         return _Cases(plan.store, plan.cases(names.train), plan.cases(names.val))
 
 
