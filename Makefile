@@ -1,5 +1,5 @@
 # From a bare Python to everything: `make demo` shows all of brats, `make test` checks all of it,
-# and `make quick` runs the tests that are not slow, in about a minute.
+# and `make quick` runs the tests that are not slow, on every CPU.
 
 PYTHON ?= python3
 BIN := .venv/bin

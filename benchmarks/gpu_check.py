@@ -118,17 +118,21 @@ class Check:
         return (time.perf_counter() - started) / times
 
     def run(self, *words: object, seconds: float = 150, cwd: Path = REPOSITORY) -> Any:
-        """A Python program that imports brats from this repository."""
+        """A Python program that imports brats from this repository; what it printed until then."""
         path = os.pathsep.join([str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")])
-        return subprocess.run(
-            [sys.executable, *map(str, words)],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=min(seconds, self.left),
-            check=False,
-        )
+        try:
+            return subprocess.run(
+                [sys.executable, *map(str, words)],
+                cwd=cwd,
+                env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+                capture_output=True,
+                text=True,
+                timeout=min(seconds, self.left),
+                check=False,
+            )
+        except subprocess.TimeoutExpired as late:
+            out = (late.stdout or b"").decode()
+            return subprocess.CompletedProcess(late.cmd, 124, out + "(ended: too long)", "")
 
 
 # --- stages --------------------------------------------------------------------------------------
@@ -295,7 +299,7 @@ def memory(check: Check) -> None:
 
 def prediction(check: Check) -> None:
     """The benchmark of prediction on two cases, with the network of the stage before."""
-    model, cases = check.work / "model.pt", sorted(check.cases.iterdir())[:2]
+    model, cases = check.work / "model.pt", sorted(check.cases.iterdir())[: 1 if check.small else 2]
     options = ("--device", check.device, "--model", model, "--cases", *cases)
     done = check.run("benchmarks/bench_predict.py", *options)
     check.report(done.stdout.strip() or done.stderr[-1500:])
@@ -313,7 +317,7 @@ def commands(check: Check) -> None:
     _brats(check, *run, "--prepare-only")
     again = ["--overwrite", "--epochs", 400, *some]
     _brats(check, *run, *on, *again, stop_after=40 if check.small else 25)
-    resumed = ["--resume", "--epochs", 12 if check.small else 60]
+    resumed = ["--resume", "--epochs", 3 if check.small else 60]
     _brats(check, "train", "-o", "runs/a", *stored, *on, *resumed)
     case, model = sorted(check.cases.iterdir())[0], check.work / "model.pt"
     maps = ["--tta", "--uncertainty", "--overwrite"]

@@ -56,7 +56,8 @@ set -eu
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python3 -m pip install -q --no-index --no-deps --no-compile --upgrade \\
     --target .gpu/site .gpu/whl/*.whl
-export PYTHONPATH="$PWD/.gpu/site:$PWD/.gpu/pure${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export PYTHONPATH="$PWD/src:$PWD/.gpu/site:$PWD/.gpu/pure${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1
 exec python3 benchmarks/gpu_check.py --cases .gpu/cases --out "${1:-gpu-check}" "${@:2}"
 """
 

@@ -32,25 +32,29 @@ COMMANDS = (
     "import typer; from brats_cli.app import app; print(*typer.main.get_command(app).commands)"
 )
 
+CASE = "data/BraTS-GLI-00000-000"
+SEG = f"{CASE}/BraTS-GLI-00000-000-seg.nii.gz"
+
 WALK = [
     "check data",
     "split data",
     "evaluate data data -o scores.csv --report report.html --workers 0",
     "evaluate data data -o others.csv --lesion-wise 2023 --workers 0",
     "compare scores.csv others.csv -o compare.png",
-    "mesh data/BraTS-GLI-00000-000/BraTS-GLI-00000-000-seg.nii.gz --region all -o tumour.glb",
-    "mesh data/BraTS-GLI-00000-000/BraTS-GLI-00000-000-seg.nii.gz --reduce 0.5 -o seg_WT.stl",
-    "view data/BraTS-GLI-00000-000 -o view.html",
-    "view data/BraTS-GLI-00000-000 -o view.png",
+    f"mesh {SEG} --region all -o tumour.glb",
+    f"mesh {SEG} --reduce 0.5 -o seg_WT.stl",
+    f"view {CASE} -o view.html",
+    f"view {CASE} -o view.png",
 ]
 """Everything that needs no network; each line works in the folder that those before it left."""
 
 WALK_WITH_NETWORK = [
     "demo --small --device cpu",
-    "predict data/BraTS-GLI-00000-000 -o seg.nii.gz --model demo/runs/demo --device cpu",
+    f"predict {CASE} -o seg.nii.gz --model demo/runs/demo --device cpu",
 ]
 
 NEED_AN_EXTRA = [
+    (f"mesh {SEG} -o meshes --scheduler tcp://127.0.0.1:1", "pip install 'brats-cli[cluster]'"),
     ("train --summary --set network=monai/SegResNet", "pip install 'brats-cli[monai]'"),
     ("export demo/runs/demo -o model.onnx", "pip install 'brats-cli[onnx]'"),
 ]

@@ -258,3 +258,22 @@ def test_a_number_that_is_not_one_is_a_dash():
 
 def test_volumes_are_told_in_millilitres():
     assert console.volume(12_345) == "12.35 ml"  # 1 ml is 1,000 mm3; 12.345 is rounded half even up
+
+
+@pytest.mark.parametrize(("stop", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("words", [["--version"], ["check", "nowhere"], ["evaluate", "a", "b"]])
+def test_a_stop_while_python_exits_prints_nothing(tmp_path, words, stop, status):
+    # When all is written, Python still runs what was registered for its end, and waits for threads.
+    code = (
+        "import atexit, os, signal, sys, time\n"
+        f"atexit.register(lambda: (os.kill(os.getpid(), signal.{stop}), time.sleep(9)))\n"
+        f"sys.argv = ['brats', *{words!r}]\n"
+        "from brats_cli.app import main\n"
+        "main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert ended.returncode == status
+    assert "Traceback" not in ended.stderr
+    assert "ignored" not in ended.stderr

@@ -9,9 +9,10 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
-from helpers import assert_refused, brats
+from helpers import assert_refused, brats, write_case
 
 import brats_cli
 from brats_cli.app import app
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 BUILT = shutil.ignore_patterns(
     ".git", ".venv*", ".*_cache", "__pycache__", "*.egg-info", "build", "dist", "demo", "runs",
-    "scratch", "brats-store", ".gpu", "gpu-check", "node_modules",
+    "scratch", "brats-store", ".gpu", "gpu-check", "node_modules", ".hypothesis",
 )  # fmt: skip
 """What lies in a checkout and is no part of the project."""
 
@@ -97,7 +98,7 @@ def test_the_wheels_metadata_say_what_it_is(wheel):
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0 AND BSD-2-Clause AND MIT AND ISC"
     entry = name.replace("METADATA", "entry_points.txt")
-    assert wheel.read(entry).decode() == "[console_scripts]\nbrats = brats_cli.app:main\n"
+    assert wheel.read(entry).decode() == "[console_scripts]\nbrats = brats_cli.__main__:main\n"
 
 
 # Optional libraries
@@ -129,6 +130,7 @@ def bare(monkeypatch):
 
 
 def test_the_extras_are_known():
+    assert extras()["cluster"] == ["distributed"]
     assert extras()["monai"] == ["monai"]
     assert extras()["nnunet"] == ["dynamic_network_architectures"]
     assert extras()["onnx"] == ["onnx", "onnxruntime"]
@@ -153,6 +155,15 @@ def test_training_a_network_of_monai_asks_for_the_extra(bare):
     result = brats("train", "--summary", "--set", "network=monai/SegResNet")
     error = "network monai/SegResNet needs MONAI, which is not installed"
     assert_refused(result, error, "pip install 'brats-cli[monai]'")
+
+
+def test_a_cluster_asks_for_the_extra(bare, tmp_path):
+    write_case(tmp_path, "BraTS2021_00000", np.full((4, 4, 4), 4, np.uint8), seed=0)
+    words = ("--scheduler", "tcp://127.0.0.1:1", "-o", tmp_path / "meshes")
+    result = brats("mesh", *tmp_path.glob("*/*_seg.nii.gz"), *words)
+    error = "a Dask cluster needs the library distributed, which is not installed"
+    assert_refused(result, error, "pip install 'brats-cli[cluster]'")
+    assert not (tmp_path / "meshes").exists()
 
 
 def test_exporting_asks_for_the_extra(bare, tmp_path):

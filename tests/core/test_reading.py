@@ -58,7 +58,7 @@ def test_only_regular_files_are_opened(tmp_path):
         ".": "it is a folder",
         "missing": "there is no such file",
         "x" * 300: "File name too long",
-        "nul\0": "embedded null byte",
+        "nul\0": "embedded null",  # byte or character: Pythons differ
     }
     for name, reason in reasons.items():
         with pytest.raises(UnreadableFileError, match=reason):

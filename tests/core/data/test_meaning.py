@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from brats_cli.core.data.labels import SCHEMES, write_labels
-from brats_cli.core.data.meaning import known_of
+from brats_cli.core.data.meaning import known_of, values_in
 from brats_cli.core.errors import LabelError
-from brats_cli.core.images.grid import Grid
+from brats_cli.core.images.grid import Grid, Volume
 
 REGIONS = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}
 
@@ -85,3 +85,9 @@ def test_a_header_of_brats_counts_before_all_else(tmp_path):
     write_labels(path, data, grid, SCHEMES["brats2023"], predicted=True)
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": REGIONS}))
     assert meanings({path: "BraTS2021_00000"}) == {"BraTS2021_00000": "brats2023"}
+
+
+@pytest.mark.parametrize(("voxels", "held"), [([0, 4, 1, 4], {0, 1, 4}), ([2, 3, 3, 2], {2, 3})])
+def test_the_background_is_a_value_only_where_there_is_some(voxels, held):
+    data = np.array(voxels, np.uint8).reshape(2, 2, 1)
+    assert values_in(Volume(data, Grid((2, 2, 1), np.eye(4)))) == held

@@ -24,14 +24,14 @@ from brats_cli.core.surface.voxels import voxel_surface
     ],
 )
 def test_the_distance_to_a_triangle(point, distance):
-    triangle = [np.array([each], dtype=float) for each in ((0, 0, 0), (4, 0, 0), (0, 4, 0))]
+    triangle = [np.array([each], dtype=float).T for each in ((0, 0, 0), (4, 0, 0), (0, 4, 0))]
     assert _to_triangle(np.array([point], dtype=float), *triangle)[0] == pytest.approx(distance)
 
 
 def test_trimesh_finds_the_same_nearest_points():
     ball = trimesh.creation.icosphere(3, radius=10)
     points = np.random.default_rng(0).normal(0, 8, (300, 3))
-    corners = list(np.moveaxis(ball.triangles, 1, 0))
+    corners = list(ball.triangles.transpose(1, 2, 0))
     _, theirs, _ = trimesh.proximity.closest_point_naive(ball, points)
     np.testing.assert_allclose(_to_triangles(points, corners), theirs, atol=1e-9)
 
@@ -44,7 +44,7 @@ def test_triangles_of_very_different_sizes_are_found_too():
     fine = trimesh.Trimesh([[0, 0, 4], [9, 0, 4], [0, 9, 4]], [[0, 1, 2]])
     for _ in range(5):
         fine = fine.subdivide()
-    corners = [np.vstack([large.triangles[:, i], fine.triangles[:, i]]) for i in range(3)]
+    corners = [np.vstack([large.triangles[:, i], fine.triangles[:, i]]).T for i in range(3)]
     points = np.array([[1.0, 1, 1], [20, 20, 3], [39, 1, 2], [1, 1, 3.5]])
     np.testing.assert_allclose(_to_triangles(points, corners), [1, 3, 2, 0.5], atol=1e-9)
 

@@ -20,6 +20,7 @@ from brats_cli.core.errors import (
     OutputExistsError,
     UnreadableFileError,
 )
+from brats_cli.core.surface.triangles import TriangleMesh
 
 AFFINE = np.diag([-1.0, -1, 2, 1])
 
@@ -183,6 +184,7 @@ def test_one_path_that_fails_raises_and_of_a_list_each_is_named(seg, tmp_path):
     assert done == [(1, 2), (2, 2)]
 
 
+@pytest.mark.slow
 def test_several_processes_give_what_one_gives(tmp_path):
     segs = [write_seg(tmp_path / f"{name}.nii.gz", radius=6 + name) for name in range(4)]
     segs.insert(2, tmp_path / "missing.nii.gz")
@@ -263,3 +265,20 @@ def test_a_folder_may_have_a_dot_in_its_name(tmp_path):
         tmp_path / "meshes.v2" / "a_WT.stl",
         tmp_path / "meshes.v2" / "b_WT.stl",
     ]
+
+
+@pytest.mark.parametrize("setting", [{"labels": "brats2020"}, {"region": "4"}], ids=str)
+def test_a_folder_is_not_read_first_where_its_other_label_maps_do_not_matter(
+    tmp_path, monkeypatch, setting
+):
+    def fail(files):
+        pytest.fail("the label maps were read before they were meshed")
+
+    monkeypatch.setattr("brats_cli.core.surface.meshing.known_of", fail)
+    both = [write_seg(tmp_path / name) for name in ("a.nii.gz", "b.nii.gz")]
+    meshes = brats_cli.mesh(both, workers=1, **setting)
+    assert [len(meshes.made), len(meshes.failed)] == [2, 0]
+
+
+def test_a_face_and_the_same_face_turned_over_are_no_surface():
+    assert not TriangleMesh(np.eye(3), np.array([[0, 1, 2], [0, 2, 1]])).is_closed

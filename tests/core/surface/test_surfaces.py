@@ -310,6 +310,7 @@ def test_voxels_that_are_about_as_thick_as_wide_are_not_cut():
     assert made(mask, np.eye(4), interpolate=True).parts is None
 
 
+@pytest.mark.slow
 def test_random_masks_of_all_kinds_are_closed_at_all_settings():
     generator = np.random.default_rng(0)
     for number in range(240):

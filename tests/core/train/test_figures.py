@@ -145,6 +145,7 @@ def test_masks_without_an_edge_and_an_empty_image_can_be_drawn(fill):
     assert Preview("case", np.zeros((8, 9), np.float32), masks, masks).draw().shape[2] == 3
 
 
+@pytest.mark.slow
 def test_matplotlib_waits_for_the_first_picture():
     code = "import brats_cli.core.predict.many, brats_cli.core.train.run_record"
     assert loaded_by(code, {"matplotlib", "tensorboard"}) == set()

@@ -63,6 +63,7 @@ def test_the_twin_has_the_commands_parameters():
     )
 
 
+@pytest.mark.slow
 def test_the_events_of_a_run_in_their_order(splits, capsys):
     events = train(splits)
     assert [type(event) for event in events] == [
@@ -81,6 +82,7 @@ def test_the_events_of_a_run_in_their_order(splits, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_folds_look_at_each_case_once(splits, monkeypatch):
     looked, listed = [], []
     place, find = run.Store._place, brats_cli.core.data.splits.find_cases

@@ -126,6 +126,7 @@ def exhausted(work):
             return yielded, end.value
 
 
+@pytest.mark.slow
 def test_thresholds_are_selected_and_scored(stored_case):
     labels = np.zeros((20, 18, 17))
     labels[3:12, 3:12, 3:12] = 2

@@ -353,6 +353,8 @@ def make_split(
 
     Whether a patient is in the test part depends on the seed and the patient's id alone, so that
     cases added later move nobody out of it; its size is therefore near the ratio, not exactly it.
+    Of ids that do not end in numbers of a series the size is further off by chance, and is held
+    near the ratio: patients next to that border may then change parts when cases are added.
     The other cases are assigned so that every fold has its share of each stratum.
 
     Args:

@@ -59,7 +59,7 @@ def voxel_distances(
     chosen = centres if len(centres) <= points else centres[:: len(centres) // points + 1]
     ways = (
         _to_squares(_samples(moved, points), centres, surface, affine[:3, :3].T / 2),
-        _to_triangles(chosen, [each.T for each in corners_of(moved.vertices.T, moved.faces)]),
+        _to_triangles(chosen, corners_of(moved.vertices.T, moved.faces)),
     )
     return Distances(
         float(np.mean([way.mean() for way in ways])),
@@ -97,26 +97,27 @@ def _to_squares(
         half_sides: Half a step along each voxel axis, (3, 3).
     """
     axis = np.abs(surface.steps).argmax(axis=1)
-    right, up = half_sides[(axis + 1) % 3], half_sides[(axis + 2) % 3]
+    right, up = np.roll(half_sides, -1, axis=0), np.roll(half_sides, -2, axis=0)  # of each axis
     reach = np.sqrt(np.maximum(((right + up) ** 2).sum(axis=1), ((right - up) ** 2).sum(axis=1)))
 
     def distance(these: Points, square: Indices) -> Points:
-        middle, x, y = centres[square], right[square], up[square]
+        across = axis[square]
+        middle, x, y = centres[square].T, right[across].T, up[across].T
         a, b, c, d = middle - x - y, middle + x - y, middle + x + y, middle - x + y
         nearer: Points = np.minimum(_to_triangle(these, a, b, c), _to_triangle(these, a, c, d))
         return nearer
 
-    return _nearest(points, centres, reach, distance, count=_NEAREST // 2)
+    return _nearest(points, centres, reach[axis], distance, count=_NEAREST // 2)
 
 
 def _to_triangles(points: Points, corners: list[Points]) -> Points:
-    """Distance of each point (N, 3) to the nearest of triangles, given as three of (T, 3)."""
+    """Distance of each point (N, 3) to the nearest of triangles, given as three of (3, T)."""
     corners = _of_one_size(corners)
-    centres = (corners[0] + corners[1] + corners[2]) / 3
 
     def distance(these: Points, triangle: Indices) -> Points:
-        return _to_triangle(these, *(each[triangle] for each in corners))
+        return _to_triangle(these, *(np.take(each, triangle, axis=1) for each in corners))
 
+    centres = np.ascontiguousarray(_centres(corners).T)
     return _nearest(points, centres, _reach(corners), distance, count=_NEAREST)
 
 
@@ -157,30 +158,39 @@ def _of_one_size(corners: list[Points]) -> list[Points]:
     done = []
     for _ in range(_SPLITS):
         large = _reach(corners) > most
-        done.append([each[~large] for each in corners])
         if not large.any():
+            done.append(corners)
             break
-        a, b, c = (each[large] for each in corners)
+        done.append([each[:, ~large] for each in corners])
+        a, b, c = (each[:, large] for each in corners)
         ab, bc, ca = (a + b) / 2, (b + c) / 2, (c + a) / 2
         corners = [
-            np.concatenate(part) for part in ((a, ab, ca, ab), (ab, b, bc, bc), (ca, bc, c, ca))
+            np.concatenate(part, axis=1)
+            for part in ((a, ab, ca, ab), (ab, b, bc, bc), (ca, bc, c, ca))
         ]
     else:
         done.append(corners)
-    return [np.concatenate(part) for part in zip(*done, strict=True)]
+    return [np.concatenate(part, axis=1) for part in zip(*done, strict=True)]
+
+
+def _centres(corners: list[Points]) -> Points:
+    """The mean of the corners of each triangle, (3, T)."""
+    centres: Points = (corners[0] + corners[1] + corners[2]) / 3
+    return centres
 
 
 def _reach(corners: list[Points]) -> Points:
     """How far the farthest corner of each triangle is from its centre, (T,)."""
-    centres = (corners[0] + corners[1] + corners[2]) / 3
-    squares = [((each - centres) ** 2).sum(axis=1) for each in corners]
-    reach: Points = np.sqrt(np.max(squares, axis=0))
+    centres = _centres(corners)
+    ways = (each - centres for each in corners)
+    first, second, third = (dot(way, way) for way in ways)
+    reach: Points = np.sqrt(np.maximum(np.maximum(first, second), third))
     return reach
 
 
 def _to_triangle(points: Points, a: Points, b: Points, c: Points) -> Points:
-    """Distance of each point to one triangle, all (N, 3) -> (N,)."""
-    p, a, b, c = points.T, a.T, b.T, c.T
+    """Distance of each point (N, 3) to one triangle, its corners (3, N), -> (N,)."""
+    p = np.ascontiguousarray(points.T)
     sides = ((a, b - a), (b, c - b), (c, a - c))
     normal = crosses_of([a, b, c])
     length = np.sqrt(np.maximum(dot(normal, normal), 1e-30))

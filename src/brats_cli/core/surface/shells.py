@@ -12,16 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .triangles import (
-    Indices,
-    Points,
-    Triangles,
-    corners_of,
-    crosses_of,
-    dot,
-    unit,
-    vertex_sums,
-)
+from .triangles import Indices, Points, Triangles, corners_of, crosses_of, dot, unit, vertices_in
 
 Steps = tuple[npt.NDArray[np.bool_], npt.NDArray[np.int8]]
 """For which vertices, (V,), there are steps to move along instead of normals, and these, (V, 3)."""
@@ -83,29 +74,72 @@ def enclosing(
     """
     middle = vertices.mean(axis=0, dtype=np.float64)
     points = np.ascontiguousarray((vertices - middle).T)
-    shells = replace(shells, centres=shells.centres - middle)
-    points, corners, crosses = _centred(points, faces, shells, steps, longest, off_centre)
-    of_face, volumes = shells.of[faces[:, 0]], shells.volumes
+    targets = replace(shells, centres=shells.centres - middle)
+    pieces = _Pieces.of(faces, targets)
+    points, corners, crosses = _centred(points, pieces, targets, steps, longest, off_centre)
+    volumes = shells.volumes
     for _ in range(_MOST_ROUNDS):
-        held = np.bincount(of_face, dot(corners[0], crosses), len(volumes)) / 6
+        held = pieces.sums(pieces.at_vertices(dot(corners[0], crosses))) / 18
         if (np.abs(volumes - held) <= 1e-6 * np.abs(volumes)).all():
             break
-        _, directions = _directions(crosses, faces, points, steps)
-        growth = _growth(corners, crosses, corners_of(directions, faces))
-        a, b, c = (np.bincount(of_face, each, len(volumes)) / 6 for each in growth)
+        areas, directions = _directions(crosses, pieces, steps)
+        growth = _growth(corners, areas, directions, pieces)
+        a, b, c = (pieces.sums(each) / 6 for each in growth)
         distance = _root(held - volumes, a, b, c, longest)
         points = points + directions * distance[shells.of]
         if (np.abs(distance) < longest).all():
             break  # the cubic is exact
-        corners = corners_of(points, faces)
+        corners = corners_of(points, pieces.faces)
         crosses = crosses_of(corners)
     moved: Points = points.T + middle
     return moved
 
 
+@dataclass(frozen=True, eq=False)
+class _Pieces:
+    """The faces of shells, in the order in memory that is summed fastest.
+
+    Attributes:
+        faces: (F, 3), numpy's own kind of index, each corner of all faces after the other.
+        incidence: Sparse, (V, F): 1 where a vertex belongs to a face.
+        bins: Of each vertex, (V,): `_LANES` for each shell. A sum waits for the one before it in
+            the same bin, and nearly all vertices belong to one shell.
+        number: Of shells.
+    """
+
+    faces: Indices
+    incidence: Any
+    bins: Indices
+    number: int
+
+    @classmethod
+    def of(cls, faces: Triangles, shells: Shells) -> _Pieces:
+        vertices = len(shells.of)
+        return cls(
+            np.ascontiguousarray(faces.T, dtype=np.intp).T,
+            vertices_in(faces, vertices),
+            shells.of * _LANES + np.arange(vertices) % _LANES,
+            len(shells.volumes),
+        )
+
+    def at_vertices(self, values: Points) -> Points:
+        """For each vertex the sum of its faces' values, (F,) -> (V,)."""
+        sums: Points = self.incidence @ values
+        return sums
+
+    def sums(self, values: Points) -> Points:
+        """For each shell the sum of its vertices' values, (V,) -> (S,)."""
+        lanes = np.bincount(self.bins, values, self.number * _LANES)
+        sums: Points = lanes.reshape(self.number, _LANES).sum(axis=1)
+        return sums
+
+
+_LANES = 8
+
+
 def _centred(
     points: Points,
-    faces: Triangles,
+    pieces: _Pieces,
     shells: Shells,
     steps: Steps | None,
     longest: float,
@@ -115,50 +149,44 @@ def _centred(
 
     With the corners and the crosses of their faces.
     """
-    of_face, number = shells.of[faces[:, 0]], len(shells.volumes)
-    corners = corners_of(points, faces)
+    of, number = shells.of, pieces.number
+    corners = corners_of(points, pieces.faces)
     crosses = crosses_of(corners)
     for _ in range(_CENTRE_ROUNDS):
-        volumes = dot(corners[0], crosses) / 6
-        held = np.bincount(of_face, volumes, number)
         # Each face spans a tetrahedron with the origin, whose centre is the mean of its corners.
-        sums = (corners[0] + corners[1] + corners[2]) * (volumes / 4)
-        moments = np.stack([np.bincount(of_face, each, number) for each in sums])
+        shares = pieces.at_vertices(dot(corners[0], crosses)) / 24
+        held = pieces.sums(shares) * 4 / 3
+        moments = np.stack([pieces.sums(each) for each in points * shares])
         missing = held * shells.centres.T - moments
         is_off = np.sqrt(dot(missing, missing)) > off_centre * np.abs(held)  # false of NaN
         if not is_off.any():
             break
-        areas, directions = _directions(crosses, faces, points, steps)
-        chosen = np.flatnonzero(is_off[shells.of])
-        of, centres = shells.of[chosen], np.where(is_off[:, None], shells.centres, 0)
-        away = points[:, chosen] - centres[of].T
+        areas, directions = _directions(crosses, pieces, steps)
+        centres = np.where(is_off[:, None], shells.centres, 0)
         # Moved by d, a vertex adds d times a third of its faces' area to the volume, and that
         # times its place to the moment. d = (1, place) . x, so that there are four equations.
-        terms = np.concatenate((np.ones((1, len(chosen))), away))
-        growth = dot(areas[:, chosen], directions[:, chosen]) / 6
+        terms = np.concatenate((np.ones((1, len(of))), points - centres.T[:, of]))
+        growth = dot(areas, directions) / 6 * is_off[of]
         matrix = np.empty((number, 4, 4))
         for row, column in combinations_with_replacement(range(4), 2):
-            product = np.bincount(of, terms[row] * terms[column] * growth, number)
+            product = pieces.sums(terms[row] * terms[column] * growth)
             matrix[:, row, column] = matrix[:, column, row] = product
         due = np.concatenate(((shells.volumes - held)[None], missing)).T
         matrix[~is_off], due[~is_off] = np.eye(4), 0
         solved = np.linalg.solve(matrix + 1e-9 * np.eye(4), due[..., None])[..., 0]
-        distance = (terms * solved[of].T).sum(axis=0)
+        distance = (terms * solved.T[:, of]).sum(axis=0)
         farthest = np.zeros(number)
         np.maximum.at(farthest, of, np.abs(distance))
         distance *= np.minimum(1, longest / 2 / np.maximum(farthest, 1e-12))[of]
-        points = points.copy()
-        points[:, chosen] += directions[:, chosen] * distance
-        corners = corners_of(points, faces)
+        points = points + directions * distance
+        corners = corners_of(points, pieces.faces)
         crosses = crosses_of(corners)
     return points, corners, crosses
 
 
-def _directions(
-    crosses: Points, faces: Triangles, points: Points, steps: Steps | None
-) -> tuple[Points, Points]:
+def _directions(crosses: Points, pieces: _Pieces, steps: Steps | None) -> tuple[Points, Points]:
     """The sum of the crosses of each vertex's faces, and the unit vector it moves along, (3, V)."""
-    sums = vertex_sums(crosses, faces, points.shape[1])
+    sums = np.stack([pieces.at_vertices(each) for each in crosses])
     directions = unit(sums)
     if steps is not None:
         chosen, along = steps
@@ -167,18 +195,19 @@ def _directions(
 
 
 def _growth(
-    corners: list[Points], crosses: Points, directions: list[Points]
+    corners: list[Points], areas: Points, directions: Points, pieces: _Pieces
 ) -> tuple[Points, Points, Points]:
-    """How much 6 volumes grow when corners p become p + d u: each face's factors of d, d^2, d^3.
+    """How much 6 volumes grow when corners p become p + d u: factors of d, d^2, d^3, each (V,).
 
     A face adds the determinant of its corners. Its factor of d holds one u, that of d^2 two; over
     a closed shell they sum up to products with the cross products of sides.
     """
-    turned = crosses_of(directions)
+    along = corners_of(directions, pieces.faces)
+    turned = crosses_of(along)
     return (
-        dot(directions[0] + directions[1] + directions[2], crosses),
-        dot(corners[0] + corners[1] + corners[2], turned),
-        dot(directions[0], turned),
+        dot(directions, areas),
+        pieces.at_vertices(dot(corners[0] + corners[1] + corners[2], turned)) / 3,
+        pieces.at_vertices(dot(along[0], turned)) / 3,
     )
 
 

@@ -84,14 +84,16 @@ def _weights(faces: Indices) -> npt.NDArray[np.float64]:
 def _taubin(
     vertices: npt.NDArray[np.float32], neighbours: Any, times: int
 ) -> npt.NDArray[np.float32]:
-    share = 1 / np.diff(neighbours.indptr).astype(np.float32)
-    mean_of_neighbours = neighbours.copy()
-    mean_of_neighbours.data = np.repeat(share, np.diff(neighbours.indptr))
+    degree = np.diff(neighbours.indptr)
+    passes = []
+    for step in (_SMOOTH, _INFLATE):  # p + step * (mean of neighbours - p)
+        part = neighbours.copy()
+        part.data = np.repeat(step / degree.astype(np.float32), degree)
+        passes.append((1 - step, part))
     points = vertices.copy()
     for _ in range(times):
-        for step in (_SMOOTH, _INFLATE):
-            towards = mean_of_neighbours @ points
-            towards -= points
-            towards *= step
-            points += towards
+        for kept, part in passes:
+            others = part @ points
+            points *= kept
+            points += others
     return points

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 Points = npt.NDArray[np.float64]
@@ -57,8 +57,8 @@ class TriangleMesh:
         if self.is_empty:
             return 0.0
         # Measured from a vertex, for a head far from the origin would cost digits.
-        corners = corners_of((self.vertices - self.vertices[0]).T, self.faces)
-        return float(dot(corners[0], crosses_of(corners)).sum() / 6)
+        first = self.vertices[self.faces[:, 0]] - self.vertices[0]
+        return float(dot(first.T, self._crosses).sum() / 6)
 
     @property
     def centre_mm(self) -> Points:
@@ -97,7 +97,7 @@ class TriangleMesh:
     @property
     def shells(self) -> int:
         """Connected pieces, cavities' inner surfaces included."""
-        found, _ = connected_components(neighbours(self.faces, len(self.vertices)))
+        found, _ = connected_components(neighbours(self.faces, len(self.vertices)), directed=False)
         return int(found) - int(np.count_nonzero(~self._is_used))
 
     @cached_property
@@ -121,10 +121,12 @@ def is_closed(faces: Triangles, vertices: int) -> bool:
     twin = twins(faces, vertices)
     if twin is None:
         return False
-    corners = np.sort(faces, axis=1).astype(np.int64)
-    name = (corners[:, 0] * vertices + corners[:, 1]) * vertices + corners[:, 2]
+    # Of a face that is there twice, all three edges lead to the other one.
+    first, second, third = (twin // 3).reshape(-1, 3).T
+    if ((first == second) & (second == third)).any():
+        return False
     fans, _ = fans_of(twin)
-    return fans == np.count_nonzero(is_used(faces, vertices)) and not _repeats(name)
+    return fans == np.count_nonzero(is_used(faces, vertices))
 
 
 def is_used(faces: Triangles, vertices: int) -> npt.NDArray[np.bool_]:
@@ -182,7 +184,9 @@ def corners_of(points: npt.NDArray[Any], faces: Triangles) -> list[npt.NDArray[A
 
     Coordinates come first, because rows of them are several times as fast as columns.
     """
-    return [np.take(points, corner, axis=1) for corner in np.ascontiguousarray(faces.T)]
+    # numpy's own kind of index, which spares it a copy for each row.
+    corners = np.ascontiguousarray(faces.T, dtype=np.intp)
+    return [np.take(points, corner, axis=1) for corner in corners]
 
 
 def crosses_of(corners: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -206,8 +210,17 @@ def unit(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def vertex_sums(values: Points, faces: Triangles, vertices: int) -> Points:
     """For each vertex the sum of its faces' `values`, (3, F) -> (3, V)."""
-    corners = faces.T.ravel()
-    return np.stack([np.bincount(corners, np.tile(row, 3), vertices) for row in values])
+    incidence = vertices_in(faces, vertices)
+    return np.stack([incidence @ row for row in values])
+
+
+def vertices_in(faces: Triangles, vertices: int) -> Any:
+    """Which vertices belong to which face, as a sparse (V, F) matrix of ones.
+
+    Its product with faces' values sums them for each vertex, in half the time of `bincount`.
+    """
+    ends = np.arange(0, faces.size + 1, 3)
+    return csc_matrix((np.ones(faces.size), faces.ravel(), ends), (vertices, len(faces)))
 
 
 def hashed_rows(rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint64]:

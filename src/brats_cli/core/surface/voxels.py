@@ -80,10 +80,27 @@ def voxel_surface(mask: Mask) -> VoxelSurface:
     # Lorensen's table, because Lewiner's, the default, joins four faces at an edge where masks
     # touch diagonally (in 2 of 34 expert masks). 'ascent', because the default winds inward.
     vertices, faces, _, _ = marching_cubes(
-        padded.astype(np.float32), level=0.5, method="lorensen", gradient_direction="ascent"
+        padded.astype(np.float32),
+        level=0.5,
+        method="lorensen",
+        gradient_direction="ascent",
+        mask=_crossed(padded),
     )
     corner = np.array([axis.start - 1 for axis in box], dtype=np.float32)
     return VoxelSurface(vertices + corner, faces, _steps(vertices, padded))
+
+
+def _crossed(mask: Mask) -> Mask:
+    """Which cells between voxels the surface runs through, each at its last corner.
+
+    skimage takes a quarter less time if it need not look into the others.
+    """
+    some, every = mask, mask
+    for axis in range(3):
+        low, high = ((slice(None),) * axis + (side,) for side in (slice(-1), slice(1, None)))
+        some, every = some[low] | some[high], every[low] & every[high]
+    crossed: Mask = np.pad(some & ~every, ((1, 0),) * 3)
+    return crossed
 
 
 def _steps(half_way: npt.NDArray[np.float32], mask: Mask) -> npt.NDArray[np.int8]:

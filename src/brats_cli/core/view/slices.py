@@ -158,6 +158,8 @@ def draw_slices(
     cuts = choose_cuts(scene, slices=slices, montage=montage)
     figure = _Sheet(scene, cuts).draw()
     suffix = path.suffix.lower()
+    # A third of the time of the default, 6, for a seventh more bytes.
+    options: dict[str, Any] = {"pil_kwargs": {"compress_level": 2}} if suffix == ".png" else {}
     with (
         matplotlib.rc_context({"svg.hashsalt": "brats"}),
         whole_file(path, overwrite=overwrite) as partial,
@@ -171,6 +173,7 @@ def draw_slices(
             dpi=_PER_INCH,
             facecolor=_PAPER,
             metadata=_METADATA[suffix],
+            **options,
         )
 
 
