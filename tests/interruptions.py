@@ -238,10 +238,13 @@ def in_child(
     sys.stdout.flush()
     sys.stderr.flush()
     began = time.perf_counter()
+    # Interrupted in Python's own work after a fork, a child may never get past a lock.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     child = os.fork()
     if not child:
         os.close(here)
         _be_brats(words, folder, there, arm)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.close(there)
     said, sent = b"", send is None
     while True:
@@ -307,8 +310,11 @@ def _be_brats(words: tuple[str, ...], folder: Path, said: int, arm: Callable[[],
         arm()
         from brats_cli.__main__ import main
 
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         main()
         status = 0
+    except KeyboardInterrupt:  # between the unblocking and `main`
+        status = 130
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
@@ -686,6 +692,8 @@ def spread(last: int, points: int) -> list[int]:
     """At most `points` of the numbers 1 to `last`, evenly."""
     if last <= points:
         return list(range(1, last + 1))
+    if points <= 1:
+        return [(last + 1) // 2]
     return sorted({round(1 + place * (last - 1) / (points - 1)) for place in range(points)})
 
 
@@ -881,8 +889,8 @@ FAULTS_OF_ROOT = (full_disk, read_only, no_permission)
 # --- inputs ------------------------------------------------------------------------------------
 
 
-def make_inputs(root: Path) -> None:
-    """Phantoms, label maps like predictions, a broken data set, scores, a split, networks."""
+def make_inputs(root: Path, *, needed: str) -> None:
+    """Phantoms, label maps like predictions, a broken data set, scores, a split, and networks."""
     import nibabel as nib
     import numpy as np
     import yaml
@@ -910,11 +918,16 @@ def make_inputs(root: Path) -> None:
     (given / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     ended = in_child(("split", "data", "--ratios", "50/25/25"), given)
     assert ended.status == 0, ended.stderr
-    _make_networks(given)
+    if "model.pt" in needed:
+        _make_network(given)
+    if "theirs.pt" in needed:
+        import peers  # monai, which takes long to load
+
+        peers.save_auto3dseg(given / "theirs.pt", roi=(32, 32, 32))
     shutil.copytree(given, root / "pristine")
 
 
-def _make_networks(given: Path) -> None:
+def _make_network(given: Path) -> None:
     import torch
 
     from brats_cli.core.model.checkpoint import Checkpoint
@@ -926,10 +939,6 @@ def _make_networks(given: Path) -> None:
     network = make_network(config.network, in_channels=4, out_channels=3, patch_size=16)
     settings = config.model_dump(mode="json")
     Checkpoint(network.state_dict(), settings, "brats2023", 1, {}).save(given / "model.pt")
-    with contextlib.suppress(ImportError):
-        import peers
-
-        peers.save_auto3dseg(given / "theirs.pt", roi=(32, 32, 32))
 
 
 # --- a run -------------------------------------------------------------------------------------
@@ -942,7 +951,7 @@ def inject(names: list[str], *, tries: int, points: int, root: Path) -> list[Ben
     for each in wanted:
         if each not in ready:
             print(f"{each.name}: skipped, {each.needs} is not installed")
-    make_inputs(root)
+    make_inputs(root, needed=" ".join(word for each in ready for word in each.words))
     faults = [*FAULTS, *FAULTS_OF_INPUTS]
     if os.getuid() == 0 and can_mount(root):
         faults += FAULTS_OF_ROOT
@@ -957,7 +966,7 @@ def inject(names: list[str], *, tries: int, points: int, root: Path) -> list[Ben
         preload(bench.words(replacing=False), bench.work)
         bench.measure()
         # Of a command that takes seconds, fewer points; the random instants are as many.
-        few = max(6, min(points, int(20 / bench.seconds)))
+        few = min(points, max(6, int(20 / bench.seconds)))
         for each in faults:
             each(bench, tries, few)
         steps = ", ".join(map(str, bench.steps.values()))
