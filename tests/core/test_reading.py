@@ -3,7 +3,7 @@ import os
 import pytest
 
 from brats_cli.core.errors import UnreadableFileError
-from brats_cli.core.reading import parse_yaml, read_table, read_text
+from brats_cli.core.reading import parse_yaml, read_table, read_text, sha256_of
 
 ROWS = [{"ID": "a", "Größe": "groß"}, {"ID": "b", "Größe": ""}]
 
@@ -76,3 +76,13 @@ def test_only_regular_files_are_opened(tmp_path):
 def test_whatever_yaml_stumbles_on_is_a_value_error(text):
     with pytest.raises(ValueError, match=r"\S"):
         parse_yaml(text)
+
+
+def test_a_checksum_is_that_of_the_standard(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    # FIPS 180-2, appendix B.1.
+    assert sha256_of(tmp_path / "a") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
+    with pytest.raises(UnreadableFileError, match=r"cannot read .*gone: No such file"):
+        sha256_of(tmp_path / "gone")

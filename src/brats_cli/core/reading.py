@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import stat
 from pathlib import Path
@@ -52,6 +53,22 @@ def read_text(path: Path, *, hint: str = "check the path") -> str:
         if "\0" not in text:
             return text
     raise UnreadableFileError(path, "it is not text", hint=hint)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        UnreadableFileError: If it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise UnreadableFileError(path, error.strerror or str(error)) from error
+    return digest.hexdigest()
 
 
 def parse_yaml(text: str) -> Any:

@@ -98,11 +98,15 @@ def _place(path: Path, case: Case, root: Path) -> Path:
     return Path(case.id) / inside if inside.parent == Path() else inside
 
 
-def _copy(path: Path, target: Path) -> None:
+def _bytes_of(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UnreadableFileError(path, error.strerror or str(error)) from error
+
+
+def _copy(path: Path, target: Path) -> None:
+    content = _bytes_of(path)
     with whole_file(target, overwrite=False) as partial:
         partial.write_bytes(content)
         try:
@@ -118,8 +122,9 @@ def _copy_description(source: Path, target: Path, root: Path) -> None:
         copied = beside / "dataset.json"
         inside = above.resolve().is_relative_to(root.resolve())
         if inside and description.is_file() and not copied.exists():
+            content = _bytes_of(description)
             with whole_file(copied) as partial:
-                partial.write_bytes(description.read_bytes())
+                partial.write_bytes(content)
 
 
 def _in_millimetres(volume: Volume) -> Grid:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from ..data.naming import MODALITIES, ROLES
 from ..errors import CheckpointError, UnreadableFileError
 from ..prepared.recipe import RECIPE, Recipe
-from ..reading import parse_json, read_text
+from ..reading import parse_json, read_text, sha256_of
 from .archive import DAMAGED, load_archive
 from .checkpoint import Checkpoint
 from .config import MonaiConfig, NetworkConfig, NnunetConfig
@@ -43,25 +42,13 @@ class Source:
 
     def origin(self, kind: str, name: str) -> dict[str, Any]:
         """What a checkpoint records of where it comes from, as plain values."""
-        with self.weights.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest() if _HAS_DIGEST else _sha(file)
         return {
             "kind": kind,
             "name": name,
             "licence": licence_in(self.folder) if self.folder else "not stated",
             "file": str(self.weights),
-            "sha256": digest,
+            "sha256": sha256_of(self.weights),
         }
-
-
-_HAS_DIGEST = hasattr(hashlib, "file_digest")  # from Python 3.11
-
-
-def _sha(file: Any) -> str:
-    digest = hashlib.sha256()
-    while piece := file.read(1 << 20):
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def read_weights(path: Path) -> Any:

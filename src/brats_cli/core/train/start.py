@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..model.checkpoint import Checkpoint
 from ..model.config import stored_network_config
 from ..model.network import Network, encoder_of
 from ..model.run_folder import checkpoint_paths
+from ..reading import sha256_of
 from ..wording import listing
 from .config import TrainConfig
 
@@ -71,7 +71,7 @@ def settings_of(model: Path) -> dict[str, Any]:
         "preparation": recipe.content() if recipe else None,
         "origin": {
             "file": str(file.absolute()),
-            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "sha256": sha256_of(file),
             "epoch": checkpoint.epoch,
             "origin": dict(checkpoint.origin),
         },
@@ -89,7 +89,7 @@ def starting_point(
     """
     file, checkpoint = initial_checkpoint(Path(str(config.init)))
     noted = (config.origin or {}).get("sha256")
-    if noted and noted != hashlib.sha256(file.read_bytes()).hexdigest():
+    if noted and noted != sha256_of(file):
         raise CheckpointError(
             f"{file} is not the file any more that this run started from",
             hint="start a new run from it with -o NAME, without --resume",
