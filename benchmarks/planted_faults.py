@@ -101,7 +101,7 @@ FAULTS = (
     ),
     Fault(
         "checkpoint read onto the GPU",
-        "model/checkpoint",
+        "model/archive",
         'map_location="cpu"',
         'map_location="cuda:0"',
         WHOLE,
