@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,9 +151,9 @@ def test_train_reports_too_little_disk_and_memory_first(here, monkeypatch):
     result = brats(*TRAIN)
     assert result.exit_code == 3
     assert "of memory, and 0.0 MB are free" in result.stderr
-    monkeypatch.setattr(planning, "free_disk", lambda folder: 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
     result = brats(*TRAIN)
-    assert "error: cannot write brats-store: the outputs take about" in result.stderr
+    assert "error: cannot write brats-store: 3 prepared cases take about" in result.stderr
     assert files() == before
 
 

@@ -34,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..compute.executors import in_order
+from ..compute.plan import free_disk
 from ..compute.processes import in_threads
 from ..data.cases import Case, read_images
 from ..data.labels import REGIONS, LabelScheme, is_predicted, scheme_named
@@ -230,16 +231,25 @@ class Store:
 
     def _remove_stale(self, places: Iterable[Path]) -> None:
         """Remove what was stored of earlier states of the same files, and by killed processes."""
+        with _lock(self.folder, alone=True) as alone:
+            for entry in self._stale(places) if alone else ():
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def _stale(self, places: Iterable[Path]) -> list[Path]:
+        """What earlier states of the same files, and killed processes, left in the store."""
         wanted = {place.name for place in places}
         kin = {name.rpartition("-")[0] for name in wanted}
-        with _lock(self.folder, alone=True) as alone:
-            for entry in self.folder.iterdir() if alone else ():
-                stale = entry.name not in wanted and entry.name.rpartition("-")[0] in kin
-                if stale or ".partial." in entry.name:
-                    shutil.rmtree(entry, ignore_errors=True)
+        if not self.folder.is_dir():
+            return []
+        return [
+            entry
+            for entry in self.folder.iterdir()
+            if ".partial." in entry.name
+            or (entry.name not in wanted and entry.name.rpartition("-")[0] in kin)
+        ]
 
-    def _require_room(self, cases: Sequence[Case]) -> None:
-        needed, free = self.bytes_needed(cases), shutil.disk_usage(self.folder).free
+    def _require_room(self, cases: Sequence[Case], *, freed: int = 0) -> None:
+        needed, free = self.bytes_needed(cases), free_disk(self.folder) + freed
         if needed > free:
             raise OutputError(
                 self.folder,
@@ -289,6 +299,16 @@ class Preparation:
     store: Store
     places: Mapping[str, Path]
     missing: tuple[Case, ...]
+
+    def require_room(self) -> None:
+        """Check, before anything is removed or stored, that the missing cases would fit.
+
+        Raises:
+            OutputError: If not, even without what is stale.
+        """
+        stale = self.store._stale(self.places.values())
+        files = (file for entry in stale for file in entry.rglob("*") if file.is_file())
+        self.store._require_room(self.missing, freed=sum(file.stat().st_size for file in files))
 
     def run(self, *, workers: int) -> Iterator[str]:
         """Store the cases that are missing, yielding the id of each when it is done.

@@ -408,12 +408,17 @@ class _Work:
             yield FoldsFinished(self.jobs[0].run.folder.parent, tuple(finished))
 
     def plan(self, group: Group, devices: Sequence[torch.device] = ()) -> Plan:
-        """What the runs would prepare and write; without `devices`, they prepare and no more."""
+        """What the runs would prepare and write; without `devices`, they prepare and no more.
+
+        Raises:
+            OutputError: If the disk is too small for the cases that are not in the store.
+        """
         missing: dict[str, int] = {}
         folders: dict[Path, int] = {}
         memory = 0
         for job in self.jobs:
             _, plan = self._planned(job)
+            plan.require_room()
             missing |= {case.id: plan.store.bytes_needed([case]) for case in plan.missing}
             if devices:
                 parameters = sum(each.numel() for each in _network(job.config).parameters())
