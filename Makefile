@@ -16,8 +16,9 @@ demo: $(READY)
 	$(BIN)/brats demo --overwrite
 
 # pytest last: its closing line says how many passed.
-test: lint
-	$(BIN)/pytest
+# Slow tests start processes of their own and measure memory: one after another.
+test: lint quick
+	$(BIN)/pytest -m slow
 
 # In one process per CPU; a worker that has nothing left to do takes tests from the others.
 quick: $(READY)

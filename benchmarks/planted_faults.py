@@ -101,7 +101,7 @@ FAULTS = (
     ),
     Fault(
         "checkpoint read onto the GPU",
-        "model/checkpoint",
+        "model/archive",
         'map_location="cpu"',
         'map_location="cuda:0"',
         WHOLE,
@@ -199,7 +199,7 @@ FAULTS = (
         "        self.group.share_buffers(self.kept)\n",
         "",
         "two_processes_validate",
-        "tests/core/train/test_training.py",
+        "tests/core/train/test_learner.py",
     ),
     Fault(
         "disconnecting waits for the others after an error",

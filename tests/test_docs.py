@@ -286,3 +286,12 @@ def test_the_example_config_is_the_default_and_complete():
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_example_config_loads(path):
     assert isinstance(load_config(path), TrainConfig)
+
+
+def test_the_files_that_brats_writes_are_described():
+    sources = [path.read_text(encoding="utf-8") for path in ROOT.glob("src/brats_cli/**/*.py")]
+    formats = {name for text in sources for name in re.findall(r'"(brats-[a-z]+/\d+)"', text)}
+    inside = {"brats-preparation/1", "brats-recipe/1"}  # parts of a checkpoint
+    files = (ROOT / "docs/files.md").read_text(encoding="utf-8")
+    assert len(formats) > 8
+    assert {name for name in formats - inside if name not in files} == set()

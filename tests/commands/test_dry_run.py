@@ -85,7 +85,7 @@ def test_a_full_disk_is_reported_before_anything_is_written(name, here, monkeypa
         assert result.exit_code == 3
         first, second = result.stderr.splitlines()
         assert first.startswith(f"error: cannot write {folder}: the outputs take about ")
-        assert first.endswith(", and the disk has 0.0 MB left")
+        assert first.endswith(", and the disk has 0.0 kB left")
         assert second == " hint: make room, or choose another place"
     assert files() == before
 
@@ -134,7 +134,7 @@ def test_train_names_the_store_and_the_run(here):
     result = brats(*TRAIN, "--dry-run")
     assert result.exit_code == 0
     assert result.stdout.split() == ["brats-store", "runs/a"]
-    assert "would work on 3, and skip 0" in result.stderr
+    assert "3 cases would be processed" in result.stderr
     assert "device: cpu" in result.stderr
     assert files() == before
     assert not Path("runs").exists()
@@ -150,7 +150,7 @@ def test_train_reports_too_little_disk_and_memory_first(here, monkeypatch):
     monkeypatch.setattr(planning, "free_memory", lambda: 1)
     result = brats(*TRAIN)
     assert result.exit_code == 3
-    assert "of memory, and 0.0 MB are free" in result.stderr
+    assert "of memory, and 0.0 kB are free" in result.stderr
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
     result = brats(*TRAIN)
     assert "error: cannot write brats-store: 3 prepared cases take about" in result.stderr

@@ -47,7 +47,9 @@ def show_plan(plan: Plan, *, as_json: bool = False) -> None:
     if as_json:
         console.result_json(plan.to_json_dict())
         return
-    console.message(f"would work on {len(plan.cases)}, and skip {len(plan.skipped)}")
+    count = len(plan.cases)
+    skipped = f"; {len(plan.skipped)} would be skipped" if plan.skipped else ""
+    console.message(f"{count} case{'s' * (count != 1)} would be processed{skipped}")
     for output in plan.outputs:
         console.result(output)
     content = plan.to_json_dict()

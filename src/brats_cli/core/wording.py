@@ -39,8 +39,13 @@ def size_text(count: int) -> str:
 
     >>> size_text(13_400_000_000)
     '13.4 GB'
+    >>> size_text(20_300)
+    '20.3 kB'
     """
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
 
 
 def did_you_mean(name: str, known: Iterable[str], *, otherwise: str, cutoff: float = 0.6) -> str:

@@ -513,7 +513,7 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_written(small_disk
     size = size_text(store.bytes_needed([case]))
     assert str(caught.value) == (
         f"cannot write {disk}/store: 1 prepared cases take about {size}, "
-        "and the disk has 0.1 MB left"
+        "and the disk has 65.5 kB left"
     )
     assert caught.value.hint == "make room, or choose another place with --store DIR"
     assert places(store) == []
