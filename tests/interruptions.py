@@ -31,6 +31,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import select
 import shutil
@@ -497,7 +498,8 @@ def _name(path: Path, folder: Path) -> str:
     name = str(path.relative_to(folder))
     if "events.out.tfevents" in name:  # has the time in its name
         return str(Path(name).with_name("events"))
-    return name
+    # Of a prepared case, the folder's name has the time of its files.
+    return re.sub(r"(brats-store/.*)-\w{8}-\w{8}/", r"\1/", name)
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -583,12 +585,7 @@ class Bench:
         self.work.mkdir()
         if not replacing:
             return
-        for pattern in self.scenario.outputs:
-            for path in self.kept.glob(pattern):
-                target = self.work / path.relative_to(self.kept)
-                if path.is_file() and "events.out" not in path.name and path.name != "latest":
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(OLD)
+        write_old(self)
 
     def words(self, *, replacing: bool) -> tuple[str, ...]:
         return (*self.scenario.words, *(("--overwrite",) if replacing else self.scenario.again))
@@ -681,6 +678,20 @@ class Bench:
         return ", ".join(parts[:5])
 
 
+def write_old(bench: Bench) -> None:
+    """Write old content into every output that a run replaces."""
+    for pattern in bench.scenario.outputs:
+        for path in bench.kept.glob(pattern):
+            inside = path.relative_to(bench.kept)
+            target = bench.work / inside
+            kept = (
+                "events.out" in path.name or path.name == "latest" or "brats-store" in str(inside)
+            )
+            if path.is_file() and not kept:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(OLD)
+
+
 _GROWING = ("log.csv", "last.pt", "best.pt", "predictions.jsonl", "index.html")
 """Outputs that hold, half way, what an earlier epoch or the cases so far left there, whole."""
 
@@ -736,7 +747,8 @@ def kill_at_random(bench: Bench, tries: int, points: int) -> None:
 
 def stops_at_random(bench: Bench, tries: int, points: int) -> None:
     chance = random.Random(f"stop {bench.scenario.name}")
-    for number in range(tries):
+    # Those at steps are the more telling ones; of a slow command these are fewer.
+    for number in range(min(tries, max(8, int(15 / bench.seconds)))):
         replacing = modes(bench)[number % len(modes(bench))]
         # Not in the first moments, in which the fork becomes a command.
         send = (chance.uniform(0.02, bench.seconds), signal.SIGINT)
@@ -818,20 +830,11 @@ def read_only(bench: Bench, tries: int, points: int) -> None:
     for replacing in modes(bench):
         with mounted(bench, "size=1g") as grow:
             if replacing:
-                _old_into(bench)
+                write_old(bench)
             subprocess.run(["mount", "-o", "remount,ro", bench.work], check=True)
             bench.try_(
                 "read-only", replacing=replacing, statuses=(REFUSED,), prepared=True, mend=grow
             )
-
-
-def _old_into(bench: Bench) -> None:
-    for pattern in bench.scenario.outputs:
-        for path in bench.kept.glob(pattern):
-            target = bench.work / path.relative_to(bench.kept)
-            if path.is_file() and "events.out" not in path.name and path.name != "latest":
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(OLD)
 
 
 def no_permission(bench: Bench, tries: int, points: int) -> None:
@@ -967,8 +970,11 @@ def inject(names: list[str], *, tries: int, points: int, root: Path) -> list[Ben
         bench.measure()
         # Of a command that takes seconds, fewer points; the random instants are as many.
         few = min(points, max(6, int(20 / bench.seconds)))
-        for each in faults:
-            each(bench, tries, few)
+        try:
+            for each in faults:
+                each(bench, tries, few)
+        except KeyboardInterrupt:  # a machine's patience is over: what was found is still shown
+            bench.lost.append(f"{scenario.name}: stopped before all faults were tried")
         steps = ", ".join(map(str, bench.steps.values()))
         print(
             f"{scenario.name}: {sum(t['tried'] for t in bench.found.values())} faults in "
