@@ -10,8 +10,8 @@
 #SBATCH --time=24:00:00
 set -euo pipefail
 
-# One torchrun per machine; they meet at the first.
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# One torchrun per machine; they meet at the first. (sed reads all names; head would break the pipe.)
+HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 NODES=$SLURM_JOB_NUM_NODES
 GPUS=${SLURM_GPUS_ON_NODE:-1}
 export HEAD NODES GPUS
