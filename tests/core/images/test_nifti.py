@@ -414,3 +414,25 @@ def test_what_can_be_read_can_be_written_on_its_grid(tmp_path, offset, kind, val
     volume = read_labels(tmp_path / "a.nii")
     write_image(tmp_path / "b.nii", volume.data, volume.grid)
     assert np.array_equal(read_labels(tmp_path / "b.nii").affine, volume.affine)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_infinite_voxel_sizes_warn_nobody(tmp_path, kind):
+    """Infinite times 0 in the qform; warnings are errors here."""
+    image = kind(RAMP.astype(np.uint8), AFFINE)
+    image.set_qform(AFFINE, code=1)
+    nib.save(image, tmp_path / "x.nii")
+    content = bytearray((tmp_path / "x.nii").read_bytes())
+    header = type(image.header)(bytes(content[: image.header.template_dtype.itemsize]))
+    start = image.header.template_dtype.fields["pixdim"][1]
+    size = image.header.template_dtype["pixdim"].base.itemsize
+    content[start + size : start + 2 * size] = struct.pack("<f" if size == 4 else "<d", np.inf)
+    (tmp_path / "x.nii").write_bytes(content)
+    assert int(header["sform_code"]) > 0
+    assert read_volume(tmp_path / "x.nii").grid.qform is None
+    code = image.header.template_dtype.fields["sform_code"][1]
+    width = image.header.template_dtype["sform_code"].itemsize
+    content[code : code + width] = bytes(width)  # the qform is all there is
+    (tmp_path / "x.nii").write_bytes(content)
+    with pytest.raises(UnreadableFileError):
+        read_labels(tmp_path / "x.nii")

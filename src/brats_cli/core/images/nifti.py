@@ -138,7 +138,8 @@ def read_volume(path: Path) -> Volume:
     header = written.copy()
     try:
         header.check_fix(logger=_SILENT)
-        affine = np.asarray(header.get_best_affine(), dtype=float)
+        with np.errstate(all="ignore"):  # as in `_qform`
+            affine = np.asarray(header.get_best_affine(), dtype=float)
         data = np.asanyarray(ArrayProxy(io.BytesIO(content), header))
     except _DAMAGED as error:
         raise UnreadableFileError(path, f"its header is damaged ({_short(error)})") from error
@@ -417,7 +418,8 @@ def _bytes_due(header: Any, path: Path) -> int:
 def _qform(header: Any) -> npt.NDArray[np.float64] | None:
     """The affine of the qform, or None if its numbers do not make one."""
     try:
-        qform: npt.NDArray[np.float64] = header.get_qform()
+        with np.errstate(all="ignore"):  # voxel sizes of a damaged header: infinite times 0
+            qform: npt.NDArray[np.float64] = header.get_qform()
     except _DAMAGED:
         return None
     return qform if np.isfinite(qform).all() else None
