@@ -79,7 +79,7 @@ def as_completed(
 
 
 def _received(future: Future[tuple[Outcome, list[str]]]) -> Outcome:
-    """What came of an item; what it warned of, another process has nobody to tell."""
+    """What came of an item; its warnings are repeated here, as in its own process they are lost."""
     outcome, warned = future.result()
     for text in warned:
         warnings.warn(text, BratsWarning, stacklevel=3)
