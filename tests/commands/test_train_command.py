@@ -428,7 +428,7 @@ def test_a_disk_that_is_too_small_is_two_lines(here, monkeypatch):
     result = train("-c", "tiny.yaml", "--store", "store")
     error, hint = result.stderr.splitlines()
     size = error.partition(" take about ")[2].partition(",")[0]
-    assert float(size.removesuffix(" MB")) > 0.002
+    assert float(size.removesuffix(" kB")) > 2
     assert result.exit_code == 3
     assert error == (
         f"error: cannot write store: 2 prepared cases take about {size}, "
