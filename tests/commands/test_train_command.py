@@ -432,7 +432,7 @@ def test_a_disk_that_is_too_small_is_two_lines(here, monkeypatch):
     assert result.exit_code == 3
     assert error == (
         f"error: cannot write store: 2 prepared cases take about {size}, "
-        "and the disk has 0.0 kB left"
+        "and the disk has 2.0 kB left"
     )
     assert hint == " hint: make room, or choose another place with --store DIR"
     assert not Path("runs").exists()
