@@ -36,7 +36,8 @@ from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.network import UNet3D, make_network
 from brats_cli.core.model.run_folder import checkpoint_paths
-from brats_cli.core.predict.many import Batch, Job, Prediction
+from brats_cli.core.predict.batch import Batch
+from brats_cli.core.predict.outputs import Job, Prediction
 from brats_cli.core.predict.predictor import PredictConfig, Predictor
 from brats_cli.core.prepared.preparation import from_grid
 from brats_cli.core.train.config import TrainConfig

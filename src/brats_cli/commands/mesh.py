@@ -140,8 +140,7 @@ def mesh(
     from ..core.surface import meshing
 
     paths = _label_maps(paths_of(segmentations))
-    with console.progress() as bars:
-        task = bars.add_task("meshes", total=len(paths))
+    with console.counted("meshes") as on_progress:
         meshes = meshing.mesh(
             paths,
             region=region,
@@ -164,7 +163,7 @@ def mesh(
             skip_existing=skip_existing,
             dry_run=dry_run,
             overwrite=overwrite,
-            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            on_progress=on_progress,
         )
     if meshes.planned is not None:
         show_plan(meshes.planned, as_json=as_json)

@@ -5,7 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import REAL, needs_real, write_case
+from helpers import REAL, needs_real, save_nifti, write_case
 
 from brats_cli.core.data.cases import Case
 from brats_cli.core.data.finding import find_cases
@@ -342,7 +342,7 @@ def test_a_case_under_two_ids_is_found_in_another_years_labels(data):
 def test_a_case_under_two_ids_is_found_whatever_its_labels(data):
     write(data, "BraTS-GLI-00099-000", seed=2)
     labels = data / "BraTS-GLI-00099-000/BraTS-GLI-00099-000_seg.nii.gz"
-    nib.save(nib.Nifti1Image(np.ones((6, 6, 6), np.uint8), np.eye(4)), labels)
+    save_nifti(labels, np.ones((6, 6, 6), np.uint8))
     with pytest.raises(SplitError, match="hold the same voxels"):
         split(data)
 
@@ -351,7 +351,7 @@ def test_equally_large_tumours_are_no_duplicates(tmp_path):
     for number in range(4):
         write(tmp_path, f"case_{number}", seed=number, labels=(0, 1, 2, 4))
         labels = tmp_path / f"case_{number}/case_{number}_seg.nii.gz"
-        nib.save(nib.Nifti1Image(np.full((6, 6, 6), 4, np.uint8), np.eye(4)), labels)
+        save_nifti(labels, np.full((6, 6, 6), 4, np.uint8))
     assert len(split(tmp_path, labels="brats2020").split.ids()) == 4
 
 
@@ -370,7 +370,7 @@ def test_data_without_labels_cannot_be_split(tmp_path):
 
 def test_a_broken_label_map_is_named(data):
     path = data / "BraTS-GLI-00003-000/BraTS-GLI-00003-000_seg.nii.gz"
-    nib.save(nib.Nifti1Image(np.full((6, 6, 6), 2.9), np.eye(4)), path)
+    save_nifti(path, np.full((6, 6, 6), 2.9))
     with pytest.raises(LabelError, match=r"00003-000_seg.nii.gz holds 2.9,"):
         split(data)
 

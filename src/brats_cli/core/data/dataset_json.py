@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnreadableFileError
-from ..reading import parse_json, read_text
+from ..reading import read_json
 from .labels import SCHEMES, LabelScheme
 from .naming import MODALITIES, ROLES
 
@@ -26,10 +25,7 @@ def read_description(folder: Path) -> Mapping[str, Any]:
             return {}
     except OSError:  # a folder that may not be entered is reported where it is listed
         return {}
-    try:
-        content = parse_json(read_text(path))
-    except ValueError as error:
-        raise UnreadableFileError(path, "it is not JSON") from error
+    content = read_json(path)
     return content if isinstance(content, dict) else {}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..compute.machine import keep_freed_memory
 from ..compute.processes import in_threads
 from ..errors import BratsError
 from ..images.grid import Volume
@@ -137,6 +138,7 @@ def _together(
     paths = [path for alike in groups.values() for path in alike]
     if len(paths) < 2:
         return {}
+    keep_freed_memory()  # else half of the time is page faults
     values = dict(zip(paths, in_threads(_values, paths), strict=True))
     unions = {name: _union(values[path] for path in alike) for name, alike in groups.items()}
     fit = all(

@@ -36,6 +36,12 @@ metres, centimetres or micrometres taken for millimetres. (A head of 2 mm voxels
 has voxels of 0.2.)"""
 
 
+def spacing_of(affine: Affine) -> tuple[float, float, float]:
+    """Size of a voxel along each array axis, in the unit of the affine."""
+    x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    return float(x), float(y), float(z)
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """A voxel grid in space.
@@ -60,8 +66,7 @@ class Grid:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Size of a voxel along each array axis."""
-        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
-        return float(x), float(y), float(z)
+        return spacing_of(self.affine)
 
     @property
     def voxel_mm3(self) -> float:
@@ -97,12 +102,6 @@ class Grid:
     def is_lost(self) -> bool:
         """Whether the header says nothing: the identity, or no code that gives it a meaning."""
         return bool(max(self.codes) <= 0 or np.array_equal(self.affine, np.eye(4)))
-
-    @property
-    def corners_mm(self) -> npt.NDArray[np.float64]:
-        """Centres of the eight corner voxels in space, (8, 3)."""
-        corners: npt.NDArray[np.float64] = (_UNIT_CORNERS * self._last) @ self.affine.T
-        return corners[:, :3]
 
     def distance_mm(self, other: Grid) -> float:
         """Largest distance between corresponding corners of two grids of one shape."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
+from ..compute.machine import keep_freed_memory
 from ..data.folders import nifti_files
 from ..data.labels import LabelScheme, as_scheme
 from ..data.naming import case_id_of
@@ -228,6 +229,7 @@ def _brain_masks(folder: Path) -> dict[str, Path]:
 
 
 def _outcome(pair: Pair, *, scoring: Scoring) -> Outcome:
+    keep_freed_memory()  # else a tenth of the time is page faults
     try:
         return _score_pair(pair, scoring)
     except BratsError as error:

@@ -13,8 +13,7 @@ from typing import Any, get_args
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
 from ..compute.machine import keep_freed_memory
-from ..compute.plan import Plan
-from ..compute.processes import process_count
+from ..compute.plan import Plan, by_folder
 from ..data.labels import REGION_COLOURS, SCHEMES, LabelScheme, scheme_named
 from ..data.meaning import Known, known_of
 from ..data.naming import case_id_of
@@ -328,7 +327,7 @@ def mesh(
     ]
     jobs = [_Job(path, base, known[path]) for path, base in zip(paths, bases, strict=True)]
     plan, known_failures = _planned(jobs, config, workers, thorough=dry_run)
-    plan = plan.require_room() if executor is None else plan.elsewhere().require_room()
+    plan = plan.over(executor).require_room()
     if dry_run:
         return Meshes(failed=known_failures, planned=plan)
     parts = []
@@ -410,18 +409,13 @@ def _planned(
         voxels.append(voxels_on_disk(path))
     faces = config.surface.faces or _FACES
     size = faces * _BYTES_PER_FACE[config.format] * (1 if is_known else _MESHES_OF_ALL)
-    disk: dict[Path, int] = {}
-    for _, file in due:
-        disk[file.parent] = disk.get(file.parent, 0) + size
-    processes = max(1, process_count(workers, len(due)))
     plan = Plan(
         cases=tuple(str(path) for path, _ in due),
         outputs=tuple(str(file) for _, file in due),
         skipped=tuple(map(str, meshes.skipped)),
-        disk_bytes=disk,
-        memory_bytes=processes * (_MEMORY + _MEMORY_PER_VOXEL * max(voxels, default=0)),
-        least_memory_bytes=_MEMORY_PER_VOXEL * min(voxels, default=0),
+        disk_bytes=by_folder((file, size) for _, file in due),
     )
+    plan = plan.in_processes(workers, voxels, base=_MEMORY, per_voxel=_MEMORY_PER_VOXEL)
     return plan, meshes.failed
 
 
