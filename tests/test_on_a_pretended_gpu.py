@@ -20,6 +20,8 @@ from brats_cli.core.data.phantom import write_phantoms
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D, make_network, on_device
+from brats_cli.core.model.sliding import SlidingWindow
+from brats_cli.core.model.sliding import probabilities as of_imported
 from brats_cli.core.model.windows import probabilities
 from brats_cli.core.prepared.store import StoredCase
 from brats_cli.core.train.config import AugmentConfig, TrainConfig
@@ -293,6 +295,41 @@ def test_a_window_waits_once_at_most(settings, edge, windows):
     assert len(shares) == windows
     assert waited == 1, gpu.waits()  # for the case, however many windows there are
     here = probabilities(network(**settings), images, patch_size=edge, device=CPU)
+    torch.testing.assert_close(found, here, atol=1e-6, rtol=0)
+
+
+IMPORTED = SlidingWindow(rule="nnunet", window=(16, 16, 16), mirror_axes=(0,))
+
+
+def test_imported_windows_do_not_wait_either():
+    images = torch.randn(2, 24, 16, 16)  # in two windows
+    with Rehearsal() as gpu:
+        net = network(gpu.device)
+        before = gpu.count("wait")
+        found = of_imported(net, images, IMPORTED, device=gpu.device, tta=True)
+        assert gpu.count("wait") - before == 1, gpu.waits()  # for the case
+        found = found.cpu()
+    here = of_imported(network(), images, IMPORTED, device=CPU, tta=True)
+    torch.testing.assert_close(found, here, atol=1e-6, rtol=0)
+
+
+def test_imported_windows_go_on_with_the_sums_on_the_cpu(monkeypatch):
+    images, calls = torch.randn(2, 24, 16, 16), []
+    with Rehearsal() as gpu:
+        net = network(gpu.device)
+        real = net.output.forward
+
+        def refuse(features):
+            calls.append(gpu.count("call", "empty_cache"))
+            if len(calls) == 2:  # in the second window
+                raise torch.OutOfMemoryError
+            return real(features)
+
+        monkeypatch.setattr(net.output, "forward", refuse)
+        found = of_imported(net, images, IMPORTED, device=gpu.device)
+    assert calls == [0, 0, 1, 1]
+    assert found.device == CPU
+    here = of_imported(network(), images, IMPORTED, device=CPU)
     torch.testing.assert_close(found, here, atol=1e-6, rtol=0)
 
 
