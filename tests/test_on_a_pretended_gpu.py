@@ -154,6 +154,8 @@ def test_a_training_step_never_waits_for_the_gpu(cases, settings):
         for event in train(config, cases, [], SCHEME, gpu.device):
             if isinstance(event, StepDone):
                 waited.append(gpu.count("wait"))
+        assert event.peak_memory_mb == 5000  # what PyTorch has reserved since this run began
+        assert gpu.count("call", "reset_peak") == 1
         assert waited == waited[:1] * 2, gpu.waits()
         # The losses of the epoch, all at once; and two numbers of float16 for the checkpoint.
         assert gpu.count("wait") <= waited[0] + 3, gpu.waits()
@@ -164,6 +166,24 @@ def test_a_training_step_never_waits_for_the_gpu(cases, settings):
     }
     # PyTorch's scaler inverts its scale in float64 where gradients are clipped.
     assert gpu.count("float64") == 0 or config.precision == "float16"
+
+
+def test_convolutions_on_a_gpu_are_as_fast_as_they_can_be(cases, monkeypatch):
+    # cuDNN looks for its fastest algorithm in training, which has one shape, and only there;
+    # weights lie as it needs them.
+    searches, real = [], UNet3D.forward
+
+    def note(net, images):
+        searches.append((net.training, torch.backends.cudnn.benchmark))
+        weights = [each for each in net.parameters() if each.dim() == 5]
+        assert all(each.is_contiguous(memory_format=torch.channels_last_3d) for each in weights)
+        return real(net, images)
+
+    monkeypatch.setattr(UNet3D, "forward", note)
+    with Rehearsal() as gpu:
+        config = TINY.model_copy(update={"epochs": 1, "augmentation": NOTHING})
+        list(train(config, cases, cases[:1], SCHEME, gpu.device))
+    assert searches == [(True, True), (True, True), (False, False)]
 
 
 def test_apples_gpu_is_given_no_float64(cases):

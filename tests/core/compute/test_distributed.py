@@ -3,13 +3,17 @@ import os
 import signal
 import sys
 import time
+from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import launched
 
+from brats_cli.core.compute import distributed
 from brats_cli.core.compute.distributed import ALONE, Group, summed
-from brats_cli.core.errors import ConfigError
+from brats_cli.core.errors import BratsError, ConfigError
 
 CPU = torch.device("cpu")
 
@@ -82,6 +86,54 @@ def test_more_processes_than_gpus_are_refused(monkeypatch, asked, gpus):
 def test_processes_of_a_machine_divide_its_cpus():
     assert ALONE.of_each(8) == 8
     assert Group(1, 8, 1, 4).of_each(18) == 4
+
+
+# --- connected by NCCL, which is not here --------------------------------------------------------
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """What was asked of PyTorch, by name, in place of doing it."""
+    asked = []
+
+    def note(name, *given, **named):
+        asked.append((name, given, named))
+
+    for place, name in (
+        (torch.cuda, "set_device"),
+        (dist, "init_process_group"),
+        (dist, "destroy_process_group"),
+        (dist.distributed_c10d, "_abort_process_group"),
+    ):
+        monkeypatch.setattr(place, name, partial(note, name))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "end_without_clearing_up", lambda: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    return asked
+
+
+def test_processes_with_gpus_are_connected_by_nccl_and_by_gloo_for_what_lies_on_cpus(connections):
+    with Group(1, 2, 1, 2).joined(cuda(1)):
+        pass
+    chosen, joined, left = connections
+    assert chosen == ("set_device", (cuda(1),), {})
+    # With its device, or each process says that it guesses; a step waits no longer than this.
+    half_an_hour = {"timeout": timedelta(minutes=30), "device_id": cuda(1)}
+    assert joined == ("init_process_group", ("cpu:gloo,cuda:nccl",), half_an_hour)
+    assert left == ("destroy_process_group", (), {})
+
+
+def test_after_an_error_the_others_are_left_without_waiting(connections):
+    with pytest.raises(BratsError, match="damaged"), Group(1, 2, 1, 2).joined(cuda(1)):
+        raise BratsError("the case is damaged", hint="remove it")
+    assert [name for name, *_ in connections][2:] == ["_abort_process_group"]
+
+
+def test_one_gpu_for_two_processes_is_refused(connections):
+    with pytest.raises(ConfigError) as caught, Group(1, 2, 1, 2).joined(cuda(1)):
+        raise RuntimeError("NCCL error: Duplicate GPU detected : rank 0 and rank 1")
+    assert str(caught.value) == "another process of this training has cuda:1 as well"
+    assert "--nproc-per-node" in caught.value.hint
 
 
 # --- two processes -----------------------------------------------------------------------------
@@ -213,16 +265,22 @@ def test_an_error_in_one_process_is_reported_at_once_and_ends_all(tmp_path):
     assert running.ended(within=20) == ("", 3)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
-def test_a_killed_process_is_told(tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize(
+    ("death", "told"),
+    [
+        ("SIGKILL", "was killed, most likely because memory ran out"),
+        # As NCCL's watchdog ends a process that has waited for another for too long.
+        ("SIGABRT", "was ended by SIGABRT, most likely because another one no longer answers"),
+    ],
+)
+def test_a_killed_process_is_told(tmp_path, death, told):
     code = (
         "import os, signal, time\nif os.environ['RANK'] == '1':\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)\n"
+        f"    os.kill(os.getpid(), signal.{death})\ntime.sleep(60)\n"
     )
     stderr, _ = launched(code, tmp_path).ended()
-    assert stderr.splitlines()[-1].endswith(
-        "BratsError: process 2 of 2 was killed, most likely because memory ran out"
-    )
+    assert stderr.splitlines()[-1].endswith(f"BratsError: process 2 of 2 {told}")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
