@@ -67,7 +67,14 @@ def test_patches_of_a_network_without_padding_are_scored_in_their_middle(cases):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # those of the compiler are not ours
 def test_a_compiled_network_learns_the_same(cases):
-    settings = {"epochs": 1, "steps_per_epoch": 2, "optimizer": "sgd", "learning_rate": 0.01}
+    settings = {
+        "epochs": 1,
+        "steps_per_epoch": 2,
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+        # Each kernel takes the compiler half a second.
+        "network": UNetConfig(channels=2, levels=2, residual=False),
+    }
     plain, compiled = (
         weights_after(tiny(compile=compiling, **settings), cases) for compiling in (False, True)
     )
