@@ -23,6 +23,7 @@ import types
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch.optim import optimizer as optimizers
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -100,29 +101,31 @@ WAITING = _names(
 NUMBERS = {int, float, bool, type(None), str, torch.dtype, torch.layout, torch.memory_format}
 COPIES = {"copy_", "_to_copy", "_copy_from", "copy"}
 
-# What CUDA's autocast does to functions that a network calls. C++ sees `meta`, and does not.
+# What CUDA's autocast does to functions that a network calls. C++ sees `meta`, and does not. Those
+# that are written in Python, as in `torch.nn.functional`, hide what they call.
 HALF = {
     torch.conv3d,
     torch.conv_transpose3d,
-    torch._C._nn.linear,
-    torch.nn.functional.linear,
+    F.linear,
     torch.matmul,
     torch.addmm,
     torch.bmm,
     torch.mm,
 }
 FULL = {
-    torch.group_norm,
-    torch.layer_norm,
+    F.group_norm,
+    F.layer_norm,
+    F.softmax,
     torch.softmax,
     torch.pow,
     torch.sum,
+    torch.Tensor.sum,
     torch.exp,
     torch.log,
     torch.norm,
-    torch.binary_cross_entropy_with_logits,
+    F.binary_cross_entropy_with_logits,
 }
-WIDEST = {torch.cat, torch.stack, torch.grid_sampler}
+WIDEST = {torch.cat, torch.stack, F.grid_sample}
 CAST = HALF | FULL | WIDEST
 
 # What a program asks of a tensor all the time, of which nothing here has to know.

@@ -4,6 +4,7 @@ Beside right results, a budget is held: a training step makes the CPU wait for t
 window once at most. Who adds a `.item()` to either finds its line in the failure.
 """
 
+import copy
 import gc
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import torch
 import yaml
 from helpers import brats, stdout_of
 from pretended_gpu import DeviceMismatch, Pretended, Race, Rehearsal
+from torch.autograd.graph import saved_tensors_hooks
 
+from brats_cli.core.compute.devices import autocast
 from brats_cli.core.data.labels import REGIONS, SCHEMES
 from brats_cli.core.data.phantom import write_phantoms
 from brats_cli.core.model.checkpoint import Checkpoint
@@ -22,6 +25,7 @@ from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D, make_network, on_device
 from brats_cli.core.model.sliding import SlidingWindow
 from brats_cli.core.model.sliding import probabilities as of_imported
+from brats_cli.core.model.summary import costs
 from brats_cli.core.model.windows import probabilities
 from brats_cli.core.prepared.store import StoredCase
 from brats_cli.core.train.config import AugmentConfig, TrainConfig
@@ -184,6 +188,30 @@ def test_convolutions_on_a_gpu_are_as_fast_as_they_can_be(cases, monkeypatch):
         config = TINY.model_copy(update={"epochs": 1, "augmentation": NOTHING})
         list(train(config, cases, cases[:1], SCHEME, gpu.device))
     assert searches == [(True, True), (True, True), (False, False)]
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "group"])
+def test_a_gpu_keeps_as_much_as_the_summary_says(norm):
+    config = UNetConfig(channels=4, levels=2, norm=norm)
+    here = make_network(config, in_channels=2, out_channels=3, patch_size=16)
+    kept = {}
+
+    def keep(tensor):
+        storage = vars(tensor)["inner"].untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    with Rehearsal() as gpu:
+        net = on_device(copy.deepcopy(here), gpu.device).train()
+        images = torch.rand(2, 2, 16, 16, 16).to(gpu.device, torch.bfloat16)
+        with saved_tensors_hooks(keep, lambda each: each), autocast(gpu.device, torch.bfloat16):
+            net(images)
+        own = {vars(each)["inner"].data_ptr() for each in (*net.parameters(), *net.buffers())}
+    found = sum(each.nbytes() for place, each in kept.items() if place not in own)
+    half = {"dtype": torch.bfloat16, "device": torch.device("cuda")}
+    told = costs(here, in_channels=2, patch_size=16, **half)
+    # A GPU keeps copies of the weights in half precision as well.
+    assert found == pytest.approx(2 * sum(part.kept_bytes for part in told), rel=0.02)
 
 
 def test_apples_gpu_is_given_no_float64(cases):

@@ -112,6 +112,7 @@ class _Kept:
         self._dtype = dtype
         self._counted = {_storage(each) for each in [*network.parameters(), *network.buffers()]}
         self._wide: set[int] = set()  # storages that are float32 whatever `dtype` is
+        self._read: set[int] = set()  # by a convolution
         self._alive: list[
             torch.Tensor
         ] = []  # a storage's number may be given again once it is gone
@@ -138,9 +139,16 @@ class _Kept:
         self._alive.append(tensor)
 
     def _convert(self, tensor: torch.Tensor) -> None:
-        """Count the copy that a convolution makes, and keeps, of what is float32."""
-        if _storage(tensor) in self._wide:
+        """Count the copy that a convolution makes, and keeps, of what is float32.
+
+        That is also what comes of the norms, such as skip connections joined with lower levels; of
+        these, which nothing else keeps, the first copy is counted as the tensor itself.
+        """
+        place = _storage(tensor)
+        if place in self._wide or (self._wide and place in self._read):
             self.bytes += tensor.numel() * self._dtype.itemsize
+        self._read.add(place)
+        self._alive.append(tensor)
 
 
 def _parts(network: Network) -> Iterator[tuple[str, nn.Module]]:
