@@ -239,7 +239,7 @@ def main() -> None:
     if arguments.measure:
         _measure(arguments)
         return
-    if arguments.device != "cpu":
+    if arguments.device != "cpu" or arguments.only == ["disk"]:
         report(arguments, choose_device(arguments.device))
         return
     model = checkpoint_paths(arguments.model)[0]
@@ -375,7 +375,7 @@ def _arguments() -> argparse.Namespace:
     add("--data", type=Path, default=REPOSITORY.parent / "shared" / "data" / "cases")
     add("--cases", type=Path, nargs="*", help="to compare on [the test cases of the run]")
     add("--rounds", type=int, default=1, help="how often each case is run")
-    add("--only", nargs="*", choices=["peers", "batch"])
+    add("--only", nargs="*", choices=["peers", "batch", "disk"])
     add("--load", type=float, default=1.5, help="wait until the load average is below this")
     add("--patience", type=float, default=0, help="wait no longer than this, in seconds")
     add("--device", choices=["cpu", "cuda"], default="cpu")

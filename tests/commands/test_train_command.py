@@ -571,6 +571,23 @@ def test_waiting_for_a_tenth_of_the_time_is_too_much(here, monkeypatch, wait, sa
     assert "at 7.5 patches/s" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("device", "precision", "advice"),
+    [
+        ("cpu", "float32", "a GPU, precision=bfloat16, fewer network.channels"),
+        ("cuda", "float32", "precision=bfloat16, fewer network.channels"),
+        ("cuda", "bfloat16", "fewer network.channels"),
+    ],
+)
+def test_who_has_something_is_not_advised_to_take_it(here, monkeypatch, device, precision, advice):
+    monkeypatch.setattr(
+        "brats_cli.core.train.training.profile",
+        lambda *_: Profile(1, 7.5, workers=1, cpus=1, device=device, precision=precision),
+    )
+    line = train("-c", "tiny.yaml", "--profile").stdout
+    assert line.endswith(f"; faster with {advice} or a smaller patch_size\n")
+
+
 def test_ctrl_c_tells_how_to_go_on(here, monkeypatch):
     record = RunRecord.record
 

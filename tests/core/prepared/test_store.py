@@ -397,6 +397,23 @@ def test_what_a_killed_process_left_is_no_case_and_is_removed(store, case):
     assert places(store) == [place]
 
 
+def test_a_case_is_written_under_a_name_of_its_own(store, case, monkeypatch):
+    # Two machines that share a store may number their processes alike.
+    made, mkdir = [], Path.mkdir
+
+    def note(path, **options):
+        made.append(path.name)
+        mkdir(path, **options)
+
+    monkeypatch.setattr(Path, "mkdir", note)
+    for _ in range(2):
+        stored(store, [case])
+        (place,) = places(store)
+        shutil.rmtree(store.folder / place)
+    first, second = (name for name in made if name.endswith(f".partial.{place}"))
+    assert first != second
+
+
 def test_a_case_that_another_training_stored_meanwhile_is_fine(store, case, monkeypatch):
     def slowly(recipe, volumes):
         monkeypatch.undo()
