@@ -31,7 +31,7 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Metric to compare and rank by, a column of the CSV; repeatable. "
+            help="Metric to compare and rank by, a column of the CSV; can be repeated. "
             "Default: dice and hausdorff95_mm.",
         ),
     ] = None,

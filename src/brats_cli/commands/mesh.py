@@ -22,7 +22,8 @@ Segmentations = Annotated[
     list[Path],
     typer.Argument(
         metavar="SEG...",
-        help="Label maps (NIfTI), or scans for the region brain; - reads paths from stdin.",
+        help="Label maps (NIfTI), or scans for the region brain; - reads paths from standard "
+        "input.",
     ),
 ]
 Region = Annotated[
