@@ -1,4 +1,4 @@
-"""The plain twin of `brats evaluate`: predictions against references, scored in parallel."""
+"""The function behind `brats evaluate`: predictions against references, scored in parallel."""
 
 from __future__ import annotations
 
@@ -92,13 +92,12 @@ def evaluate(
         executor: Where to score the cases instead, or the address of a Dask scheduler.
         fail_under: Means that have to be reached, as `WT.dice=0.8`; the report has those `missed`.
         overwrite: Whether outputs may exist.
-        on_progress: Called with what belongs together and the number of cases scored so far,
-            first with 0.
-        on_report: Called with the report before files are written, so that a full disk does not
-            take the scores along.
+        on_progress: Called with the pairs and the number of cases scored so far, first with 0.
+        on_report: Called with the report before files are written, so that the scores are not
+            lost if the disk is full.
 
     Raises:
-        BratsError: If nothing belongs together, a setting is wrong or a file cannot be written.
+        BratsError: If no prediction has a reference, a setting is wrong or writing fails.
     """
     thresholds = [Threshold.parse(each) if isinstance(each, str) else each for each in fail_under]
     if lesions is not None and lesion_wise is None:

@@ -74,7 +74,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out of a comparison.
+    """The result of a comparison.
 
     Attributes:
         differences: By pair of models, region and metric.
