@@ -303,7 +303,8 @@ def show(runs: dict[str, list[Run]], preparing: dict[str, float], load: float) -
 
 
 def _rates(runs: dict[str, list[Run]], names: list[str]) -> None:
-    print("| feed | patches/s | runs | brats is | target | CPU ms per patch | PSS, MiB | PSS without files |")
+    memory = "PSS, MiB | PSS without files"
+    print(f"| feed | patches/s | runs | brats is | target | CPU ms per patch | {memory} |")
     print("|---|---:|---|---:|---|---:|---:|---:|")
     for name in names:
         if not runs.get(name):
