@@ -77,7 +77,7 @@ def command(name: str) -> str:
 
 
 def in_usage(param: typing.Any) -> str:
-    word = (param.metavar or param.name.upper()).strip("[]")
+    word = param.metavar + ("..." if param.nargs != 1 else "")
     return word if param.required else f"[{word}]"
 
 

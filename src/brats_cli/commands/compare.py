@@ -20,7 +20,7 @@ _HEADINGS = {"dice": ("Dice", 3), "hausdorff95_mm": ("HD95 mm", 2)}
 def compare(
     scores: Annotated[
         list[Path],
-        typer.Argument(metavar="CSV...", help="Scores of each model, from brats evaluate -o CSV."),
+        typer.Argument(metavar="CSV", help="Scores of each model, from brats evaluate -o CSV."),
     ],
     output: Annotated[
         Path | None,

@@ -21,7 +21,7 @@ NOTED = 20
 Segmentations = Annotated[
     list[Path],
     typer.Argument(
-        metavar="SEG...",
+        metavar="SEG",
         help="Label maps (NIfTI), or scans for the region brain; - reads paths from standard "
         "input.",
     ),

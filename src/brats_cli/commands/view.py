@@ -20,7 +20,7 @@ FORMAT = "brats-views/1"
 Case = Annotated[
     list[Path],
     typer.Argument(
-        metavar="CASE...",
+        metavar="CASE",
         help="Case folders, 4D files, modality files or data sets, or a splits file for its test "
         "cases; - reads paths from standard input.",
     ),
