@@ -51,8 +51,8 @@ def compare(
     Args:
         scores: CSV files of `brats evaluate`, one per model, named after their files.
         output: A PNG file to draw the differences and their intervals to.
-        metric: The metrics to compare and to rank by.
-        seed: Of the bootstrap and the permutations.
+        metric: Metrics to compare and to rank by.
+        seed: Random seed of the bootstrap and the permutations.
         overwrite: Whether `output` may exist.
 
     Raises:

@@ -81,7 +81,7 @@ class Comparison:
         ranking: The best model first.
         cases: Ids of the cases compared: those that all models have.
         missing: By model, the ids that others have and it does not.
-        seed: Of the bootstrap and the permutations.
+        seed: Random seed of the bootstrap and the permutations.
     """
 
     differences: tuple[Difference, ...]
