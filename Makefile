@@ -97,14 +97,15 @@ dist: $(READY)
 	rm -rf dist
 	$(BIN)/python -m build
 
-# Installs the wheel outside this folder and uses it there; CHECK= takes options: see the script.
+# Installs wheel and source distribution outside this folder and uses them there; CHECK= takes
+# options: see the script.
 check-wheel: dist
-	$(PYTHON) tests/installed.py dist/*.whl $(CHECK)
+	$(PYTHON) tests/installed.py dist/*.whl --sdist dist/*.tar.gz $(CHECK)
 
 # torch alone stays as constraints.txt has it, because an index may have no other CPU build;
 # CHECK="--torch 2.6.0" takes another.
 check-lowest: dist
-	$(PYTHON) tests/installed.py dist/*.whl --lowest $(CHECK)
+	$(PYTHON) tests/installed.py dist/*.whl --sdist dist/*.tar.gz --lowest $(CHECK)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .gpu build dist demo src/*.egg-info

@@ -187,7 +187,7 @@ def report(arguments: argparse.Namespace, device: torch.device) -> None:
         else:
             untrained(TrainConfig()).save(model)
         print(f"{describe(device)}, torch {torch.__version__}; {len(cases)} cases one by one\n")
-        print("| | seconds a case | runs | of the network | in one call | target |")
+        print("| | seconds per case | runs | of the network | in one call | target |")
         print("|---|---:|---|---:|---:|---|")
         for tta, most in ((False, 1.0), (True, 3.0)):
             batch = Batch((model,), PredictConfig(tta=tta))

@@ -21,8 +21,9 @@ NOTED = 20
 Segmentations = Annotated[
     list[Path],
     typer.Argument(
-        metavar="SEG...",
-        help="Label maps (NIfTI), or scans for the region brain; - reads paths from stdin.",
+        metavar="SEG",
+        help="Label maps (NIfTI), or scans for the region brain; - reads paths from standard "
+        "input.",
     ),
 ]
 Region = Annotated[

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Cases = Annotated[
     list[Path],
     typer.Argument(
-        metavar="CASE...",
+        metavar="CASE",
         help="Case folders, 4D files, modality files or data set folders, or a splits file for its "
         "test cases; - reads paths from standard input.",
     ),

@@ -68,9 +68,9 @@ Modalities = Annotated[
     typer.Option(metavar="NAMES", help="MR sequences that every case must have."),
 ]
 Include = Annotated[
-    Patterns, _pattern("Only cases whose id matches, such as 'BraTS2021_*'; repeatable.")
+    Patterns, _pattern("Only cases whose id matches, such as 'BraTS2021_*'; can be repeated.")
 ]
-Exclude = Annotated[Patterns, _pattern("Leave out cases whose id matches; repeatable.")]
+Exclude = Annotated[Patterns, _pattern("Leave out cases whose id matches; can be repeated.")]
 
 
 def split(

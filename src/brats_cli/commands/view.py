@@ -20,9 +20,9 @@ FORMAT = "brats-views/1"
 Case = Annotated[
     list[Path],
     typer.Argument(
-        metavar="CASE...",
+        metavar="CASE",
         help="Case folders, 4D files, modality files or data sets, or a splits file for its test "
-        "cases; - reads paths from stdin.",
+        "cases; - reads paths from standard input.",
     ),
 ]
 Seg = Annotated[
@@ -45,7 +45,7 @@ Slice = Annotated[
     typer.Option(
         metavar="PLANE=INDEX",
         help="Slice to show instead of the one with most tumour, such as axial=77, counted "
-        "from 0. Repeatable.",
+        "from 0; can be repeated.",
     ),
 ]
 Montage = Annotated[

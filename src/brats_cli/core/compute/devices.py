@@ -1,4 +1,4 @@
-"""What this machine has: devices, arithmetic, memory and CPUs."""
+"""Devices to compute on: which there are, their arithmetic and their memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plain twin of `brats evaluate`: predictions against references, scored in parallel."""
+"""The function behind `brats evaluate`: predictions against references, scored in parallel."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def evaluate(
         output: A CSV file to write every score to, at the end.
         labels: Label scheme of the predictions; by default each file's header, name or values
             decide.
-        reference_labels: Label scheme of the references, likewise.
-        convention: Whose rules to follow for empty masks and HD95, one of `CONVENTIONS`.
-        tolerance: Of the surface Dice, in mm.
+        reference_labels: Label scheme of the references; by default as for the predictions.
+        convention: Rules for empty masks and HD95, one of `CONVENTIONS`.
+        tolerance: Tolerance of the surface Dice, in mm.
         within_brain: Whether the specificity counts only voxels inside the brain.
         lesion_wise: 2023 or 2024, to score lesion by lesion by that year's rules as well.
-        challenge: Whose lesion-wise rules, one of `CHALLENGES`; by default each case's id or
-            labels decide.
-        lesions: A CSV file to write a row per lesion to.
+        challenge: Challenge whose lesion-wise rules apply, one of `CHALLENGES`; by default each
+            case's id or labels decide.
+        lesions: A CSV file to write one row per lesion to.
         uncertainty: Folder of uncertainty maps, to score as BraTS 2020's task 3 did.
         brain: Folder of brain masks; by default the brain is where the case's T1 is not 0.
         missing_as_empty: Whether references without a prediction are scored as missed.
@@ -91,15 +91,15 @@ def evaluate(
         markdown: A file to write the table of means to, for papers.
         workers: Processes to use; None is one per CPU, where that pays.
         executor: Where to score the cases instead, or the address of a Dask scheduler.
-        fail_under: Means that have to be reached, as `WT.dice=0.8`; the report has those `missed`.
+        fail_under: Means that have to be reached, such as `WT.dice=0.8`; the report lists those
+            `missed`.
         overwrite: Whether outputs may exist.
-        on_progress: Called with what belongs together and the number of cases scored so far,
-            first with 0.
-        on_report: Called with the report before files are written, so that a full disk does not
-            take the scores along.
+        on_progress: Called with the pairs and the number of cases scored so far, first with 0.
+        on_report: Called with the report before files are written, so that the scores are not
+            lost if the disk is full.
 
     Raises:
-        BratsError: If nothing belongs together, a setting is wrong or a file cannot be written.
+        BratsError: If no prediction has a reference, a setting is wrong or writing fails.
     """
     thresholds = [Threshold.parse(each) if isinstance(each, str) else each for each in fail_under]
     if lesions is not None and lesion_wise is None:

@@ -145,7 +145,7 @@ class MeshFailure:
 
 @dataclass(frozen=True)
 class Meshes:
-    """What came of label maps, in their order.
+    """The meshes of label maps, in the order of the label maps.
 
     Attributes:
         made: The meshes that were written.
@@ -279,11 +279,11 @@ def mesh(
         output: A file for one mesh, a folder for several; None: beside each label map.
         format: stl, ply, obj or glb; None: by the suffix of `output`, or stl.
         space: Axes of the file: NIfTI's (ras) or DICOM's (lps).
-        scale: What coordinates are multiplied by.
+        scale: Factor to multiply coordinates by.
         smooth: none, light, medium or strong.
         interpolate: Whether to interpolate between slices; None: where they are thick.
         faces: How many triangles to reduce each surface to.
-        reduce: Or which part of its triangles to keep, above 0 and up to 1.
+        reduce: Or the part of each surface's triangles to keep, above 0 and up to 1.
         paint: A scan on the same grid to paint surfaces with (not STL).
         texture: Whether to paint into a picture (OBJ and GLB) rather than onto vertices.
         min_volume: Leave out separate parts smaller than this, in mm3.
@@ -294,7 +294,7 @@ def mesh(
         executor: Where to mesh instead, or the address of a Dask scheduler.
         skip_existing: Whether to keep meshes that exist.
         dry_run: Write nothing; the result's `planned` says what would be done and needed.
-        overwrite: Whether to replace them.
+        overwrite: Whether to replace meshes that exist.
         on_progress: Called with the numbers of label maps done and of all.
 
     Raises:

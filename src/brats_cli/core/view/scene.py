@@ -29,7 +29,7 @@ Array = npt.NDArray[Any]
 Affine = npt.NDArray[np.float64]
 
 SEQUENCES: Mapping[str, str] = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
-"""How the sequences are written for people, in the order in which they are shown."""
+"""The names of the sequences as they are printed, in the order in which they are shown."""
 
 PLANES: Mapping[str, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
 """The axis of the upright grid that each plane cuts across."""
@@ -200,7 +200,7 @@ class Scene:
 
 
 def load_scene(case: Case, wanted: Wanted) -> Scene:
-    """Read all that is shown of a case, crop it to the brain and turn it upright.
+    """Read everything that is shown of a case, crop it to the brain and turn it upright.
 
     Raises:
         CaseError: If the case has no image at all.

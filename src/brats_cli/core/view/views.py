@@ -1,4 +1,4 @@
-"""Which cases are shown with which files, and what is written where."""
+"""The function behind `brats view`: which cases are shown with which files, and where."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ StrPath = str | Path
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What was drawn of a case.
+    """The picture or page of a case.
 
     Attributes:
         case: Case id.
         file: The picture or page.
         volumes_mm3: By segmentation (prediction, reference) and region.
         scores: Dice and HD95 by region, if there was a reference; NaN where one is undefined.
-        review: The number by which `brats predict` says how soon a person should look, if known.
+        review: The review number of `brats predict` (high values first), if known.
         notes: What a reader should know, one sentence each.
     """
 
@@ -67,7 +67,7 @@ class View:
 
 @dataclass(frozen=True)
 class Views:
-    """What `view` made of its cases.
+    """The result of `view`.
 
     Attributes:
         made: In the order of the cases.
@@ -135,7 +135,7 @@ def view(
         on_progress: Called with the number of cases done and their total.
 
     Returns:
-        What was made; cases of a batch that failed are in it, and stop no other.
+        The files written; cases of a batch that fail are listed, and do not stop the others.
 
     Raises:
         BratsError: If nothing can be shown: no case, no match, or an output that exists.
@@ -391,7 +391,7 @@ def _reviews(folder: Path) -> dict[str, float]:
 
 
 def _show(job: _Job, *, slices: Sequence[str], montage: int | None) -> View | BratsError:
-    """Draw one case; what is wrong with it comes back as an error, for a batch to go on.
+    """Draw one case; an error is returned, not raised, so that a batch continues.
 
     Its file may be there if the process that drew it before was lost, and is replaced.
     """
