@@ -91,3 +91,33 @@ def test_a_header_of_brats_counts_before_all_else(tmp_path):
 def test_the_background_is_a_value_only_where_there_is_some(voxels, held):
     data = np.array(voxels, np.uint8).reshape(2, 2, 1)
     assert values_in(Volume(data, Grid((2, 2, 1), np.eye(4)))) == held
+
+
+# --- BIDS, whose dseg may be of anything -------------------------------------------------------
+
+TISSUES = "index\tname\n1\tGray Matter\n2\tWhite Matter\n3\tCSF\n"
+
+
+@pytest.mark.parametrize("values", [(1, 2, 3), (1, 2), (1, 2, 3, 4)], ids=str)
+def test_a_dseg_of_unknown_labels_is_never_guessed(tmp_path, values):
+    files = put(tmp_path / "sub-1/anat", **{"sub-1_dseg": values})
+    ((path, known),) = known_of(files).items()
+    with pytest.raises(LabelError, match="which fit several schemes: brats") as caught:
+        known.scheme({0, *values}, path, None)
+    assert caught.value.hint.startswith(
+        "if these are grey matter, white matter and CSF, leave it out; if not, choose one with "
+        "--labels: brats20"
+    )
+
+
+@pytest.mark.parametrize("table", ["dseg.tsv", "sub-1/sub-1_dseg.tsv", "sub-1/anat/sub-1_dseg.tsv"])
+def test_a_dseg_has_the_labels_that_its_table_names(tmp_path, table):
+    files = put(tmp_path / "sub-1/anat", **{"sub-1_dseg": (1, 2, 3)})
+    (tmp_path / table).write_text(TISSUES)
+    (said,) = meanings(files).values()
+    assert said.endswith(
+        "holds labels 0, 1, 2, 3, and its dseg.tsv says '1 Gray Matter, 2 White Matter, 3 CSF', "
+        "which no label scheme agrees with"
+    )
+    (tmp_path / table).write_text("index\tname\n1\tedema\n2\tnecrosis\n3\tenhancing tumor\n")
+    assert set(meanings(files).values()) == {"msd"}

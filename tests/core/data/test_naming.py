@@ -101,6 +101,7 @@ def test_every_id_has_a_row():
         ("sub-01_ses-2_acq-tse_T2w", ("sub-01_ses-2", "t2")),
         ("sub-01_ce-gd_FLAIR", ("sub-01_ce-gd_FLAIR", "")),
         ("sub-01_space-T1w_desc-manual_dseg", ("sub-01", "label")),
+        ("sub-01_ses-2_ce-gadolinium_dseg", ("sub-01_ses-2", "label")),
         ("UCSF-PDGM-0004_tumor_segmentation", ("UCSF-PDGM-0004", "label")),
         ("UCSF-PDGM-0004_brain_segmentation", ("UCSF-PDGM-0004_brain_segmentation", "")),
         ("UCSF-PDGM-0004_brain_parenchyma_segmentation",

@@ -14,7 +14,7 @@ from ..errors import BratsError
 from ..images.grid import Volume
 from ..images.nifti import count_labels, note_on_disk, shape_on_disk
 from .cases import Case
-from .dataset_json import Declared, declared_schemes, read_description
+from .dataset_json import Declared, declared_schemes, read_description, read_dseg_above
 from .folders import LABELS
 from .labels import LabelScheme, fitting_schemes, label_scheme, noted_scheme, tightest_schemes
 from .naming import naming_of, schemes_by_name
@@ -27,9 +27,9 @@ class Known:
 
     Attributes:
         declared: The label scheme that its header names.
-        allowed: The schemes that a dataset.json beside it, its data set or its name leave open;
-            empty if they leave all open.
-        unclear: The labels as dataset.json names them, if no label scheme agrees with it.
+        allowed: The schemes that a dataset.json or dseg.tsv beside it, its data set or its name
+            leave open; empty if they leave all open.
+        unclear: What that file says, if no label scheme agrees with it.
         together: Values of all label maps that share its scheme: those of one folder, of which
             nothing else is known.
     """
@@ -108,7 +108,7 @@ def known_of(
                 alike = kin.setdefault((naming_of(case_id).name, names), {})
                 alike.setdefault("", []).append(path)
         elif (said := beside(path.absolute().parent)).words:
-            found[path] = Known(None, said.schemes, said.words if said.is_unclear else "")
+            found[path] = Known(None, said.schemes, said.unclear)
         else:
             found[path] = Known(None, schemes_by_name(case_id, shape_on_disk(path)))
             folder = kin.setdefault(path.absolute().parent, {})
@@ -122,12 +122,13 @@ def declared_beside(label_map: Path) -> Declared:
     """What a dataset.json beside a label map, or above its `labelsTr`, says of its values.
 
     nnU-Net copies the one of the data set that it was trained on into the folder of predictions.
+    BIDS has a dseg.tsv beside the label map, or above the folder of the subject.
     """
     folder = label_map.absolute().parent
     description = read_description(folder)
     if not description and LABELS.fullmatch(folder.name):
         description = read_description(folder.parent)
-    return declared_schemes(description)
+    return declared_schemes(description or read_dseg_above(folder))
 
 
 def _together(

@@ -127,9 +127,9 @@ def _parsed(name: str) -> tuple[str, str]:
     """Case id and the suffix, as `ROLES` has it, of a file name without its ending."""
     if bids := _BIDS.fullmatch(name):
         suffix = bids["suffix"].lower()
-        if "_ce-" not in bids["entities"]:
+        if "_ce-" not in bids["entities"] or suffix == "dseg":
             return bids["id"], suffix
-        # An enhanced T1; of the others the one without contrast is wanted.
+        # An enhanced T1; of the other images the one without contrast is wanted.
         return (bids["id"], "t1ce") if suffix == "t1w" else (name, "")
     match = _SUFFIX.fullmatch(name)
     if match is None:
