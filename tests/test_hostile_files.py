@@ -177,6 +177,17 @@ def _wide_of_monai(path):
     checkpoint(network={"name": "monai/UNet", "options": options}).save(path)
 
 
+def _wide_of_monai_transformer(path):
+    """Wide, then wrong: what is wrong is found when the memory for the rest was taken."""
+    options = {"feature_size": 4080, "depths": [64] * 4, "norm_name": "nonsense"}
+    checkpoint(network={"name": "monai/SwinUNETR", "options": options}).save(path)
+
+
+def _deep_of_monai_transformer(path):
+    options = {"feature_size": 12, "depths": [4096] * 4, "window_size": [4096] * 3}
+    checkpoint(network={"name": "monai/SwinUNETR", "options": options}).save(path)
+
+
 def _wide_of_nnunet(path):
     network = {
         "name": "nnunet/PlainConvUNet", "features": [4096] * 9, "kernels": [[9, 9, 9]] * 9,
@@ -215,6 +226,8 @@ NO_CHECKPOINT, UNSOUND = "is not a brats checkpoint", "is not a sound checkpoint
         (_nested, NO_CHECKPOINT),
         (_wide, "do not fit its network"),
         (_wide_of_monai, UNSOUND),
+        (_wide_of_monai_transformer, UNSOUND),
+        (_deep_of_monai_transformer, UNSOUND),
         (_wide_of_nnunet, UNSOUND),
     ],
 )
