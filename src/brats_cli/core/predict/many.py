@@ -57,7 +57,8 @@ _LOADERS_OF_A_GPU = 2
 
 MANIFEST = "predictions.jsonl"
 """File in a folder of predictions with one line per prediction, in the order they were made; if a
-case has several lines, the last one is valid."""
+case has several lines, the last one is valid. One without `finished` says that the case's files are
+being replaced, so that no line is of others than those that lie there."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,7 @@ def predict(
         models=tuple(path(model) for each in given for model in checkpoint_paths(each)),
         config=config,
         manifest=manifest,
+        lines=frozenset(lines or ()),
         overwrite=replacing,
     )
     left_out = [job for job in jobs if job not in todo]
@@ -357,12 +359,14 @@ class Batch:
         models: Checkpoints; several are averaged.
         config: How cases are segmented.
         manifest: File that gets a line per prediction, if any.
+        lines: Ids of the cases that have one already.
         overwrite: Whether to replace outputs that exist.
     """
 
     models: tuple[Path, ...]
     config: PredictConfig
     manifest: Path | None = None
+    lines: frozenset[str] = frozenset()
     overwrite: bool = False
 
     def run(
@@ -402,9 +406,17 @@ class Batch:
         The manifest is written here: lines that several machines append to one file may get lost.
         """
         self._predictor(CPU)  # for what is wrong with the models
+        for job in jobs:  # as they may go on when this process is gone
+            self.withdraw(job)
         # A case whose worker was lost may have been written.
         away = replace(self, manifest=None, overwrite=True)
         return self._over(executor, _Segment(away, device, gpu), jobs, on_share)
+
+    def withdraw(self, job: Job) -> None:
+        """Say in the manifest, if a case has a line in it, that its files are being replaced."""
+        if self.manifest and job.case.id in self.lines:
+            row = {"format": FORMAT, "case": job.case.id, "file": str(job.file)}
+            append_line(self.manifest, json.dumps(row))
 
     def _over(
         self, executor: Executor, task: _Segment, jobs: Sequence[Job], on_share: Share
@@ -483,6 +495,7 @@ class _Stages:
         started = time.perf_counter()
         assert work.samples is not None
         found = self.predictor.decode(work.loaded, work.samples)
+        self.batch.withdraw(work.job)
         found.write(work.job.file, overwrite=self.batch.overwrite)
         device = self.predictor.device
         prediction = Prediction(
@@ -613,14 +626,15 @@ def require_outputs_writable(
 
 
 def recorded(manifest: Path | None) -> set[str] | None:
-    """Ids of the cases that have a line in a manifest; None if there is no manifest."""
+    """Ids of the cases that have a valid line in a manifest; None if there is no manifest."""
     if manifest is None or not manifest.is_file():
         return None
-    found = set()
+    found: dict[str, bool] = {}
     for line in read_text(manifest).splitlines():
         with suppress(ValueError, LookupError, TypeError):
-            found.add(json.loads(line)["case"])
-    return found
+            row = json.loads(line)
+            found[row["case"]] = "finished" in row
+    return {case for case, valid in found.items() if valid}
 
 
 # --- at the same time --------------------------------------------------------------------------

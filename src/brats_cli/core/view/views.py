@@ -390,11 +390,12 @@ def _reviews(folder: Path) -> dict[str, float]:
     manifest = folder / _MANIFEST
     if not manifest.is_file():
         return {}
-    reviews = {}
+    reviews: dict[str, float] = {}
     for line in read_text(manifest).splitlines():
         try:
             row = parse_json(line)
-            reviews[str(row["case"])] = float(row["review"])  # of several lines the last holds
+            reviews.pop(str(row["case"]), None)  # of several lines the last holds
+            reviews[str(row["case"])] = float(row["review"])
         except (ArithmeticError, LookupError, TypeError, ValueError):
             continue
     return {case: review for case, review in reviews.items() if math.isfinite(review)}
