@@ -12,6 +12,7 @@ from brats_cli.core.writing import (
     append_line,
     growing_file,
     own_folder,
+    require_ending,
     require_writable,
     together,
     whole_file,
@@ -296,3 +297,18 @@ def test_a_failure_among_several_files_leaves_all_old_ones(tmp_path):
 def test_nothing_to_write_together_is_no_error():
     with together():
         pass
+
+
+# --- names of other formats --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "a.JSON", "b/a.nii.gz", "a.tsv"])
+def test_a_name_of_another_format_is_refused(name):
+    with pytest.raises(OutputError, match=r"it is written in the format \.csv") as caught:
+        require_ending(Path(name), ".csv", ".txt")
+    assert caught.value.hint == "end its name in .csv or .txt"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.CSV", "a.txt", "a", "scores_0.5", "a.b"])
+def test_other_names_are_fine(name):
+    require_ending(Path(name), ".csv", ".txt")

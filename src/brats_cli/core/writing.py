@@ -50,6 +50,31 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
         raise OutputError(path, f"no permission to write in {folder.absolute()}")
 
 
+_FORMATS = {
+    ".csv", ".tsv", ".xls", ".xlsx", ".ods", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".md",
+    ".html", ".htm", ".pdf", ".doc", ".docx", ".png", ".jpg", ".jpeg", ".svg", ".tif", ".tiff",
+    ".nii", ".gz", ".mha", ".mhd", ".nrrd", ".npy", ".npz", ".h5", ".pkl", ".parquet", ".pt",
+    ".pth", ".onnx", ".stl", ".obj", ".ply", ".glb", ".zip",
+}  # fmt: skip
+"""Endings that people know as formats."""
+
+
+def require_ending(path: Path, *endings: str) -> None:
+    """Check that `path` does not name another format than it is written in: the first of `endings`.
+
+    An ending that stands for no format, as in `scores_0.5`, is fine.
+
+    Raises:
+        OutputError: If it does.
+    """
+    if path.suffix.lower() in _FORMATS.difference(endings):
+        raise OutputError(
+            path,
+            f"it is written in the format {endings[0]}",
+            hint=f"end its name in {' or '.join(endings)}",
+        )
+
+
 @contextmanager
 def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`, which replaces `path` if the block succeeds.

@@ -114,6 +114,22 @@ def test_the_layout_decides_between_schemes_that_read_alike():
     assert names(labels, "") == ["msd", "nnunet"]
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "whole tumor": [1, 2, 3], "enhancing tumor": 3},  # where is the edema?
+        {"background": 0, "enhancing": 3},
+        {"WT": [1, 2, 3]},
+    ],
+    ids=repr,
+)
+def test_the_layout_does_not_decide_what_the_words_leave_open(labels):
+    for layout in ("nnunet", "msd"):
+        found = set(names(labels, layout))
+        assert {layout, "brats2023"} <= found
+        assert not {"nnunet", "msd"} <= found
+
+
 def test_a_folder_without_description_says_nothing(tmp_path):
     assert read_description(tmp_path) == {}
     (tmp_path / "dataset.json").write_text("[]")

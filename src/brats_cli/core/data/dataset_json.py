@@ -125,7 +125,7 @@ def declared_schemes(description: Mapping[str, Any], layout: str = "") -> Declar
     """The label schemes that agree with dataset.json, or dseg.tsv, in every label that it names.
 
     Every word has to be understood. A scheme with just the values named counts before those with
-    more, and among equals the one of the layout (`msd`, `nnunet`) alone.
+    more, and among those of the same tissues the one of the layout (`msd`, `nnunet`) alone.
     """
     source = "dataset.json" if description.get("labels") else _DSEG
     labels = description.get("labels") or description.get(_DSEG)
@@ -146,8 +146,8 @@ def declared_schemes(description: Mapping[str, Any], layout: str = "") -> Declar
         if meant and all(values == _of(concept, scheme) for concept, values in meant)
     ]
     exact = [scheme for scheme in fitting if named == scheme.values - {0}] or fitting
-    if chosen := [scheme for scheme in exact if scheme.name == layout]:
-        exact = chosen
+    for chosen in [scheme for scheme in exact if scheme.name == layout]:
+        exact = [each for each in exact if each is chosen or each.tissues != chosen.tissues]
     return Declared(tuple(exact), _short(words), source)
 
 

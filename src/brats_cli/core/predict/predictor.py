@@ -276,11 +276,11 @@ class Predictor:
         present = self._present(case)
         _require_memory(case, len(present))
         volumes = read_images(case, present)
-        if blank := [m for m, each in zip(present, volumes, strict=True) if not each.data.any()]:
+        if blank := [m for m, each in zip(present, volumes, strict=True) if each.is_blank]:
             present = self._present(case, blank)
-            volumes = [each for each in volumes if each.data.any()]
-        _warn_of_skull(case, dict(zip(present, volumes, strict=True)))
+            volumes = [each for each in volumes if not each.is_blank]
         prepared = prepare_by(self.recipe, volumes)
+        _warn_of_skull(case, dict(zip(present, volumes, strict=True)))
         images = prepared.images
         if present != self.modalities:
             images = np.zeros((len(self.modalities), *images.shape[1:]), dtype=np.float32)

@@ -21,7 +21,7 @@ from ..data.naming import case_id_of
 from ..errors import BratsError, CaseError, ConfigError, UnreadableFileError
 from ..images.grid import Box, Mask, Volume, bounding_box, require_same_grid
 from ..images.nifti import read_image, stem
-from ..writing import require_writable, together
+from ..writing import require_ending, require_writable, together
 from .conventions import Convention, challenge_named, challenge_of, convention_named
 from .lesions import YEARS, LesionRules, LesionScore, lesion_rules, require_challenge, score_lesions
 from .metrics import score
@@ -121,8 +121,16 @@ def evaluate(
         require_challenge(scoring.lesion_wise, scoring.challenge)
     # One plot stands for all of them: which there are depends on the scores.
     plot = None if plots is None else Path(plots) / "distributions.png"
-    for file in (output, lesions, report, reliability, markdown, plot):
+    for file, *endings in (
+        (output, ".csv", ".txt"),
+        (lesions, ".csv", ".txt"),
+        (report, ".html", ".htm"),
+        (reliability, ".png"),
+        (markdown, ".md", ".txt"),
+        (plot, ".png"),
+    ):
         if file is not None:
+            require_ending(Path(file), *map(str, endings))
             require_writable(Path(file), overwrite=overwrite)
     matching = match(path(predictions), path(references), missing_as_empty=missing_as_empty)
     if reliability is not None:
