@@ -1,6 +1,6 @@
 """Interrupts every command that writes, in many ways, and looks at what is left on disk.
 
-    python tests/interruptions.py [--tries N] [--points N] [COMMAND...]
+    python tests/interruptions.py [--tries N] [--points N] [--only FAULT...] [COMMAND...]
 
 After each fault, every output must hold its old content or the whole new one; the next run must
 leave what an undisturbed run leaves, byte for byte, and nothing else. The faults:
@@ -973,8 +973,10 @@ def _make_network(given: Path) -> None:
 # --- a run -------------------------------------------------------------------------------------
 
 
-def inject(names: list[str], *, tries: int, points: int, root: Path) -> list[Bench]:
-    """Inject all faults into some commands; prints as it goes."""
+def inject(
+    names: list[str], *, tries: int, points: int, root: Path, only: list[str] | None = None
+) -> list[Bench]:
+    """Inject all faults, or `only` some, into some commands; prints as it goes."""
     wanted = [SCENARIOS[name] for name in names]
     ready = [each for each in wanted if not each.needs or importlib.util.find_spec(each.needs)]
     for each in wanted:
@@ -998,7 +1000,8 @@ def inject(names: list[str], *, tries: int, points: int, root: Path) -> list[Ben
         few = min(points, max(6, int(20 / bench.seconds)))
         try:
             for each in faults:
-                each(bench, tries, few)
+                if not only or each.__name__ in only:
+                    each(bench, tries, few)
         except KeyboardInterrupt:  # a machine's patience is over: what was found is still shown
             bench.lost.append(f"{scenario.name}: stopped before all faults were tried")
         steps = ", ".join(map(str, bench.steps.values()))
@@ -1033,13 +1036,15 @@ def main() -> int:
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help=", ".join(SCENARIOS))
     parser.add_argument("--tries", type=int, default=30, help="random instants of each kind")
     parser.add_argument("--points", type=int, default=24, help="steps and lengths of each kind")
+    every = [each.__name__ for each in (*FAULTS, *FAULTS_OF_INPUTS, *FAULTS_OF_ROOT)]
+    parser.add_argument("--only", action="append", choices=every, help="of the faults; repeat it")
     parser.add_argument("--json", type=Path, help="write what was found to this file")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="brats-faults-") as folder:
         root = Path(folder).resolve()
         root.chmod(0o755)  # so that nobody may read
         names = given.commands or list(SCENARIOS)
-        benches = inject(names, tries=given.tries, points=given.points, root=root)
+        benches = inject(names, tries=given.tries, points=given.points, root=root, only=given.only)
     print(table(benches))
     if given.json:
         found = {each.scenario.name: each.found for each in benches}
