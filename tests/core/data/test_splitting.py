@@ -269,6 +269,13 @@ def test_a_table_that_does_not_serve_is_named(tmp_path, option, message):
         table_strata(f"{tmp_path}/{option}", visits(2))
 
 
+@pytest.mark.parametrize("change", [str.lower, str.upper, str.title])
+def test_ids_of_a_table_may_differ_in_upper_and_lower_case(tmp_path, change):
+    first, second = visits(2)
+    path = table(tmp_path, f"id,Grade\n{change(first.id)},HGG\n{change(second.patient)},LGG\n")
+    assert table_strata(f"{path}:Grade", [first, second]) == {first.id: "HGG", second.id: "LGG"}
+
+
 def test_a_table_of_other_ids_is_named(tmp_path):
     path = table(tmp_path, "id,Grade\nsomebody,HGG\n")
     with pytest.raises(SplitError, match=r"no column of .*table.csv holds the case ids"):

@@ -361,7 +361,11 @@ def _with_known(jobs: Sequence[_Job]) -> list[_Job]:
 
 
 def _of_case(source: Path | Mapping[str, Path], case_id: str) -> Path | None:
-    return source if isinstance(source, Path) else source.get(case_id)
+    """Its file in a source; ids may differ in upper and lower case, as in `evaluate`."""
+    if isinstance(source, Path):
+        return source
+    alike = (path for name, path in source.items() if name.casefold() == case_id.casefold())
+    return source.get(case_id) or next(alike, None)
 
 
 def _same(first: Path, second: Path) -> bool:
