@@ -186,6 +186,20 @@ def test_what_dataset_json_says(description):
         declared_schemes(description, layout)
 
 
+DSEG = "index\tname\n0\tBackground\n1\tnecrosis\n2\tedema\n4\tenhancing tumour\n"
+
+
+@fuzzed(content=encoded(sprinkled(st.just(DSEG))))
+@example(DSEG.encode())
+def test_the_table_of_labels_of_bids(here, content):
+    folder = here / "bids/sub-1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sub-1_dseg.tsv").write_bytes(content)
+    found = only_brats_errors(lambda: declared_beside(folder / "sub-1_dseg.nii"))
+    if content == DSEG.encode():
+        assert [scheme.name for scheme in found.schemes] == ["brats2020"]
+
+
 ROW = {"case": "A", "review": 0.5, "outputs": ["A.nii.gz"], "volumes_mm3": {"WT": 1.0}}
 
 
