@@ -347,7 +347,9 @@ def preload(words: tuple[str, ...], folder: Path) -> None:
         os._exit = leave_word
 
     in_child(words, folder, tell)
-    for name in sorted((folder / "modules").read_text().split()):
+    # Of text of others; nobody may find it where Python is root's.
+    more = ["encodings.utf_8_sig", "encodings.cp1252"]
+    for name in sorted([*(folder / "modules").read_text().split(), *more]):
         with contextlib.suppress(Exception):
             importlib.import_module(name)
 
