@@ -160,7 +160,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     columns: dict[str, int] = {}
     for number, name in enumerate(names):
         if name.strip():
-            columns.setdefault(name, number)
+            columns.setdefault(name.strip(), number)
     return [
         {name: line[number] if number < len(line) else "" for name, number in columns.items()}
         for line in lines

@@ -146,15 +146,19 @@ def test_a_crop_that_would_lose_labels_is_padded_instead():
     assert np.array_equal(second.data, LABELS)
 
 
-@pytest.mark.parametrize("shift", [0.5, 0.4])
+# By whole voxels as well: of two maps of one shape that are apart, one has a wrong header.
+@pytest.mark.parametrize("shift", [2.5, 2.4, 1, 2, -3, 30])
 def test_voxels_that_do_not_coincide_are_not_moved(shift):
     affine = AFFINE.copy()
-    affine[0, 3] += shift + 2
+    affine[:, 3] += AFFINE[:, 0] * shift
     with pytest.raises(GridMismatchError, match="corners"):
         on_one_grid(volume(LABELS, AFFINE), volume(LABELS, affine, path=Path("b.nii")))
 
 
-@pytest.mark.parametrize("lost", [np.eye(4), AFFINE])
+# The identity, as ITK and FSL write it too; or codes that say nothing.
+@pytest.mark.parametrize(
+    "lost", [np.eye(4), np.diag([-1, -1, 1, 1.0]), np.diag([-1, 1, 1, 1.0]), AFFINE]
+)
 def test_a_lost_header_is_named_and_nothing_is_resampled(lost):
     one = volume(LABELS, AFFINE + np.diag([0, 0, 0, 0.0]), path=Path("t.nii"))
     moved = lost.copy()

@@ -1,11 +1,16 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
 
 from brats_cli.core.data.finding import find_cases
+from brats_cli.core.data.manifest import MANIFEST
 from brats_cli.core.errors import CaseError, UnreadableFileError
 from brats_cli.core.images.nifti import read_labels
+from brats_cli.core.predict import batch
 from brats_cli.core.predict.many import PredictionStarted, Skipped, predict
-from brats_cli.core.predict.outputs import Prediction
+from brats_cli.core.predict.outputs import Prediction, recorded
 
 
 def test_events_tell_what_happens_in_order(model, phantoms, tmp_path):
@@ -55,3 +60,89 @@ def test_no_case_at_all_is_an_error_that_is_raised(tmp_path):
         next(predict([tmp_path / "a", tmp_path / "b"]))
     with pytest.raises(CaseError, match="no paths of cases were given"):
         next(predict([]))
+
+
+# --- killed while outputs are replaced ---------------------------------------------------------
+
+
+class KilledError(BaseException):
+    """Nothing catches it, as nothing catches a SIGKILL."""
+
+
+def kill_at_rename(patch, number):
+    """Of all renames, the one with this number is not done, nor any after it."""
+    rename, count = Path.replace, 0
+
+    def replace(self, target):
+        nonlocal count
+        count += 1
+        if count >= number:
+            raise KilledError
+        return rename(self, target)
+
+    patch.setattr(Path, "replace", replace)
+
+
+def versions(folder, new):
+    """Whether each file of a case is the new one."""
+    return {
+        path.name.removesuffix(".nii.gz").partition("_")[2]: path.read_bytes()
+        == (new / path.name).read_bytes()
+        for path in sorted(folder.glob("*.nii.gz"))
+    }
+
+
+@pytest.mark.parametrize("rename", [1, 2, 3])
+def test_the_case_that_a_kill_hit_is_done_again_and_never_half_new(
+    model, phantoms, tmp_path, rename
+):
+    case = find_cases(phantoms)[0].folder
+    wanted = {"model": model, "device": "cpu", "probabilities": True, "uncertainty": True}
+    old, new = tmp_path / "old", tmp_path / "new"
+    list(predict(case, output=new, **wanted))
+    list(predict(case, output=old, labels="brats2020", **wanted))
+    for kind in ("probabilities", "uncertainty"):
+        (old / f"{case.name}_{kind}.nii.gz").write_bytes(b"old")
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at_rename(patch, rename)
+        with pytest.raises(KilledError):
+            list(predict(case, output=old, overwrite=True, **wanted))
+    # All that is there is old, or all is new; the label map is always there.
+    assert (
+        versions(old, new)
+        == [
+            {"": False},
+            {"": True},
+            {"": True, "probabilities": True},
+        ][rename - 1]
+    )
+    started, done = predict(case, output=old, skip_existing=True, **wanted)
+    assert (started.cases, type(done)) == (1, Prediction)
+    assert versions(old, new) == {"": True, "probabilities": True, "uncertainty": True}
+
+
+@pytest.mark.parametrize("executor", [False, True])
+def test_a_kill_before_the_line_of_a_case_leaves_no_line_of_its_old_files(
+    model, phantoms, tmp_path, executor
+):
+    cases = [case.folder for case in find_cases(phantoms)[:1]]
+    wanted = {"model": model, "device": "cpu", "output": tmp_path}
+    *_, done = predict(cases, labels="brats2020", **wanted)
+    assert recorded(tmp_path / MANIFEST) == {done.case}
+    add = batch.append_line
+
+    def append(path, line):
+        if "finished" in line:
+            raise KilledError
+        add(path, line)
+
+    with ThreadPoolExecutor(1) as threads, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "append_line", append)
+        with pytest.raises(KilledError):
+            list(predict(cases, overwrite=True, executor=threads if executor else None, **wanted))
+    assert recorded(tmp_path / MANIFEST) == set()
+    started, *again = predict(cases, skip_existing=True, **wanted)
+    assert (started.cases, len(again)) == (1, 1)
+    assert recorded(tmp_path / MANIFEST) == {done.case}
+    (skipped, started) = predict(cases, skip_existing=True, **wanted)
+    assert (type(skipped), started.cases) == (Skipped, 0)

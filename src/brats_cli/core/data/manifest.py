@@ -9,7 +9,8 @@ from ..reading import parse_json, read_text
 
 MANIFEST = "predictions.jsonl"
 """File in a folder of predictions with one line per prediction, in the order they were made; if a
-case has several lines, the last one is valid."""
+case has several lines, the last one is valid. One without `finished` says that the case's files are
+being replaced, so that no line is of others than those that lie there."""
 
 
 def read_manifest(path: Path) -> list[dict[str, Any]]:

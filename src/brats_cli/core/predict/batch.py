@@ -20,7 +20,7 @@ from ..model.checkpoint import Checkpoint
 from ..model.windows import CPU
 from ..wording import KILLED
 from ..writing import append_line
-from .outputs import Job, Prediction
+from .outputs import FORMAT, Job, Prediction
 from .predictor import Loaded, PredictConfig, Predictor, Samples
 
 # A GPU takes 0.1 s for a case, which takes several times that to be unzipped and prepared.
@@ -38,12 +38,14 @@ class Batch:
         models: Checkpoints; several are averaged.
         config: How cases are segmented.
         manifest: File that gets a line per prediction, if any.
+        lines: Ids of the cases that have one already.
         overwrite: Whether to replace outputs that exist.
     """
 
     models: tuple[Path, ...]
     config: PredictConfig
     manifest: Path | None = None
+    lines: frozenset[str] = frozenset()
     overwrite: bool = False
 
     def run(
@@ -77,6 +79,12 @@ class Batch:
             BratsError: If a model cannot be read, or if several cannot be averaged.
         """
         return Predictor([Checkpoint.load(path) for path in self.models], device, self.config)
+
+    def withdraw(self, job: Job) -> None:
+        """Say in the manifest, if a case has a line in it, that its files are being replaced."""
+        if self.manifest and job.case.id in self.lines:
+            row = {"format": FORMAT, "case": job.case.id, "file": str(job.file)}
+            append_line(self.manifest, json.dumps(row))
 
     def record(self, prediction: Prediction) -> None:
         """Add a line to the manifest."""
@@ -145,6 +153,7 @@ class Stages:
         started = time.perf_counter()
         assert work.samples is not None
         found = self.predictor.decode(work.loaded, work.samples)
+        self.batch.withdraw(work.job)
         found.write(work.job.file, overwrite=self.batch.overwrite)
         device = self.predictor.device
         prediction = Prediction(

@@ -148,6 +148,7 @@ def predict(
         models=tuple(path(model) for each in given for model in checkpoint_paths(each)),
         config=config,
         manifest=manifest,
+        lines=frozenset(lines or ()),
         overwrite=replacing,
     )
     left_out = [job for job in jobs if job not in todo]

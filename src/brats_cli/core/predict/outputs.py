@@ -129,7 +129,8 @@ def require_outputs_writable(
 
 
 def recorded(manifest: Path | None) -> set[str] | None:
-    """Ids of the cases that have a line in a manifest; None if there is no manifest."""
+    """Ids of the cases that have a valid line in a manifest; None if there is no manifest."""
     if manifest is None or not manifest.is_file():
         return None
-    return {str(row["case"]) for row in read_manifest(manifest) if "case" in row}
+    lines = {str(row["case"]): row for row in read_manifest(manifest) if "case" in row}
+    return {case for case, row in lines.items() if "finished" in row}

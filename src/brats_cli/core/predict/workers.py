@@ -51,6 +51,8 @@ def run_on_workers(
 ) -> Iterator[Prediction | BratsError]:
     """As `Batch.run`, but on the device of whoever does the work, in any process of any machine."""
     batch.require_models()
+    for job in jobs:  # as they may go on when this process is gone
+        batch.withdraw(job)
     # A case whose worker was lost may have been written. The manifest is written here: lines that
     # several machines append to one file may get lost.
     away = replace(batch, manifest=None, overwrite=True)

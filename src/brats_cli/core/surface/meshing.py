@@ -517,10 +517,11 @@ def _is_due(base: _Base, region: str, config: MeshConfig, meshes: Meshes) -> boo
         OutputError: If it cannot be written.
     """
     file = base.of(region)
-    if config.skip_existing and file in base.existing:
+    files = files_of(file, textured=config.is_textured)
+    if config.skip_existing and base.existing.issuperset(files):
         meshes.skipped.append(file)
         return False
-    for each in files_of(file, textured=config.is_textured):
+    for each in files:
         require_writable(each, overwrite=config.is_replacing or each not in base.existing)
     return True
 

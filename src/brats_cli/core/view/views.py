@@ -354,7 +354,11 @@ def _with_known(jobs: Sequence[_Job]) -> list[_Job]:
 
 
 def _of_case(source: Path | Mapping[str, Path], case_id: str) -> Path | None:
-    return source if isinstance(source, Path) else source.get(case_id)
+    """Its file in a source; ids may differ in upper and lower case, as in `evaluate`."""
+    if isinstance(source, Path):
+        return source
+    alike = (path for name, path in source.items() if name.casefold() == case_id.casefold())
+    return source.get(case_id) or next(alike, None)
 
 
 def _same(first: Path, second: Path) -> bool:
@@ -380,10 +384,11 @@ def _maps_in(folder: Path, kind: str) -> dict[str, Path]:
 
 def _reviews(folder: Path) -> dict[str, float]:
     """The review number of each case by the manifest of a folder of predictions; often none."""
-    reviews = {}
+    reviews: dict[str, float] = {}
     for row in read_manifest(folder / MANIFEST):
         with suppress(ArithmeticError, LookupError, TypeError, ValueError):
-            reviews[str(row["case"])] = float(row["review"])  # of several lines the last holds
+            reviews.pop(str(row["case"]), None)  # of several lines the last holds
+            reviews[str(row["case"])] = float(row["review"])
     return {case: review for case, review in reviews.items() if math.isfinite(review)}
 
 
