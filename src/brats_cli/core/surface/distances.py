@@ -13,8 +13,9 @@ from scipy.spatial import cKDTree
 from .triangles import Indices, Points, TriangleMesh, corners_of, crosses_of, dot
 from .voxels import VoxelSurface
 
-POINTS = 2500
-"""Points each way: enough for the mean to 0.002 mm."""
+POINTS = 1500
+"""Points each way that are measured of a surface. On real tumours the mean is then within 0.005 mm
+of that of 30,000 points, and the 95th percentile within 0.012; the maximum is of these points."""
 
 _NEAREST = 24
 """Candidates for the nearest triangle of a point, by their centres. Against Open3D's exact search
@@ -54,12 +55,14 @@ def voxel_distances(
         points: How many are looked at each way; the same ones every time.
     """
     middle = mesh.vertices.mean(axis=0)
-    moved = TriangleMesh(mesh.vertices - middle, mesh.faces)
-    centres = surface.vertices @ affine[:3, :3].T + affine[:3, 3] - middle
+    corners = corners_of((mesh.vertices - middle).T, mesh.faces)
+    moved = affine.copy()
+    moved[:3, 3] -= middle
+    centres = surface.vertices @ moved[:3, :3].T + moved[:3, 3]
     chosen = centres if len(centres) <= points else centres[:: len(centres) // points + 1]
     ways = (
-        _to_squares(_samples(moved, points), centres, surface, affine[:3, :3].T / 2),
-        _to_triangles(chosen, corners_of(moved.vertices.T, moved.faces)),
+        _to_squares(_samples(corners, mesh.areas_mm2, points), centres, surface, moved),
+        _to_triangles(chosen, corners),
     )
     return Distances(
         float(np.mean([way.mean() for way in ways])),
@@ -68,15 +71,13 @@ def voxel_distances(
     )
 
 
-def _samples(mesh: TriangleMesh, number: int) -> Points:
-    """Points spread over a mesh by area, (N, 3); the same ones every time."""
-    corners = corners_of(mesh.vertices.T, mesh.faces)
-    crosses = crosses_of(corners)
-    area = np.cumsum(np.sqrt(dot(crosses, crosses)))
+def _samples(corners: list[Points], areas: Points, number: int) -> Points:
+    """Points spread over triangles by area, (N, 3); the same ones every time."""
+    area = np.cumsum(areas)
     generator = np.random.default_rng(0)
     # One in each of equal parts of the area, which scatters less than anywhere.
     places = (np.arange(number) + generator.random(number)) / number * area[-1]
-    face = np.minimum(np.searchsorted(area, places), len(mesh.faces) - 1)
+    face = np.minimum(np.searchsorted(area, places), len(area) - 1)
     u, v = generator.random((2, number))
     beyond = u + v > 1
     u, v = np.where(beyond, 1 - u, u), np.where(beyond, 1 - v, v)
@@ -86,17 +87,24 @@ def _samples(mesh: TriangleMesh, number: int) -> Points:
 
 
 def _to_squares(
-    points: Points, centres: Points, surface: VoxelSurface, half_sides: Points
+    points: Points,
+    centres: Points,
+    surface: VoxelSurface,
+    affine: npt.NDArray[np.floating[Any]],
 ) -> Points:
     """Distance of each point (N, 3) to the nearest face between voxels.
 
     Args:
         points: (N, 3).
         centres: Of the faces, (V, 3).
-        surface: Which of the three ways each of them lies.
-        half_sides: Half a step along each voxel axis, (3, 3).
+        surface: The faces, in voxel indices.
+        affine: (4, 4), from these to the points' space.
     """
+    nearest, is_known = _to_near_squares(points, surface, affine)
+    if is_known.all():
+        return nearest
     axis = np.abs(surface.steps).argmax(axis=1)
+    half_sides = affine[:3, :3].T / 2
     right, up = np.roll(half_sides, -1, axis=0), np.roll(half_sides, -2, axis=0)  # of each axis
     reach = np.sqrt(np.maximum(((right + up) ** 2).sum(axis=1), ((right - up) ** 2).sum(axis=1)))
 
@@ -107,18 +115,78 @@ def _to_squares(
         nearer: Points = np.minimum(_to_triangle(these, a, b, c), _to_triangle(these, a, c, d))
         return nearer
 
-    return _nearest(points, centres, reach[axis], distance, count=_NEAREST // 2)
+    far = points[~is_known]
+    nearest[~is_known] = _nearest(far, centres, reach[axis], distance, count=_NEAREST // 2)
+    return nearest
+
+
+def _to_near_squares(
+    points: Points, surface: VoxelSurface, affine: npt.NDArray[np.floating[Any]]
+) -> tuple[Points, npt.NDArray[np.bool_]]:
+    """Distance of each point (N, 3) to the nearest face between voxels that is near it.
+
+    A point lies between the centres of eight voxels. Any face but the twelve between these is
+    beyond one of the planes half a voxel outside of that cube; farther planes follow one by one.
+
+    Returns:
+        The distances, (N,), and for which points nothing can be nearer, (N,). Voxels with slanted
+        sides are left to others: then none is known.
+    """
+    nearest, is_known = np.full(len(points), np.inf), np.zeros(len(points), dtype=bool)
+    sides = affine[:3, :3].T
+    spacing = np.sqrt((sides**2).sum(axis=1))
+    if (np.abs(sides @ sides.T / np.outer(spacing, spacing) - np.eye(3)) > 1e-5).any():
+        return nearest, is_known
+    places = np.linalg.solve(affine[:3, :3], (points - affine[:3, 3]).T).T
+    cells = np.floor(places)
+    inside = places - cells
+    to_side = np.minimum(inside, 1 - inside)
+    first = np.floor(surface.vertices.min(axis=0)) - _RINGS
+    shape = tuple((np.ceil(surface.vertices.max(axis=0)) + _RINGS + 1 - first).astype(int))
+    axis = np.abs(surface.steps).argmax(axis=1)
+    is_face = np.zeros((3, *shape), dtype=bool)
+    is_face[(axis, *np.floor(surface.vertices - first).astype(int).T)] = True
+    due = np.flatnonzero(((cells >= first + _RINGS) & (cells - first + _RINGS + 1 < shape)).all(1))
+    for ring in range(_RINGS + 1):
+        across, low = _edges(ring)
+        corner = (cells[due] - first).astype(int)
+        found = is_face[(across, *(corner[:, None] + low).transpose(2, 0, 1))]
+        row, edge = np.nonzero(found)
+        beyond = np.abs(inside[due][row] - low[edge] - np.eye(3)[across[edge]] / 2)
+        beyond = np.maximum(beyond - _HALF_SIDES[across[edge]], 0) * spacing
+        np.minimum.at(nearest, due[row], np.sqrt((beyond**2).sum(axis=1)))
+        limit = ((to_side[due] + 0.5 + ring) * spacing).min(axis=1)
+        is_known[due] = nearest[due] <= limit
+        due = due[~is_known[due]]
+    return nearest, is_known
+
+
+_RINGS = 1
+
+_HALF_SIDES = (1 - np.eye(3)) / 2  # of a face across each axis
+
+
+def _edges(ring: int) -> tuple[Indices, Indices]:
+    """The lines between neighbouring voxel centres within and around a cube, as axis and lower end.
+
+    The cube's corners are 0 and 1; `ring` more are on each side.
+    """
+    axes, lows = [], []
+    for axis in range(3):
+        sizes = np.full(3, 2 * ring + 2) - np.eye(3, dtype=int)[axis]
+        lows.append(np.indices(sizes).reshape(3, -1).T - ring)
+        axes.append(np.full(len(lows[-1]), axis))
+    return np.concatenate(axes), np.concatenate(lows)
 
 
 def _to_triangles(points: Points, corners: list[Points]) -> Points:
     """Distance of each point (N, 3) to the nearest of triangles, given as three of (3, T)."""
-    corners = _of_one_size(corners)
+    corners, centres, reach = _of_one_size(corners)
 
     def distance(these: Points, triangle: Indices) -> Points:
         return _to_triangle(these, *(np.take(each, triangle, axis=1) for each in corners))
 
-    centres = np.ascontiguousarray(_centres(corners).T)
-    return _nearest(points, centres, _reach(corners), distance, count=_NEAREST)
+    return _nearest(points, np.ascontiguousarray(centres.T), reach, distance, count=_NEAREST)
 
 
 def _nearest(
@@ -149,43 +217,42 @@ def _nearest(
     return nearest
 
 
-def _of_one_size(corners: list[Points]) -> list[Points]:
+def _of_one_size(corners: list[Points]) -> tuple[list[Points], Points, Points]:
     """The same surface, its large triangles split, as their centres say little of where they are.
 
     On flat parts a reduction leaves triangles many times as large as elsewhere.
+
+    Returns:
+        The corners, three of (3, T), the centres, (3, T), and how far each triangle extends from
+        its own, (T,).
     """
-    most = 2 * float(np.median(_reach(corners)))
     done = []
-    for _ in range(_SPLITS):
-        large = _reach(corners) > most
-        if not large.any():
-            done.append(corners)
+    centres, reach = _extents(corners)
+    most = 2 * float(np.median(reach))
+    for split in range(_SPLITS + 1):
+        large = reach > most
+        if not large.any() or split == _SPLITS:
+            done.append([*corners, centres, reach[None]])
             break
-        done.append([each[:, ~large] for each in corners])
+        done.append([each[:, ~large] for each in (*corners, centres, reach[None])])
         a, b, c = (each[:, large] for each in corners)
         ab, bc, ca = (a + b) / 2, (b + c) / 2, (c + a) / 2
         corners = [
             np.concatenate(part, axis=1)
             for part in ((a, ab, ca, ab), (ab, b, bc, bc), (ca, bc, c, ca))
         ]
-    else:
-        done.append(corners)
-    return [np.concatenate(part, axis=1) for part in zip(*done, strict=True)]
+        centres, reach = _extents(corners)
+    a, b, c, centres, reaches = (np.concatenate(part, axis=1) for part in zip(*done, strict=True))
+    return [a, b, c], centres, reaches[0]
 
 
-def _centres(corners: list[Points]) -> Points:
-    """The mean of the corners of each triangle, (3, T)."""
+def _extents(corners: list[Points]) -> tuple[Points, Points]:
+    """The centre of each triangle, (3, T), and how far its farthest corner is from it, (T,)."""
     centres: Points = (corners[0] + corners[1] + corners[2]) / 3
-    return centres
-
-
-def _reach(corners: list[Points]) -> Points:
-    """How far the farthest corner of each triangle is from its centre, (T,)."""
-    centres = _centres(corners)
     ways = (each - centres for each in corners)
     first, second, third = (dot(way, way) for way in ways)
     reach: Points = np.sqrt(np.maximum(np.maximum(first, second), third))
-    return reach
+    return centres, reach
 
 
 def _to_triangle(points: Points, a: Points, b: Points, c: Points) -> Points:

@@ -144,44 +144,69 @@ def _centred(
     steps: Steps | None,
     longest: float,
     off_centre: float,
+    rounds: int = _CENTRE_ROUNDS,
 ) -> tuple[Points, list[Points], Points]:
     """Points (3, V) moved until no shell's centre is farther off than `off_centre`.
 
     With the corners and the crosses of their faces.
     """
-    of, number = shells.of, pieces.number
     corners = corners_of(points, pieces.faces)
     crosses = crosses_of(corners)
-    for _ in range(_CENTRE_ROUNDS):
-        # Each face spans a tetrahedron with the origin, whose centre is the mean of its corners.
-        shares = pieces.at_vertices(dot(corners[0], crosses)) / 24
-        held = pieces.sums(shares) * 4 / 3
-        moments = np.stack([pieces.sums(each) for each in points * shares])
-        missing = held * shells.centres.T - moments
-        is_off = np.sqrt(dot(missing, missing)) > off_centre * np.abs(held)  # false of NaN
-        if not is_off.any():
-            break
-        areas, directions = _directions(crosses, pieces, steps)
-        centres = np.where(is_off[:, None], shells.centres, 0)
-        # Moved by d, a vertex adds d times a third of its faces' area to the volume, and that
-        # times its place to the moment. d = (1, place) . x, so that there are four equations.
-        terms = np.concatenate((np.ones((1, len(of))), points - centres.T[:, of]))
-        growth = dot(areas, directions) / 6 * is_off[of]
-        matrix = np.empty((number, 4, 4))
-        for row, column in combinations_with_replacement(range(4), 2):
-            product = pieces.sums(terms[row] * terms[column] * growth)
-            matrix[:, row, column] = matrix[:, column, row] = product
-        due = np.concatenate(((shells.volumes - held)[None], missing)).T
-        matrix[~is_off], due[~is_off] = np.eye(4), 0
-        solved = np.linalg.solve(matrix + 1e-9 * np.eye(4), due[..., None])[..., 0]
-        distance = (terms * solved.T[:, of]).sum(axis=0)
-        farthest = np.zeros(number)
-        np.maximum.at(farthest, of, np.abs(distance))
-        distance *= np.minimum(1, longest / 2 / np.maximum(farthest, 1e-12))[of]
-        points = points + directions * distance
-        corners = corners_of(points, pieces.faces)
-        crosses = crosses_of(corners)
+    # Each face spans a tetrahedron with the origin, whose centre is the mean of its corners.
+    shares = pieces.at_vertices(dot(corners[0], crosses)) / 24
+    held = pieces.sums(shares) * 4 / 3
+    moments = np.stack([pieces.sums(each) for each in points * shares])
+    missing = held * shells.centres.T - moments
+    is_off = np.sqrt(dot(missing, missing)) > off_centre * np.abs(held)  # false of NaN
+    if not rounds or not is_off.any():
+        return points, corners, crosses
+    # Most often these are a few small ones of many.
+    chosen, faces = is_off[shells.of], is_off[shells.of[pieces.faces[:, 0]]]
+    number = np.cumsum(is_off) - 1
+    part = Shells(number[shells.of[chosen]], shells.volumes[is_off], shells.centres[is_off])
+    of_part = _Pieces.of((np.cumsum(chosen) - 1)[pieces.faces[faces]], part)
+    along = None if steps is None else (steps[0][chosen], steps[1][chosen])
+    areas, directions = _directions(crosses[:, faces], of_part, along)
+    due = np.concatenate(((part.volumes - held[is_off])[None], missing[:, is_off])).T
+    distance = _distances(points[:, chosen], dot(areas, directions), of_part, part, due, longest)
+    stepped = points[:, chosen] + directions * distance
+    points = points.copy()
+    points[:, chosen], few_corners, crosses[:, faces] = _centred(
+        stepped, of_part, part, along, longest, off_centre, rounds - 1
+    )
+    for corner, few in zip(corners, few_corners, strict=True):
+        corner[:, faces] = few
     return points, corners, crosses
+
+
+def _distances(
+    points: Points, growth: Points, pieces: _Pieces, shells: Shells, due: Points, longest: float
+) -> Points:
+    """How far each vertex moves so that shells get volumes and moments, (V,).
+
+    Moved by d, a vertex adds d times a third of its faces' area to the volume, and that times its
+    place to the moment. d = (1, place) . x, so that there are four equations for each shell.
+
+    Args:
+        points: (3, V).
+        growth: Six times the volume that each vertex adds for a step of 1, (V,).
+        pieces: Of these shells.
+        shells: What they are to enclose.
+        due: The volume and the moments that they lack, (S, 4).
+        longest: Half of it is the farthest that a vertex moves.
+    """
+    of, number = shells.of, pieces.number
+    terms = np.concatenate((np.ones((1, len(of))), points - shells.centres.T[:, of]))
+    matrix = np.empty((number, 4, 4))
+    for row, column in combinations_with_replacement(range(4), 2):
+        product = pieces.sums(terms[row] * terms[column] * growth / 6)
+        matrix[:, row, column] = matrix[:, column, row] = product
+    solved = np.linalg.solve(matrix + 1e-9 * np.eye(4), due[..., None])[..., 0]
+    distance = (terms * solved.T[:, of]).sum(axis=0)
+    farthest = np.zeros(number)
+    np.maximum.at(farthest, of, np.abs(distance))
+    limited: Points = distance * np.minimum(1, longest / 2 / np.maximum(farthest, 1e-12))[of]
+    return limited
 
 
 def _directions(crosses: Points, pieces: _Pieces, steps: Steps | None) -> tuple[Points, Points]:
