@@ -6,6 +6,9 @@ BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
+# Without Python's caches every process that a test starts would compile all of brats again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Inputs per reader of `make fuzz`.
 FUZZ ?= 10000
 

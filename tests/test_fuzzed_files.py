@@ -503,6 +503,7 @@ PLANS = peers.nnunet_plans((16, 16, 16))
 DESCRIPTION = peers.nnunet_dataset(peers.REGION_LABELS)
 
 
+@pytest.mark.slow  # a network is made of most of them
 @fuzzed(plans=as_json(PLANS), dataset=st.one_of(st.just(b""), as_json(DESCRIPTION)))
 @example(json.dumps(PLANS).encode(), b"")
 def test_plans_of_nnunet(nnunet_model, plans, dataset):
@@ -528,6 +529,7 @@ INFERENCE = {
 }
 
 
+@pytest.mark.slow  # a network is made of most of them
 @fuzzed(metadata=as_json(BUNDLE), inference=as_json(INFERENCE))
 def test_settings_of_a_monai_bundle(metadata, inference, here):
     folder = here / "bundle/configs"
@@ -561,6 +563,7 @@ AUTO3DSEG = {
 }  # fmt: skip
 
 
+@pytest.mark.slow  # a network is made of most of them
 @fuzzed(config=changed(AUTO3DSEG), epoch=VALUES)
 def test_settings_of_auto3dseg(here, config, epoch):
     pytest.importorskip("monai")

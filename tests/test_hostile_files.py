@@ -60,33 +60,39 @@ def checkpoint(**config):
 # --- within bounds -----------------------------------------------------------------------------
 
 _MEASURE = """
-import resource, sys, time
+import resource, time
 resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))  # the machine of the tests survives
 from pathlib import Path
 from brats_cli.core.errors import BratsError
 {setup}
-before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-try:
-    {call}
-    said = "nothing"
-except BratsError as error:
-    said = str(error)
-took = time.monotonic() - started
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10, took, said, sep="\\n")
+for call in {calls}:
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    try:
+        eval(call)
+        said = "nothing"
+    except BratsError as error:
+        said = str(error)
+    took = time.monotonic() - started
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10, took, said)
 """
 
 
-def refused_within_bounds(path, setup, call):
-    """What the error says of a file that must be refused with little memory and in little time."""
-    code = _MEASURE.format(setup=f"path = Path({str(path)!r})\n{setup}", call=call)
+def refused_within_bounds(setup, *calls):
+    """What the errors say of files that must be refused with little memory and in little time.
+
+    The calls are made one after another in one new process.
+    """
+    code = _MEASURE.format(setup=setup, calls=calls)
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=4 * MOST_SECONDS
     )
     assert ended.returncode == 0, ended.stderr
-    megabytes, seconds, said = ended.stdout.strip().split("\n")
-    assert int(megabytes) < MOST_MB
-    assert float(seconds) < MOST_SECONDS
-    return said
+    lines = [line.split(" ", 2) for line in ended.stdout.splitlines()]
+    assert len(lines) == len(calls)
+    for megabytes, seconds, _ in lines:
+        assert int(megabytes) < MOST_MB
+        assert float(seconds) < MOST_SECONDS
+    return [said for _, _, said in lines]
 
 
 def image(path, shape, voxels, *, itself=nib.Nifti1Header):
@@ -110,29 +116,29 @@ ZEROS = gzip.compress(bytes(1 << 26), 9)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units")
-@pytest.mark.parametrize(
-    ("name", "shape", "voxels", "said"),
-    [
+@pytest.mark.parametrize("read", ["read_volume", "count_labels", "read_image"])
+def test_an_image_is_read_as_far_as_a_head_scan_goes(tmp_path, read):
+    wrong = [
         ("claims.nii", (10_000,) * 3, bytes(100), "its header claims 1,000,000,000,352 bytes"),
         ("claims.nii.gz", (10_000,) * 3, ZEROS, "its header claims 1,000,000,000,352 bytes"),
         # 10 GB of zeros, behind an image of 8 voxels or as the header says.
         ("bomb.nii.gz", (2, 2, 2), ZEROS * 160, "it holds more than the 360 bytes it claims"),
         ("honest.nii.gz", (2150,) * 3, ZEROS * 160, "its header claims 2150 x 2150 x 2150 voxels"),
-    ],
-)
-@pytest.mark.parametrize("read", ["read_volume", "count_labels", "read_image"])
-def test_an_image_is_read_as_far_as_a_head_scan_goes(tmp_path, name, shape, voxels, said, read):
-    path = tmp_path / name
-    image(path, shape, voxels)
-    setup = f"from brats_cli.core.images.nifti import {read}"
-    assert f"cannot read {path}: {said}" in refused_within_bounds(path, setup, f"{read}(path)")
+    ]
+    for name, shape, voxels, _ in wrong:
+        image(tmp_path / name, shape, voxels)
+    setup = f"from brats_cli.core.images.nifti import {read}\nfolder = Path({str(tmp_path)!r})"
+    calls = [f"{read}(folder / {name!r})" for name, *_ in wrong]
+    for found, (name, *_, said) in zip(refused_within_bounds(setup, *calls), wrong, strict=True):
+        assert f"cannot read {tmp_path / name}: {said}" in found
 
 
 def test_a_nifti_2_header_may_claim_more_than_its_numbers_hold(tmp_path):
     path = tmp_path / "x.nii"
     image(path, (2**40, 2**40, 2**40), bytes(10), itself=nib.Nifti2Header)
     setup = "from brats_cli.core.images.nifti import read_volume"
-    assert "more than the file can hold" in refused_within_bounds(path, setup, "read_volume(path)")
+    (found,) = refused_within_bounds(setup, f"read_volume(Path({str(path)!r}))")
+    assert "more than the file can hold" in found
     assert MOST_VOXELS < 2**40
 
 
@@ -206,42 +212,49 @@ NO_CHECKPOINT, UNSOUND = "is not a brats checkpoint", "is not a sound checkpoint
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units")
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("library", "files"),
     [
-        (_deflated, NO_CHECKPOINT),
-        (_overlapping, NO_CHECKPOINT),
-        (_expanded, NO_CHECKPOINT),
-        (_shared, NO_CHECKPOINT),
-        (_nested, NO_CHECKPOINT),
-        (_wide, "do not fit its network"),
-        (_wide_of_monai, UNSOUND),
-        (_wide_of_nnunet, UNSOUND),
+        (
+            "torch",
+            {
+                _deflated: NO_CHECKPOINT,
+                _overlapping: NO_CHECKPOINT,
+                _expanded: NO_CHECKPOINT,
+                _shared: NO_CHECKPOINT,
+                _nested: NO_CHECKPOINT,
+                _wide: "do not fit its network",
+            },
+        ),
+        ("monai.networks.nets", {_wide_of_monai: UNSOUND}),
+        ("dynamic_network_architectures", {_wide_of_nnunet: UNSOUND}),
     ],
+    ids=["brats", "monai", "nnunet"],
 )
-def test_a_checkpoint_takes_no_more_than_its_file(tmp_path, make, said):
-    if "monai" in make.__name__:
-        pytest.importorskip("monai")
-    if "nnunet" in make.__name__:
-        pytest.importorskip("dynamic_network_architectures")
-    path = tmp_path / "m.pt"
-    make(path)
-    setup = "from brats_cli.core.model.checkpoint import Checkpoint\n"
-    if "monai" in make.__name__:
-        setup += "import monai.networks.nets\n"  # the library's own memory is not the file's
-    found = refused_within_bounds(path, setup, "Checkpoint.load(path).network()")
-    assert found.startswith(f"{path} ")
-    assert said in found
+def test_a_checkpoint_takes_no_more_than_its_file(tmp_path, library, files):
+    pytest.importorskip(library)
+    paths = [tmp_path / f"{make.__name__}.pt" for make in files]
+    for make, path in zip(files, paths, strict=True):
+        make(path)
+    # The library's own memory is not the file's.
+    setup = f"import {library}\nfrom brats_cli.core.model.checkpoint import Checkpoint"
+    calls = [f"Checkpoint.load(Path({str(path)!r})).network()" for path in paths]
+    told = refused_within_bounds(setup, *calls)
+    for found, path, said in zip(told, paths, files.values(), strict=True):
+        assert found.startswith(f"{path} ")
+        assert said in found
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units")
-@pytest.mark.parametrize("make", [_deflated, _overlapping, _expanded, _shared])
-def test_what_is_imported_takes_no_more_than_its_file(tmp_path, make):
-    path = tmp_path / "m.pt"
-    make(path)
-    setup = "from brats_cli import import_model"
-    found = refused_within_bounds(path, setup, "import_model(path, output=path.parent / 'o.pt')")
-    assert found.startswith(f"{path} cannot be read: it ")
+def test_what_is_imported_takes_no_more_than_its_file(tmp_path):
+    makes = [_deflated, _overlapping, _expanded, _shared]
+    paths = [tmp_path / f"{make.__name__}.pt" for make in makes]
+    for make, path in zip(makes, paths, strict=True):
+        make(path)
+    setup = f"from brats_cli import import_model\nout = Path({str(tmp_path / 'o.pt')!r})"
+    calls = [f"import_model(Path({str(path)!r}), output=out)" for path in paths]
+    for found, path in zip(refused_within_bounds(setup, *calls), paths, strict=True):
+        assert found.startswith(f"{path} cannot be read: it ")
 
 
 # Nine lists of nine of the one before: a thousand million words in 400 bytes.
@@ -251,18 +264,24 @@ ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units")
-@pytest.mark.parametrize("key", ["epochs", "folds", "data", "format", "network", "labels"])
-def test_aliases_of_yaml_are_not_written_out(tmp_path, key):
-    path = tmp_path / "x.yaml"
-    path.write_text(f"format: brats-splits/1\n{ALIASES}{key}: *a9\n".replace("format: b", "f: b"))
-    setup = (
-        "from brats_cli.core.train.config import load_config\n"
-        "from brats_cli.core.data.splits import Split"
-    )
-    found = refused_within_bounds(path, setup, "load_config(path)")
-    assert found == f"cannot read settings from {path}: it is not a YAML file"
-    found = refused_within_bounds(path, setup, "Split.load(path)")
-    assert found == f"cannot read {path}: it is not YAML"
+@pytest.mark.parametrize(
+    ("module", "load", "said"),
+    [
+        ("train.config", "load_config", "cannot read settings from {}: it is not a YAML file"),
+        ("data.splits", "Split.load", "cannot read {}: it is not YAML"),
+    ],
+)
+def test_aliases_of_yaml_are_not_written_out(tmp_path, module, load, said):
+    files = [
+        tmp_path / f"{key}.yaml"
+        for key in ("epochs", "folds", "data", "format", "network", "labels")
+    ]
+    for path in files:
+        content = f"format: brats-splits/1\n{ALIASES}{path.stem}: *a9\n"
+        path.write_text(content.replace("format: b", "f: b"))
+    setup = f"from brats_cli.core.{module} import {load.split('.')[0]}"
+    found = refused_within_bounds(setup, *(f"{load}(Path({str(path)!r}))" for path in files))
+    assert found == [said.format(path) for path in files]
 
 
 # --- nothing is run ----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ its room has an edge to, and from what is for every room.
 """
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -72,19 +73,23 @@ def modules(folder):
     return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
 
 
+@cache
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imported(path, *, for_types=True):
     """Names of what a module imports anywhere in it, as written: `numpy`, `.labels`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    if not for_types:
-        tree.body = [node for node in tree.body if not isinstance(node, ast.If)]
+    body = [node for node in parsed(path).body if for_types or not isinstance(node, ast.If)]
     names = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.Module(body, [])):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             dots = "." * node.level
             names |= {dots + (node.module or alias.name) for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def libraries(path):
@@ -92,7 +97,7 @@ def libraries(path):
 
 
 def calls_of(function, path):
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    nodes = ast.walk(parsed(path))
     calls = [node for node in nodes if isinstance(node, ast.Call)]
     return [node.lineno for node in calls if getattr(node.func, "id", None) == function]
 
@@ -145,7 +150,7 @@ def test_modules_of_a_room_import_each_other_in_no_circle(room):
 
 @pytest.mark.parametrize("room", EDGES)
 def test_every_room_says_what_it_is_about(room):
-    tree = ast.parse((CORE / room / "__init__.py").read_text(encoding="utf-8"))
+    tree = parsed(CORE / room / "__init__.py")
     assert len(ast.get_docstring(tree)) > 40
     assert len(tree.body) == 1  # no re-exports
 
@@ -241,6 +246,7 @@ NOT_NEEDED = {"evaluate": {"skimage"}, "mesh": {"medpy"}}
 """What commands leave alone besides."""
 
 
+@pytest.mark.slow  # the processes, each with the libraries of its command
 @pytest.mark.parametrize("name", WORK)
 def test_work_that_needs_no_network_loads_no_torch(name, data):
     unused = HEAVY | NOT_NEEDED.get(name, set())
@@ -250,6 +256,7 @@ def test_work_that_needs_no_network_loads_no_torch(name, data):
 OF_TRAINING = {"SimpleITK", "blosc2", "matplotlib", "medpy", "tensorboard", "torchio"}
 
 
+@pytest.mark.slow
 def test_predict_loads_nothing_that_only_training_needs(data):
     from brats_cli.core.model.checkpoint import Checkpoint
     from brats_cli.core.model.network import UNet3D

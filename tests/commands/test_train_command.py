@@ -72,7 +72,7 @@ def template(tmp_path_factory):
         folder / "splits.yaml", "-c", folder / "tiny.yaml", "-o", folder / "made", "--epochs", 1
     )
     assert made.exit_code == 0, made.output
-    told = rf"preparing 2 cases in {folder / 'brats-store'} \(once, about 0\.\d MB\)\n"
+    told = rf"preparing 2 cases in {folder / 'brats-store'} \(once, about \d+\.\d kB\)\n"
     assert re.match(told, made.stderr)
     shutil.rmtree(folder / "made")
     return folder
@@ -387,7 +387,7 @@ def own_data(here, template):
 def test_cases_can_be_prepared_alone(here):
     result = done("-c", "tiny.yaml", "--store", "store", "--prepare-only")
     first, last = result.stderr.splitlines()
-    assert first.startswith("preparing 2 cases in store (once, about 0.")
+    assert re.fullmatch(r"preparing 2 cases in store \(once, about \d+\.\d kB\)", first)
     assert last == "2 cases in store"
     assert result.stdout == ""
     assert not Path("runs").exists()

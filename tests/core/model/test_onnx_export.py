@@ -115,7 +115,6 @@ def test_the_command_prints_what_a_program_has_to_know(tmp_path):
 
 
 @pytest.mark.real
-@pytest.mark.slow
 @needs_real
 def test_a_real_case_has_the_same_masks(tmp_path):
     from brats_cli.core.data.cases import read_images

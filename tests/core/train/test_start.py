@@ -204,7 +204,6 @@ def test_an_imported_network_is_trained_on_images_prepared_as_it_was(splits, tmp
 
 
 @pytest.mark.real
-@pytest.mark.slow
 @needs_real
 def test_ten_steps_from_a_checkpoint_beat_ten_from_scratch_on_real_cases(tmp_path):
     brats_cli.split(REAL / "cases", output=tmp_path / "splits.yaml", ratios="70/15/15")

@@ -32,13 +32,21 @@ def repeat_dropped_stops() -> None:
     def answer(dropped: Any) -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt | SystemExit):
             number = signal.SIGINT if dropped.exc_type is KeyboardInterrupt else signal.SIGTERM
-            again = threading.Timer(0.01, signal.raise_signal, [number])
+            again = threading.Timer(0.01, _send_to_main_thread, [number])
             again.daemon = True
             again.start()
         else:
             before(dropped)
 
     sys.unraisablehook = answer
+
+
+def _send_to_main_thread(number: signal.Signals) -> None:
+    # Raised in another thread, it would not wake the main one out of a sleep or a read.
+    if sys.platform == "win32":
+        signal.raise_signal(number)
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def leave_ctrl_c_to_parent() -> None:
