@@ -139,7 +139,7 @@ def mesh(
     """
     from ..core.surface import meshing
 
-    paths = _label_maps(paths_of(segmentations))
+    paths = paths_of(segmentations)
     with console.progress() as bars:
         task = bars.add_task("meshes", total=len(paths))
         meshes = meshing.mesh(
@@ -166,25 +166,17 @@ def mesh(
             overwrite=overwrite,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
+    if meshes.left_out:
+        count = len(meshes.left_out)
+        console.message(f"left out {count} map{'s' * (count > 1)} of probabilities or uncertainty")
     if meshes.planned is not None:
         show_plan(meshes.planned, as_json=as_json)
     elif as_json:
         console.result_json(meshes.to_json_dict())
     else:
         show_meshes(meshes)
-    raise_failures([each.error for each in meshes.failed], tried=len(paths), of="label maps")
-
-
-def _label_maps(paths: list[Path]) -> list[Path]:
-    """Without the maps that `predict` writes beside label maps, which `predictions/*` names too."""
-    from ..core.data.naming import lies_beside
-    from ..core.images.nifti import stem
-
-    kept = [path for path in paths if not lies_beside(stem(path))]
-    if not kept or len(kept) == len(paths):
-        return paths
-    console.message(f"left out {len(paths) - len(kept)} maps of probabilities or uncertainty")
-    return kept
+    tried = len(paths) - len(meshes.left_out)
+    raise_failures([each.error for each in meshes.failed], tried=tried, of="label maps")
 
 
 def show_meshes(meshes: Meshes) -> None:
