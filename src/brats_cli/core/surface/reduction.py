@@ -8,7 +8,6 @@ import fast_simplification
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 from .repair import moved_apart, repaired
 from .shells import Shells, enclosing
@@ -122,6 +121,8 @@ def _shell_of_each(
     """
     if len(shells.volumes) == 1:
         return np.zeros(len(vertices), dtype=np.int64)
+    from scipy.spatial import cKDTree  # 0.1 s to import, and not needed for one shell
+
     pieces, piece = connected_components(neighbours(faces, len(vertices)), directed=False)
     order = np.argsort(piece, kind="stable")
     first = np.searchsorted(piece[order], np.arange(pieces))
