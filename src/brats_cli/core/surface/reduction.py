@@ -26,8 +26,9 @@ _SHARE = 0.85
 
 _LEAST_FACES = 20  # of each of them on average
 
-# How eagerly edges are collapsed, from 0 to 10. From 10 on real tumours lose their shape.
-_AGGRESSIVENESS = 7
+# How eagerly edges are collapsed, from 0 to 10. From 10 on real tumours lose their shape; with 7
+# they lie as near to their voxels as with 8, which takes a fifth less time.
+_AGGRESSIVENESS = 8
 
 _OFF_CENTRE = 0.03  # how far the centre of a shell may be off, in parts of the smallest spacing
 

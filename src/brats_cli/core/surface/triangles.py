@@ -57,7 +57,7 @@ class TriangleMesh:
         if self.is_empty:
             return 0.0
         # Measured from a vertex, for a head far from the origin would cost digits.
-        first = self.vertices[self.faces[:, 0]] - self.vertices[0]
+        first = np.take(self.vertices, self.faces[:, 0], axis=0) - self.vertices[0]
         return float(dot(first.T, self._crosses).sum() / 6)
 
     @property
