@@ -90,12 +90,11 @@ def test_trimesh_finds_the_same_distances_to_the_faces_of_voxels(affine, are_kno
     # From within the voxels to two voxels beyond them.
     places = generator.uniform([-2, -2, -2], [5, 6, 4], (300, 3))
     points = places @ affine[:3, :3].T + affine[:3, 3]
-    centres = surface.vertices @ affine[:3, :3].T + affine[:3, 3]
     _, theirs, _ = trimesh.proximity.closest_point_naive(faces_of_voxels(mask, affine), points)
     near, is_known = _to_near_squares(points, surface, affine)
     assert 50 < is_known.sum() < 250 if are_known else not is_known.any()
     np.testing.assert_allclose(near[is_known], theirs[is_known], atol=1e-9)
-    ours = _to_squares(points, centres, surface, affine)
+    ours = _to_squares(points, surface, affine)
     # Of those far away, the centre of the nearest face may not be among the twelve nearest.
     assert (ours >= theirs - 1e-9).all()
     assert np.mean(np.abs(ours - theirs) > 1e-9) < 0.02

@@ -14,12 +14,12 @@ from .triangles import Indices, Points, TriangleMesh, corners_of, crosses_of, do
 from .voxels import VoxelSurface
 
 POINTS = 1500
-"""Points each way that are measured of a surface. On real tumours the mean is then within 0.005 mm
-of that of 30,000 points, and the 95th percentile within 0.012; the maximum is of these points."""
+"""Points each way that are measured of a surface. On real tumours the mean is then within 0.004 mm
+of that of 30,000 points, and the 95th percentile within 0.014; the maximum is of these points."""
 
 _NEAREST = 24
-"""Candidates for the nearest triangle of a point, by their centres. Against Open3D's exact search
-the mean was equal to 0.0005 mm, at a quarter of the faces too."""
+"""Pieces that are looked at for a point that is far from all, by their centres: with so many, means
+were within 0.0005 mm of those of Open3D's exact search."""
 
 _SPLITS = 6  # each makes quarters
 
@@ -52,17 +52,17 @@ def voxel_distances(
         mesh: In mm.
         surface: In voxel indices.
         affine: (4, 4), from these to mm.
-        points: How many are looked at each way; the same ones every time.
+        points: How many are looked at each way, at most; the same ones every time.
     """
     middle = mesh.vertices.mean(axis=0)
     corners = corners_of((mesh.vertices - middle).T, mesh.faces)
-    moved = affine.copy()
+    moved = affine.astype(np.float64)
     moved[:3, 3] -= middle
-    centres = surface.vertices @ moved[:3, :3].T + moved[:3, 3]
-    chosen = centres if len(centres) <= points else centres[:: len(centres) // points + 1]
+    # Every k-th of the faces' centres, as these are in the order in which the grid is walked.
+    step = -(-len(surface.vertices) // points)
     ways = (
-        _to_squares(_samples(corners, mesh.areas_mm2, points), centres, surface, moved),
-        _to_triangles(chosen, corners),
+        _to_squares(_samples(corners, mesh.areas_mm2, points), surface, moved),
+        _to_triangles(_centres_of(surface, moved)[::step], corners),
     )
     return Distances(
         float(np.mean([way.mean() for way in ways])),
@@ -86,24 +86,26 @@ def _samples(corners: list[Points], areas: Points, number: int) -> Points:
     return points.T
 
 
+def _centres_of(surface: VoxelSurface, affine: npt.NDArray[np.floating[Any]]) -> Points:
+    """The centres of the faces between voxels, moved by an affine, (V, 3)."""
+    centres: Points = surface.vertices @ affine[:3, :3].T + affine[:3, 3]
+    return centres
+
+
 def _to_squares(
-    points: Points,
-    centres: Points,
-    surface: VoxelSurface,
-    affine: npt.NDArray[np.floating[Any]],
+    points: Points, surface: VoxelSurface, affine: npt.NDArray[np.floating[Any]]
 ) -> Points:
     """Distance of each point (N, 3) to the nearest face between voxels.
 
     Args:
         points: (N, 3).
-        centres: Of the faces, (V, 3).
         surface: The faces, in voxel indices.
         affine: (4, 4), from these to the points' space.
     """
     nearest, is_known = _to_near_squares(points, surface, affine)
     if is_known.all():
         return nearest
-    axis = _axes(surface)
+    axis, centres = _axes(surface), _centres_of(surface, affine)
     half_sides = affine[:3, :3].T / 2
     right, up = np.roll(half_sides, -1, axis=0), np.roll(half_sides, -2, axis=0)  # of each axis
     reach = np.sqrt(np.maximum(((right + up) ** 2).sum(axis=1), ((right - up) ** 2).sum(axis=1)))
