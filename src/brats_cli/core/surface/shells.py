@@ -160,22 +160,29 @@ def _centred(
     is_off = np.sqrt(dot(missing, missing)) > off_centre * np.abs(held)  # false of NaN
     if not rounds or not is_off.any():
         return points, corners, crosses
-    # Most often these are a few small ones of many.
-    chosen, faces = is_off[shells.of], is_off[shells.of[pieces.faces[:, 0]]]
+    due = np.where(is_off, np.concatenate(((shells.volumes - held)[None], missing)), 0).T
+    few = is_off[shells.of]
+    if np.count_nonzero(few) > len(few) // 2:
+        areas, directions = _directions(crosses, pieces, steps)
+        distance = _distances(points, dot(areas, directions), pieces, shells, due, longest)
+        moved = points + directions * distance
+        return _centred(moved, pieces, shells, steps, longest, off_centre, rounds - 1)
+    # Most often only a few small shells are off, and the others need not be looked at again.
+    chosen, faces = np.flatnonzero(few), np.flatnonzero(few[pieces.faces[:, 0]])
     number = np.cumsum(is_off) - 1
     part = Shells(number[shells.of[chosen]], shells.volumes[is_off], shells.centres[is_off])
-    of_part = _Pieces.of((np.cumsum(chosen) - 1)[pieces.faces[faces]], part)
+    of_part = _Pieces.of((np.cumsum(few) - 1)[pieces.faces[faces]], part)
     along = None if steps is None else (steps[0][chosen], steps[1][chosen])
     areas, directions = _directions(crosses[:, faces], of_part, along)
-    due = np.concatenate(((part.volumes - held[is_off])[None], missing[:, is_off])).T
-    distance = _distances(points[:, chosen], dot(areas, directions), of_part, part, due, longest)
-    stepped = points[:, chosen] + directions * distance
+    growth = dot(areas, directions)
+    distance = _distances(points[:, chosen], growth, of_part, part, due[is_off], longest)
+    moved = points[:, chosen] + directions * distance
     points = points.copy()
     points[:, chosen], few_corners, crosses[:, faces] = _centred(
-        stepped, of_part, part, along, longest, off_centre, rounds - 1
+        moved, of_part, part, along, longest, off_centre, rounds - 1
     )
-    for corner, few in zip(corners, few_corners, strict=True):
-        corner[:, faces] = few
+    for corner, replaced in zip(corners, few_corners, strict=True):
+        corner[:, faces] = replaced
     return points, corners, crosses
 
 
@@ -196,7 +203,8 @@ def _distances(
         longest: Half of it is the farthest that a vertex moves.
     """
     of, number = shells.of, pieces.number
-    terms = np.concatenate((np.ones((1, len(of))), points - shells.centres.T[:, of]))
+    centres = np.nan_to_num(shells.centres).T  # where they do not matter nothing is due
+    terms = np.concatenate((np.ones((1, len(of))), points - centres[:, of]))
     matrix = np.empty((number, 4, 4))
     for row, column in combinations_with_replacement(range(4), 2):
         product = pieces.sums(terms[row] * terms[column] * growth / 6)
