@@ -44,7 +44,7 @@ def reduced(mesh: TriangleMesh, shells: Shells, *, faces: int, spacing_mm: float
     these are repaired, and if that should fail, more triangles are kept.
 
     Args:
-        mesh: Closed, outward.
+        mesh: Closed, outward; the shells of fewer than `KEPT_FACES` with the volume wanted.
         shells: What its shells enclose, in mm.
         faces: How many are wanted.
         spacing_mm: The smallest side of a voxel.

@@ -52,6 +52,7 @@ def enclosing(
     shells: Shells,
     *,
     steps: Steps | None = None,
+    only: npt.NDArray[np.bool_] | None = None,
     longest: float = 0.5,
     off_centre: float = 0.03,
 ) -> Points:
@@ -65,6 +66,7 @@ def enclosing(
         faces: (F, 3); closed.
         shells: What each shell is to enclose.
         steps: What some vertices move along instead of their normals.
+        only: Which shells, (S,), if not all; the others stay as they are.
         longest: How far vertices may move at once.
         off_centre: How far a centre may be off.
 
@@ -72,6 +74,19 @@ def enclosing(
         (V, 3), float64. The volume is nearly always exact; where `longest` is in the way it is as
         near as possible.
     """
+    if only is not None:
+        part = _Part.of(only, faces, shells, steps)
+        moved = vertices.astype(np.float64)
+        if len(part.vertices):
+            moved[part.vertices] = enclosing(
+                moved[part.vertices],
+                part.faces,
+                part.shells,
+                steps=part.steps,
+                longest=longest,
+                off_centre=off_centre,
+            )
+        return moved
     middle = vertices.mean(axis=0, dtype=np.float64)
     points = np.ascontiguousarray((vertices - middle).T)
     targets = replace(shells, centres=shells.centres - middle)
@@ -91,8 +106,43 @@ def enclosing(
             break  # the cubic is exact
         corners = corners_of(points, pieces.faces)
         crosses = crosses_of(corners)
-    moved: Points = points.T + middle
-    return moved
+    whole: Points = points.T + middle
+    return whole
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some shells of a mesh as a mesh of their own.
+
+    Attributes:
+        vertices: Which vertices, in rising order.
+        of_faces: Which faces, likewise.
+        faces: These, in numbers of the part.
+        shells: In numbers of the part.
+        steps: Of these vertices.
+    """
+
+    vertices: Indices
+    of_faces: Indices
+    faces: Indices
+    shells: Shells
+    steps: Steps | None
+
+    @classmethod
+    def of(
+        cls,
+        chosen: npt.NDArray[np.bool_],
+        faces: Triangles,
+        shells: Shells,
+        steps: Steps | None,
+    ) -> _Part:
+        """The shells that are chosen, (S,)."""
+        is_vertex = chosen[shells.of]
+        vertices, of_faces = np.flatnonzero(is_vertex), np.flatnonzero(is_vertex[faces[:, 0]])
+        number, vertex = np.cumsum(chosen) - 1, np.cumsum(is_vertex) - 1
+        part = Shells(number[shells.of[vertices]], shells.volumes[chosen], shells.centres[chosen])
+        along = None if steps is None else (steps[0][vertices], steps[1][vertices])
+        return cls(vertices, of_faces, vertex[faces[of_faces]], part, along)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,28 +211,23 @@ def _centred(
     if not rounds or not is_off.any():
         return points, corners, crosses
     due = np.where(is_off, np.concatenate(((shells.volumes - held)[None], missing)), 0).T
-    few = is_off[shells.of]
-    if np.count_nonzero(few) > len(few) // 2:
+    if np.mean(is_off[shells.of]) > 0.5:
         areas, directions = _directions(crosses, pieces, steps)
         distance = _distances(points, dot(areas, directions), pieces, shells, due, longest)
         moved = points + directions * distance
         return _centred(moved, pieces, shells, steps, longest, off_centre, rounds - 1)
     # Most often only a few small shells are off, and the others need not be looked at again.
-    chosen, faces = np.flatnonzero(few), np.flatnonzero(few[pieces.faces[:, 0]])
-    number = np.cumsum(is_off) - 1
-    part = Shells(number[shells.of[chosen]], shells.volumes[is_off], shells.centres[is_off])
-    of_part = _Pieces.of((np.cumsum(few) - 1)[pieces.faces[faces]], part)
-    along = None if steps is None else (steps[0][chosen], steps[1][chosen])
-    areas, directions = _directions(crosses[:, faces], of_part, along)
-    growth = dot(areas, directions)
-    distance = _distances(points[:, chosen], growth, of_part, part, due[is_off], longest)
-    moved = points[:, chosen] + directions * distance
+    part = _Part.of(is_off, pieces.faces, shells, steps)
+    few = _Pieces.of(part.faces, part.shells)
+    areas, directions = _directions(crosses[:, part.of_faces], few, part.steps)
+    there, growth = points[:, part.vertices], dot(areas, directions)
+    moved = there + directions * _distances(there, growth, few, part.shells, due[is_off], longest)
     points = points.copy()
-    points[:, chosen], few_corners, crosses[:, faces] = _centred(
-        moved, of_part, part, along, longest, off_centre, rounds - 1
+    points[:, part.vertices], few_corners, crosses[:, part.of_faces] = _centred(
+        moved, few, part.shells, part.steps, longest, off_centre, rounds - 1
     )
     for corner, replaced in zip(corners, few_corners, strict=True):
-        corner[:, faces] = replaced
+        corner[:, part.of_faces] = replaced
     return points, corners, crosses
 
 

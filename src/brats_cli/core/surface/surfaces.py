@@ -168,16 +168,22 @@ def _mesh(
     surface: VoxelSurface, shells: Shells, grid: Grid, times: int, config: SurfaceConfig
 ) -> TriangleMesh:
     """The mesh of a surface, smoothed so many times, with what its shells enclose in voxels."""
-    points = smoothed(surface, times, shells)
     # An affine that mirrors turns the surface inside out.
     faces = surface.faces if grid.determinant > 0 else surface.faces[:, ::-1]
-    vertices = points @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-    return reduced(
-        TriangleMesh(vertices, np.ascontiguousarray(faces)),
-        shells.mapped(grid.affine),
-        faces=config.wanted(len(faces)),
-        spacing_mm=min(grid.spacing_mm),
-    )
+    faces = np.ascontiguousarray(faces)
+
+    def placed(points: Points) -> TriangleMesh:
+        return TriangleMesh(points @ grid.affine[:3, :3].T + grid.affine[:3, 3], faces)
+
+    wanted = config.wanted(len(faces))
+    if wanted < len(faces):
+        # What is reduced gets its volume afterwards.
+        smooth = smoothed(surface, times, shells, only_small=times > 0)
+        targets, spacing_mm = shells.mapped(grid.affine), min(grid.spacing_mm)
+        mesh = reduced(placed(smooth), targets, faces=wanted, spacing_mm=spacing_mm)
+        if len(mesh.faces) < len(faces):
+            return mesh
+    return placed(smoothed(surface, times, shells))
 
 
 def _interpolated_shells(surface: VoxelSurface, finer: Mask, parts: tuple[int, int, int]) -> Shells:
