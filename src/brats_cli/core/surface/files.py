@@ -140,7 +140,7 @@ def _write(path: Path, content: bytes, *, overwrite: bool) -> None:
 def _stl(models: Sequence[Model], placing: Placing) -> bytes:
     (model,) = models
     triangles = np.zeros(len(model.mesh.faces), dtype=stl.Mesh.dtype)
-    triangles["vectors"] = placing.points(model.mesh)[model.mesh.faces]
+    triangles["vectors"] = np.take(placing.points(model.mesh), model.mesh.faces, axis=0)
     triangles["normals"] = placing.directions(model.mesh.normals)
     written = io.BytesIO()
     solid = stl.Mesh(triangles, calculate_normals=False)
