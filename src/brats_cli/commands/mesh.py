@@ -12,7 +12,7 @@ from . import options
 from .batch import paths_of, raise_failures, show_plan
 
 if TYPE_CHECKING:
-    from ..core.surface.meshing import Meshes
+    from ..core.surface.results import Meshes
 
 NOTED = 20
 """Of up to so many meshes, what is special about each is printed; of more, only under -v."""
