@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +24,14 @@ def scheme(help: str, *names: str) -> Any:  # noqa: A002
     return typer.Option(*names, parser=_scheme, metavar="SCHEME", help=help)
 
 
+Cases = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="CASE",
+        help="Case folders, 4D files, modality files or data set folders, or a splits file for its "
+        "test cases; - reads paths from standard input.",
+    ),
+]
 Labels = Annotated[
     Any, scheme("Label scheme of the label maps, if names, headers and values leave it open.")
 ]

@@ -13,6 +13,7 @@ from .. import console
 from ..core.errors import BratsError
 from .batch import paths_of, raise_failures, show_plan
 from .options import (
+    Cases,
     Device,
     DryRun,
     Gpu,
@@ -29,14 +30,6 @@ if TYPE_CHECKING:
     from ..core.predict.outputs import Prediction
 
 
-Cases = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="CASE",
-        help="Case folders, 4D files, modality files or data set folders, or a splits file for its "
-        "test cases; - reads paths from standard input.",
-    ),
-]
 Output = Annotated[
     Path | None,
     output("Output file for one case, folder for several; default: the current folder."),

@@ -17,14 +17,6 @@ if TYPE_CHECKING:
 FORMAT = "brats-views/1"
 
 
-Case = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="CASE",
-        help="Case folders, 4D files, modality files or data sets, or a splits file for its test "
-        "cases; - reads paths from standard input.",
-    ),
-]
 Seg = Annotated[
     list[Path] | None,
     typer.Option(
@@ -65,7 +57,7 @@ Probabilities = Annotated[
 
 
 def view(
-    case: Case,
+    case: options.Cases,
     seg: Seg = None,
     output: Output = None,
     slice: Slice = None,  # noqa: A002
