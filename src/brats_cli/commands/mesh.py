@@ -134,15 +134,15 @@ def mesh(
     """Make closed surfaces of tumour regions, smooth and exactly as large as their voxels.
 
     Writes `seg_WT.stl` beside `seg.nii.gz`, in millimetres, and prints its volume, its area and
-    its mean distance to the faces of the voxels. Every mesh is closed and a manifold.
+    its mean distance to the faces of the voxels, sampled at up to 1,500 points each way. Every
+    mesh is closed and a manifold.
 
     Example: brats mesh seg.nii.gz --region WT
     """
     from ..core.surface import meshing
 
-    paths = _label_maps(paths_of(segmentations))
-    with console.progress() as bars:
-        task = bars.add_task("meshes", total=len(paths))
+    paths = paths_of(segmentations)
+    with console.counted("meshes") as on_progress:
         meshes = meshing.mesh(
             paths,
             region=region,
@@ -165,27 +165,19 @@ def mesh(
             skip_existing=skip_existing,
             dry_run=dry_run,
             overwrite=overwrite,
-            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            on_progress=on_progress,
         )
+    if meshes.left_out:
+        count = len(meshes.left_out)
+        console.message(f"left out {count} map{'s' * (count > 1)} of probabilities or uncertainty")
     if meshes.planned is not None:
         show_plan(meshes.planned, as_json=as_json)
     elif as_json:
         console.result_json(meshes.to_json_dict())
     else:
         show_meshes(meshes)
-    raise_failures([each.error for each in meshes.failed], tried=len(paths), of="label maps")
-
-
-def _label_maps(paths: list[Path]) -> list[Path]:
-    """Without the maps that `predict` writes beside label maps, which `predictions/*` names too."""
-    from ..core.data.naming import lies_beside
-    from ..core.images.nifti import stem
-
-    kept = [path for path in paths if not lies_beside(stem(path))]
-    if not kept or len(kept) == len(paths):
-        return paths
-    console.message(f"left out {len(paths) - len(kept)} maps of probabilities or uncertainty")
-    return kept
+    tried = len(paths) - len(meshes.left_out)
+    raise_failures([each.error for each in meshes.failed], tried=tried, of="label maps")
 
 
 def show_meshes(meshes: Meshes) -> None:

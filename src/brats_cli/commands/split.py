@@ -99,8 +99,7 @@ def split(
     """
     from ..core.data import splitting
 
-    with console.progress() as bars:
-        task = bars.add_task("reading labels", total=None)
+    with console.counted("reading labels") as on_progress:
         made = splitting.split(
             data,
             output=output,
@@ -116,7 +115,7 @@ def split(
             labels=labels,
             dry_run=dry_run,
             overwrite=overwrite,
-            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            on_progress=on_progress,
         )
     show_split(made)
     console.message(f"dry run: {output} was not written" if dry_run else f"wrote {output}")

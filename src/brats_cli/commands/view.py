@@ -89,8 +89,7 @@ def view(
     """
     from ..core.view import views
 
-    with console.progress() as bars:
-        task = bars.add_task("cases", total=None)
+    with console.counted("cases") as on_progress:
         shown = views.view(
             paths_of(case),
             seg=seg or (),
@@ -105,7 +104,7 @@ def view(
             skip_existing=skip_existing,
             dry_run=dry_run,
             overwrite=overwrite,
-            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            on_progress=on_progress,
         )
     if shown.planned is not None:
         show_plan(shown.planned, as_json=as_json)

@@ -5,7 +5,13 @@ import pytest
 import trimesh
 
 from brats_cli.core.images.grid import Grid
-from brats_cli.core.surface.distances import _to_triangle, _to_triangles, voxel_distances
+from brats_cli.core.surface.distances import (
+    _to_near_squares,
+    _to_squares,
+    _to_triangle,
+    _to_triangles,
+    voxel_distances,
+)
 from brats_cli.core.surface.surfaces import SurfaceConfig, surface_of
 from brats_cli.core.surface.triangles import TriangleMesh
 from brats_cli.core.surface.voxels import voxel_surface
@@ -47,6 +53,51 @@ def test_triangles_of_very_different_sizes_are_found_too():
     corners = [np.vstack([large.triangles[:, i], fine.triangles[:, i]]).T for i in range(3)]
     points = np.array([[1.0, 1, 1], [20, 20, 3], [39, 1, 2], [1, 1, 3.5]])
     np.testing.assert_allclose(_to_triangles(points, corners), [1, 3, 2, 0.5], atol=1e-9)
+
+
+def faces_of_voxels(mask, affine):
+    """The faces between the voxels of a mask and the others, two triangles each."""
+    padded, corners = np.pad(mask, 1), []
+    for voxel in np.argwhere(padded):
+        for axis in range(3):
+            for side in (-1, 1):
+                step = side * np.eye(3, dtype=int)[axis]
+                if not padded[tuple(voxel + step)]:
+                    middle = voxel - 1 + step / 2
+                    x, y = np.delete(np.eye(3) / 2, axis, axis=0)
+                    a, b, c, d = middle - x - y, middle + x - y, middle + x + y, middle - x + y
+                    corners += [a, b, c, a, c, d]
+    moved = np.array(corners) @ affine[:3, :3].T + affine[:3, 3]
+    return trimesh.Trimesh(moved, np.arange(len(moved)).reshape(-1, 3), process=False)
+
+
+TURN = trimesh.transformations.rotation_matrix(0.7, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("affine", "are_known"),
+    [
+        (np.diag([-1.0, 1, 1, 1]), True),
+        (TURN @ np.diag([0.9, 1.1, 3, 1]), True),
+        (np.array([[1, 0.3, 0, 5], [0, 1, 0, 6], [0, 0, 2, 7], [0, 0, 0, 1.0]]), False),  # slanted
+    ],
+    ids=["mirrored", "oblique", "slanted"],
+)
+def test_trimesh_finds_the_same_distances_to_the_faces_of_voxels(affine, are_known):
+    generator = np.random.default_rng(1)
+    mask = generator.random((4, 5, 3)) < 0.4
+    surface = voxel_surface(mask)
+    # From within the voxels to two voxels beyond them.
+    places = generator.uniform([-2, -2, -2], [5, 6, 4], (300, 3))
+    points = places @ affine[:3, :3].T + affine[:3, 3]
+    _, theirs, _ = trimesh.proximity.closest_point_naive(faces_of_voxels(mask, affine), points)
+    near, is_known = _to_near_squares(points, surface, affine)
+    assert 50 < is_known.sum() < 250 if are_known else not is_known.any()
+    np.testing.assert_allclose(near[is_known], theirs[is_known], atol=1e-9)
+    ours = _to_squares(points, surface, affine)
+    # Of those far away, the centre of the nearest face may not be among the twelve nearest.
+    assert (ours >= theirs - 1e-9).all()
+    assert np.mean(np.abs(ours - theirs) > 1e-9) < 0.02
 
 
 def box(low: float, high: float) -> TriangleMesh:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -204,6 +205,14 @@ def test_meshes_that_exist_are_skipped_without_a_look(seg):
     assert again.made == again.failed == []
 
 
+def test_a_mesh_whose_colours_are_missing_is_made_again(seg):
+    brats_cli.mesh(seg, format="obj")
+    seg.with_name("seg_WT.mtl").unlink()  # as a kill leaves it that comes before the last rename
+    again = brats_cli.mesh(seg, format="obj", skip_existing=True)
+    assert ([each.region for each in again.made], again.skipped) == (["WT"], [])
+    assert seg.with_name("seg_WT.mtl").exists()
+
+
 def test_of_all_regions_those_that_are_missing_are_made(seg):
     brats_cli.mesh(seg, region="TC")
     meshes = brats_cli.mesh(seg, region="all", skip_existing=True)
@@ -282,3 +291,34 @@ def test_a_folder_is_not_read_first_where_its_other_label_maps_do_not_matter(
 
 def test_a_face_and_the_same_face_turned_over_are_no_surface():
     assert not TriangleMesh(np.eye(3), np.array([[0, 1, 2], [0, 2, 1]])).is_closed
+
+
+def test_maps_beside_label_maps_are_left_out_of_a_list_and_reported(tmp_path):
+    first, second = (write_seg(tmp_path / f"{name}.nii.gz") for name in "AB")
+    beside = [
+        tmp_path / f"{name}.nii.gz" for name in ("A_probabilities", "B_uncertainty", "B_unc_core")
+    ]
+    for path in beside:
+        nib.save(nib.Nifti1Image(np.full((4, 4, 4), 0.3, dtype=np.float32), AFFINE), path)
+    given = [first, *beside, second]
+    meshes = brats_cli.mesh(given, output=tmp_path / "out")
+    assert [result.segmentation for result in meshes.made] == [first, second]
+    assert (meshes.left_out, meshes.failed) == (beside, [])
+    assert meshes.to_json_dict()["left_out"] == [str(path) for path in beside]
+    planned = brats_cli.mesh(given, output=tmp_path / "other", dry_run=True)
+    assert planned.left_out == beside
+    assert planned.planned.cases == (str(first), str(second))
+    # One label map is left: it may be written to one file.
+    (result,) = brats_cli.mesh([beside[0], first], output=tmp_path / "one.stl").made
+    assert result.file == tmp_path / "one.stl"
+
+
+def test_a_probability_map_alone_is_refused_for_what_it_holds(tmp_path):
+    path = tmp_path / "A_probabilities.nii.gz"
+    nib.save(nib.Nifti1Image(np.full((4, 4, 4), 0.3, dtype=np.float32), AFFINE), path)
+    with pytest.raises(LabelError, match=re.escape(f"{path} holds 0.3")) as caught:
+        brats_cli.mesh(path)
+    assert caught.value.hint == "is it an MR image or a probability map, not a label map?"
+    meshes = brats_cli.mesh([path])
+    assert meshes.left_out == []
+    assert [failure.segmentation for failure in meshes.failed] == [path]

@@ -56,6 +56,38 @@ def test_a_centre_that_is_near_enough_is_left_alone():
     np.testing.assert_allclose(enclosing(ball.vertices, ball.faces, shells), ball.vertices)
 
 
+def two_balls():
+    """A ball of radius 10 at 0, and one of radius 2 at x = 20, with the shell of each vertex."""
+    large, small = trimesh.creation.icosphere(4, radius=10), trimesh.creation.icosphere(2, radius=2)
+    vertices = np.vstack([large.vertices, small.vertices + np.array([20, 0, 0])])
+    faces = np.vstack([large.faces, small.faces + len(large.vertices)])
+    shell = np.repeat([0, 1], [len(large.vertices), len(small.vertices)])
+    return vertices, faces, shell, np.array([large.volume, small.volume])
+
+
+@pytest.mark.parametrize("off", [0, 1], ids=["the large one", "the small one"])
+def test_of_two_balls_only_the_one_off_centre_moves(off):
+    vertices, faces, shell, volumes = two_balls()
+    centres = np.array([[0.0, 0, 0], [20, 0, 0]])
+    centres[off, 1] += 0.2
+    moved = enclosing(vertices, faces, Shells(shell, volumes, centres))
+    np.testing.assert_allclose(moved[shell != off], vertices[shell != off], atol=1e-6)
+    ball = TriangleMesh(moved, faces[shell[faces[:, 0]] == off])
+    assert np.linalg.norm(ball.centre_mm - centres[off]) <= 0.03
+    assert ball.volume_mm3 == pytest.approx(volumes[off], rel=1e-6)
+
+
+def test_shells_that_are_left_out_stay_as_they_are():
+    vertices, faces, shell, volumes = two_balls()
+    shells = Shells(shell, volumes * [2, 0.5], NOWHERE.repeat(2, 0))
+    moved = enclosing(vertices, faces, shells, only=np.array([False, True]))
+    np.testing.assert_array_equal(moved[shell == 0], vertices[shell == 0])
+    small = TriangleMesh(moved, faces[shell[faces[:, 0]] == 1])
+    assert small.volume_mm3 == pytest.approx(volumes[1] / 2, rel=1e-6)
+    none = enclosing(vertices, faces, shells, only=np.zeros(2, dtype=bool))
+    np.testing.assert_array_equal(none, vertices)
+
+
 def test_vertices_with_steps_move_along_them():
     box = trimesh.creation.box()  # of 1 mm, with 8 vertices
     up = np.tile([0, 0, 1], (8, 1)) * np.sign(box.vertices[:, 2:])

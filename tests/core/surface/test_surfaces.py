@@ -243,6 +243,10 @@ def test_every_smoothing_and_reduction_is_closed_and_as_large_as_the_voxels(smoo
     assert welded.is_winding_consistent
 
 
+def edges_of(faces):
+    return np.vstack([faces[:, [0, 1]], faces[:, [1, 2]]])
+
+
 def test_more_smoothing_is_rounder():
     mask = ragged()
     areas = [
@@ -259,6 +263,15 @@ def test_single_voxels_and_small_islands_stay_where_they_are():
     np.testing.assert_allclose(surface.mesh.vertices, unsmoothed(mask, np.eye(4)).vertices)
     assert surface.unsmoothed == 3
     assert made(mask, np.eye(4), reduce=0.1).mesh.shells == 3
+
+
+@pytest.mark.parametrize("settings", [{}, {"reduce": 0.25}, {"interpolate": True}])
+def test_the_surface_knows_how_many_shells_its_mesh_has(settings):
+    surface = made(ragged(), np.diag([1.0, 1, 2, 1]), **settings)
+    # Faces around a vertex belong together: trimesh's connected components of edges.
+    faces = surface.mesh.faces
+    assert surface.shells == len(trimesh.graph.connected_components(edges_of(faces)))
+    assert surface.shells > 1
 
 
 def test_a_number_of_faces_is_met():

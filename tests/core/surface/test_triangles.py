@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from brats_cli.core.surface.triangles import TriangleMesh
+from brats_cli.core.surface.triangles import TriangleMesh, counting_order
 
 # A right-angled corner of a cube: legs of 1 along x, 2 along y and 3 along z.
 CORNER = TriangleMesh(
@@ -120,3 +120,10 @@ def test_vertices_that_are_equal_in_float32_are_not_apart():
     for distance, apart in ((1e-7, False), (1e-4, True)):
         twice = np.vstack([near, near[:1] + distance])
         assert TriangleMesh(twice, CORNER.faces).is_apart == apart
+
+
+def test_counting_puts_equal_numbers_side_by_side_in_their_order():
+    # 0 is at 1 and 4, 2 at 0, 2 and 5, 7 at 3.
+    np.testing.assert_array_equal(
+        counting_order(np.array([2, 0, 2, 7, 0, 2]), 8), [1, 4, 0, 2, 5, 3]
+    )

@@ -179,6 +179,13 @@ def memory_text(device: torch.device) -> str:
     return f"the memory of {'this machine' if device.type == 'cpu' else device.type}"
 
 
+def more_memory(device: torch.device) -> str:
+    """How a device gets memory, as a hint tells it."""
+    if device.type == "cpu":
+        return "end other programs, or use a larger machine"
+    return "free memory there (see nvidia-smi), or use --device cpu"
+
+
 def release_cached_memory(device: torch.device) -> None:
     """Give the driver back what PyTorch keeps of a GPU's freed memory, which comes in pieces."""
     if device.type == "cuda":

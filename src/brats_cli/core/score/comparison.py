@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import BratsWarning, CaseError, ConfigError, UnreadableFileError
 from ..reading import read_text
 from ..wording import did_you_mean, listing
-from ..writing import require_writable
+from ..writing import require_ending, require_writable
 from .paired import Comparison, Key, differences, ranking
 from .pairing import RULES
 from .scores import is_ranked
@@ -65,6 +65,7 @@ def compare(
             "there is nothing to compare", hint="give the scores of two models or more"
         )
     if output is not None:
+        require_ending(Path(output), ".png")
         require_writable(Path(output), overwrite=overwrite)
     paths = [Path(path) for path in scores]
     names = model_names(paths)

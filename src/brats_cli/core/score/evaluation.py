@@ -15,13 +15,14 @@ import numpy.typing as npt
 
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
+from ..compute.machine import keep_freed_memory
 from ..data.folders import nifti_files
 from ..data.labels import LabelScheme, as_scheme
 from ..data.naming import case_id_of
 from ..errors import BratsError, CaseError, ConfigError, UnreadableFileError
 from ..images.grid import Box, Mask, Volume, bounding_box, require_same_grid
 from ..images.nifti import read_image, stem
-from ..writing import require_writable
+from ..writing import require_ending, require_writable, together
 from .conventions import Convention, challenge_named, challenge_of, convention_named
 from .lesions import YEARS, LesionRules, LesionScore, lesion_rules, require_challenge, score_lesions
 from .metrics import score
@@ -121,8 +122,16 @@ def evaluate(
         require_challenge(scoring.lesion_wise, scoring.challenge)
     # One plot stands for all of them: which there are depends on the scores.
     plot = None if plots is None else Path(plots) / "distributions.png"
-    for file in (output, lesions, report, reliability, markdown, plot):
+    for file, *endings in (
+        (output, ".csv", ".txt"),
+        (lesions, ".csv", ".txt"),
+        (report, ".html", ".htm"),
+        (reliability, ".png"),
+        (markdown, ".md", ".txt"),
+        (plot, ".png"),
+    ):
         if file is not None:
+            require_ending(Path(file), *map(str, endings))
             require_writable(Path(file), overwrite=overwrite)
     matching = match(path(predictions), path(references), missing_as_empty=missing_as_empty)
     if reliability is not None:
@@ -137,12 +146,11 @@ def evaluate(
         scored = [pair for pair in matching.pairs if pair.case in set(found.cases)]
         found = replace(found, reliability=reliability_of(scored, scoring))
     on_report(found)
-    if reliability is not None and found.scores:
-        from .plots import save_reliability  # matplotlib takes half a second to load
-
-        save_reliability(found.reliability, Path(reliability), overwrite=overwrite)
     if found.scores:
-        _write(found, output, lesions, report, plots, markdown, overwrite=overwrite)
+        with together():
+            _write(
+                found, output, lesions, report, plots, markdown, reliability, overwrite=overwrite
+            )
     return found
 
 
@@ -153,9 +161,14 @@ def _write(
     report: str | Path | None,
     plots: str | Path | None,
     markdown: str | Path | None,
+    reliability: str | Path | None,
     *,
     overwrite: bool,
 ) -> None:
+    if reliability is not None:
+        from .plots import save_reliability  # matplotlib takes half a second to load
+
+        save_reliability(found.reliability, Path(reliability), overwrite=overwrite)
     if output is not None:
         found.to_csv(Path(output), overwrite=overwrite)
     if lesions is not None:
@@ -228,6 +241,7 @@ def _brain_masks(folder: Path) -> dict[str, Path]:
 
 
 def _outcome(pair: Pair, *, scoring: Scoring) -> Outcome:
+    keep_freed_memory()  # else a tenth of the time is page faults
     try:
         return _score_pair(pair, scoring)
     except BratsError as error:

@@ -13,11 +13,10 @@ from typing import Any, get_args
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
 from ..compute.machine import keep_freed_memory
-from ..compute.plan import Plan
-from ..compute.processes import process_count
+from ..compute.plan import Plan, by_folder
 from ..data.labels import REGION_COLOURS, SCHEMES, LabelScheme, scheme_named
 from ..data.meaning import Known, known_of
-from ..data.naming import case_id_of
+from ..data.naming import case_id_of, lies_beside
 from ..errors import BratsError, ConfigError, MeshError
 from ..images.grid import Volume
 from ..images.nifti import read_image, read_labels, shape_on_disk, stem, voxels_on_disk
@@ -63,7 +62,8 @@ class MeshResult:
             closed and no part is lost.
         interpolated: Into how many parts voxels were cut along each axis between thick slices, or
             None.
-        mean_mm: Mean distance between the mesh and the faces of the voxels.
+        mean_mm: Mean distance between the mesh and the faces of the voxels, sampled at up to 1,500
+            points each way; see `distances.POINTS`.
         p95_mm: 95th percentile of that distance.
         max_mm: The largest distance found.
         closed: Whether it is a closed manifold; always true.
@@ -152,22 +152,25 @@ class Meshes:
         made: The meshes that were written.
         skipped: Files that existed and were kept.
         failed: Label maps of which some mesh could not be made.
+        left_out: Maps of probabilities or uncertainty among the label maps.
         planned: What would be done, where that was asked for and nothing else.
     """
 
     made: list[MeshResult] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     failed: list[MeshFailure] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
     planned: Plan | None = None
 
     @classmethod
-    def of(cls, parts: Iterable[Meshes]) -> Meshes:
-        """All of several."""
+    def of(cls, parts: Iterable[Meshes], left_out: list[Path]) -> Meshes:
+        """All of several, beside what was left out."""
         every = list(parts)
         return cls(
             [each for part in every for each in part.made],
             [each for part in every for each in part.skipped],
             [each for part in every for each in part.failed],
+            left_out,
         )
 
     def to_json_dict(self) -> dict[str, Any]:
@@ -177,6 +180,7 @@ class Meshes:
             "meshes": [each.to_json_dict() for each in self.made],
             "skipped": [str(each) for each in self.skipped],
             "failed": [each.to_json_dict() for each in self.failed],
+            "left_out": [str(each) for each in self.left_out],
         }
 
 
@@ -275,7 +279,8 @@ def mesh(
     A label map of a list that fails is among the `failed` and stops no other; a single one raises.
 
     Args:
-        segmentations: Label maps (NIfTI); scans for the region `brain`.
+        segmentations: Label maps (NIfTI); scans for the region `brain`. Maps that `predict` writes
+            beside label maps are left out, unless there is nothing else.
         region: WT, TC, ET, another region, a label value, `all` or `brain`.
         output: A file for one mesh, a folder for several; None: beside each label map.
         format: stl, ply, obj or glb; None: by the suffix of `output`, or stl.
@@ -302,10 +307,11 @@ def mesh(
         BratsError: If a setting is wrong, two meshes would have one name, or the one label map
             that is not in a list fails.
     """
+    keep_freed_memory()  # else a fifth of the time is page faults
     is_one = isinstance(segmentations, str | Path)
     given = [segmentations] if isinstance(segmentations, str | Path) else segmentations
     path = paths_for(executor)
-    paths = [path(each) for each in given]
+    paths, left_out = _without_maps_beside([path(each) for each in given])
     target = None if output is None else path(output)
     config = MeshConfig(
         region=wanted_region(region),
@@ -328,9 +334,9 @@ def mesh(
     ]
     jobs = [_Job(path, base, known[path]) for path, base in zip(paths, bases, strict=True)]
     plan, known_failures = _planned(jobs, config, workers, thorough=dry_run)
-    plan = plan.require_room() if executor is None else plan.elsewhere().require_room()
+    plan = plan.over(executor).require_room()
     if dry_run:
-        return Meshes(failed=known_failures, planned=plan)
+        return Meshes(failed=known_failures, left_out=left_out, planned=plan)
     parts = []
     for part in in_order(
         partial(_meshes_of, config=config),
@@ -342,10 +348,19 @@ def mesh(
     ):
         parts.append(part)
         on_progress(len(parts), len(jobs))
-    meshes = Meshes.of(parts)
+    meshes = Meshes.of(parts, left_out)
     if meshes.failed and is_one:
         raise meshes.failed[0].error
     return meshes
+
+
+def _without_maps_beside(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Label maps, and the maps of probabilities or uncertainty that `predict` writes beside them.
+
+    A folder's `*` names both. Maps alone are kept, for the error that names what they hold.
+    """
+    kept = [path for path in paths if not lies_beside(stem(path))]
+    return (kept, [path for path in paths if lies_beside(stem(path))]) if kept else (paths, [])
 
 
 def format_of(name: str | None, output: Path | None, *, to_folder: bool = False) -> str:
@@ -410,18 +425,13 @@ def _planned(
         voxels.append(voxels_on_disk(path))
     faces = config.surface.faces or _FACES
     size = faces * _BYTES_PER_FACE[config.format] * (1 if is_known else _MESHES_OF_ALL)
-    disk: dict[Path, int] = {}
-    for _, file in due:
-        disk[file.parent] = disk.get(file.parent, 0) + size
-    processes = max(1, process_count(workers, len(due)))
     plan = Plan(
         cases=tuple(str(path) for path, _ in due),
         outputs=tuple(str(file) for _, file in due),
         skipped=tuple(map(str, meshes.skipped)),
-        disk_bytes=disk,
-        memory_bytes=processes * (_MEMORY + _MEMORY_PER_VOXEL * max(voxels, default=0)),
-        least_memory_bytes=_MEMORY_PER_VOXEL * min(voxels, default=0),
+        disk_bytes=by_folder((file, size) for _, file in due),
     )
+    plan = plan.in_processes(workers, voxels, base=_MEMORY, per_voxel=_MEMORY_PER_VOXEL)
     return plan, meshes.failed
 
 
@@ -503,7 +513,7 @@ class _Job:
 def _meshes_of(job: _Job, config: MeshConfig) -> Meshes:
     """What came of one label map; a failure is part of the result and does not stop the others."""
     meshes = Meshes()
-    keep_freed_memory()  # else a fifth of the time is page faults
+    keep_freed_memory()  # in a process of its own
     try:
         is_known = config.region != "all" or config.is_scene
         if is_known and not _is_due(job.base, config.region, config, meshes):
@@ -523,10 +533,11 @@ def _is_due(base: _Base, region: str, config: MeshConfig, meshes: Meshes) -> boo
         OutputError: If it cannot be written.
     """
     file = base.of(region)
-    if config.skip_existing and file in base.existing:
+    files = files_of(file, textured=config.is_textured)
+    if config.skip_existing and base.existing.issuperset(files):
         meshes.skipped.append(file)
         return False
-    for each in files_of(file, textured=config.is_textured):
+    for each in files:
         require_writable(each, overwrite=config.is_replacing or each not in base.existing)
     return True
 
@@ -605,7 +616,7 @@ def _result(
         voxels_mm3=surface.voxels_mm3,
         area_mm2=mesh.area_mm2,
         euler_number=mesh.euler_number,
-        shells=mesh.shells,
+        shells=surface.shells,
         voxel_shells=len(surface.voxels.shell_voxels),
         unsmoothed=surface.unsmoothed,
         smooth=surface.smooth,

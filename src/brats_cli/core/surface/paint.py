@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from ..data.labels import REGIONS
 from ..errors import MeshError
@@ -84,6 +83,8 @@ class Paint:
 
     def greys(self, points: Points) -> Greys:
         """The scan's greys at points in mm, (..., 3), by trilinear interpolation, (...)."""
+        from scipy import ndimage  # 0.1 s to import, and seldom needed
+
         to_index = np.linalg.inv(self.affine)
         indices = points.reshape(-1, 3) @ to_index[:3, :3].T + to_index[:3, 3]
         # Only the part that is looked at: a copy of all of a scan would take longer than the rest.

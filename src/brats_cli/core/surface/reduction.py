@@ -8,7 +8,6 @@ import fast_simplification
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 from .repair import moved_apart, repaired
 from .shells import Shells, enclosing
@@ -27,8 +26,9 @@ _SHARE = 0.85
 
 _LEAST_FACES = 20  # of each of them on average
 
-# How eagerly edges are collapsed, from 0 to 10. From 10 on real tumours lose their shape.
-_AGGRESSIVENESS = 7
+# How eagerly edges are collapsed, from 0 to 10. From 10 on real tumours lose their shape; with 7
+# they lie as near to their voxels as with 8, which takes a fifth less time.
+_AGGRESSIVENESS = 8
 
 _OFF_CENTRE = 0.03  # how far the centre of a shell may be off, in parts of the smallest spacing
 
@@ -44,7 +44,7 @@ def reduced(mesh: TriangleMesh, shells: Shells, *, faces: int, spacing_mm: float
     these are repaired, and if that should fail, more triangles are kept.
 
     Args:
-        mesh: Closed, outward.
+        mesh: Closed, outward; the shells of fewer than `KEPT_FACES` with the volume wanted.
         shells: What its shells enclose, in mm.
         faces: How many are wanted.
         spacing_mm: The smallest side of a voxel.
@@ -122,6 +122,8 @@ def _shell_of_each(
     """
     if len(shells.volumes) == 1:
         return np.zeros(len(vertices), dtype=np.int64)
+    from scipy.spatial import cKDTree  # 0.1 s to import, and not needed for one shell
+
     pieces, piece = connected_components(neighbours(faces, len(vertices)), directed=False)
     order = np.argsort(piece, kind="stable")
     first = np.searchsorted(piece[order], np.arange(pieces))

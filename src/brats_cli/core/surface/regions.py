@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from ..data.labels import SCHEMES, LabelScheme, Region, as_scheme, noted_scheme
 from ..data.meaning import Known, known_of
@@ -46,6 +45,8 @@ class Islands:
             mask = filled(mask)
         if not self.largest and self.min_volume <= voxel_mm3:
             return mask
+        from scipy import ndimage  # 0.1 s to import, and seldom needed
+
         parts, _ = ndimage.label(mask)
         voxels = np.bincount(parts.ravel())
         voxels[0] = 0
@@ -58,6 +59,8 @@ class Islands:
 
 def filled(mask: Mask) -> Mask:
     """`mask` with its cavities, which are those that its surface has a shell for."""
+    from scipy import ndimage  # 0.1 s to import, and seldom needed
+
     # The outside passes between two voxels that share an edge, and not through a corner.
     passages = ndimage.generate_binary_structure(3, 2)
     full: Mask = ndimage.binary_fill_holes(mask, structure=passages)

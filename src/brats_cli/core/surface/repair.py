@@ -7,13 +7,20 @@ fan gets a vertex of its own, and what touched itself comes apart by a hair.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from .triangles import Indices, Points, Triangles, fans_of, hashed_rows, is_closed
+from .triangles import (
+    Indices,
+    Points,
+    Triangles,
+    counting_order,
+    fans_of,
+    hashed_rows,
+    is_closed,
+)
 
 PILLOW = 0.1
 """How far the two sides of a film are pushed apart, in parts of the smallest voxel spacing."""
@@ -42,7 +49,7 @@ def repaired(
     Returns:
         None if several rounds were not enough.
     """
-    vertices, corners = _pillows(vertices, faces.astype(np.int64), PILLOW * spacing_mm)
+    vertices, corners = _pillows(vertices, faces.astype(np.int32), PILLOW * spacing_mm)
     corners = _without_opposites(corners, len(vertices))
     for _ in range(_MOST_ROUNDS):
         twin = _paired(vertices, corners)
@@ -65,15 +72,15 @@ def moved_apart(vertices: Points, faces: Triangles, spacing_mm: float) -> Points
 
 
 def _pillows(
-    vertices: Points, faces: npt.NDArray[np.int64], thickness: float
-) -> tuple[Points, npt.NDArray[np.int64]]:
+    vertices: Points, faces: npt.NDArray[np.int32], thickness: float
+) -> tuple[Points, npt.NDArray[np.int32]]:
     """Films, two faces of the same corners back to back, made into thin pillows.
 
     They are what is left of a part one voxel thin. Cancelled, as they usually are, the part would
     be lost: up to 2.2 mm of a real tumour at a quarter of its faces, instead of 1.1.
     """
     faces = faces[(faces != np.roll(faces, -1, axis=1)).all(axis=1)]
-    order, first, count = _groups(_face_keys(faces, len(vertices)))
+    order, first, count = _groups(np.sort(faces, axis=1).T, len(vertices))
     pair = first[count == 2]
     front, back = order[pair], order[pair + 1]
     crosses = [_crosses(vertices, faces[side]) for side in (front, back)]
@@ -85,16 +92,18 @@ def _pillows(
     normals = np.concatenate([each[film] for each in crosses])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     tops = vertices[faces[chosen]].mean(axis=1) + thickness * normals
-    top = len(vertices) + np.arange(len(chosen))
+    top = len(vertices) + np.arange(len(chosen), dtype=np.int32)
     a, b, c = faces[chosen].T
     sides = [np.stack(side, axis=1) for side in ((a, b, top), (b, c, top), (c, a, top))]
     kept = np.delete(faces, chosen, axis=0)
     return np.concatenate((vertices, tops)), np.concatenate((kept, *sides))
 
 
-def _without_opposites(faces: npt.NDArray[np.int64], vertices: int) -> npt.NDArray[np.int64]:
+def _without_opposites(faces: npt.NDArray[np.int32], vertices: int) -> npt.NDArray[np.int32]:
     """The faces without pairs of opposite ones, which enclose nothing."""
-    order, first, count = _groups(_face_keys(faces, vertices))
+    order, first, count = _groups(np.sort(faces, axis=1).T, vertices)
+    if (count == 1).all():
+        return faces
     # Of the corners in rising order: whether the face runs through them that way round.
     least = faces.argmin(axis=1)
     rows = np.arange(len(faces))
@@ -107,11 +116,12 @@ def _without_opposites(faces: npt.NDArray[np.int64], vertices: int) -> npt.NDArr
     return np.delete(faces, dropped, axis=0)
 
 
-def _paired(vertices: Points, faces: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _paired(vertices: Points, faces: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """For each half-edge the one to join it with, (3F,): the other, or the next around the edge."""
     start, end = faces.ravel(), faces[:, [1, 2, 0]].ravel()
-    order, first, count = _groups(np.minimum(start, end) * len(vertices) + np.maximum(start, end))
-    twin = np.empty(len(start), dtype=np.int64)
+    ends = np.minimum(start, end), np.maximum(start, end)
+    order, first, count = _groups(ends, len(vertices))
+    twin = np.empty(len(start), dtype=np.int32)
     two = first[count == 2]
     twin[order[two]], twin[order[two + 1]] = order[two + 1], order[two]
     for begin, size in zip(first[count > 2], count[count > 2], strict=True):
@@ -121,7 +131,7 @@ def _paired(vertices: Points, faces: npt.NDArray[np.int64]) -> npt.NDArray[np.in
 
 
 def _around(
-    half_edges: Indices, vertices: Points, faces: npt.NDArray[np.int64]
+    half_edges: Indices, vertices: Points, faces: npt.NDArray[np.int32]
 ) -> Iterator[tuple[int, int]]:
     """Pairs of one edge's half-edges that run opposite ways, matched like brackets around it.
 
@@ -149,26 +159,27 @@ def _around(
 
 
 def _split(
-    vertices: Points, faces: npt.NDArray[np.int64], twin: npt.NDArray[np.int64], apart: float
-) -> tuple[Points, npt.NDArray[np.int64]]:
+    vertices: Points, faces: npt.NDArray[np.int32], twin: npt.NDArray[np.int32], apart: float
+) -> tuple[Points, npt.NDArray[np.int32]]:
     """One vertex for each fan of faces; the copies of a vertex move into their own fans."""
     fans, fan_of = fans_of(twin)
     original = np.empty(fans, dtype=np.int64)
     original[fan_of] = faces.ravel()
-    points, corners = vertices[original], fan_of.reshape(-1, 3).astype(np.int64)
+    points, corners = vertices[original], fan_of.reshape(-1, 3)
     copied = np.flatnonzero(np.bincount(original, minlength=len(vertices))[original] > 1)
     return _moved_inwards(points, corners, copied, apart), corners
 
 
 def _crowded_edges_split(
-    vertices: Points, faces: npt.NDArray[np.int64], twin: npt.NDArray[np.int64], apart: float
-) -> tuple[Points, npt.NDArray[np.int64]]:
+    vertices: Points, faces: npt.NDArray[np.int32], twin: npt.NDArray[np.int32], apart: float
+) -> tuple[Points, npt.NDArray[np.int32]]:
     """A vertex in the middle of each edge of more than two faces, for all its pairs but one.
 
     Both ends of such an edge are one fan each, so that the pairs could not be told apart there.
     """
     start, end = faces.ravel(), faces[:, [1, 2, 0]].ravel()
-    order, first, count = _groups(np.minimum(start, end) * len(vertices) + np.maximum(start, end))
+    ends = np.minimum(start, end), np.maximum(start, end)
+    order, first, count = _groups(ends, len(vertices))
     gone: set[int] = set()
     added: list[tuple[int, int, int]] = []
     middles: list[Points] = []
@@ -190,7 +201,9 @@ def _crowded_edges_split(
     if not added:
         return vertices, faces
     kept = np.delete(faces, sorted(gone), axis=0)
-    return np.concatenate((vertices, middles)), np.concatenate((kept, added))
+    return np.concatenate((vertices, middles)), np.concatenate(
+        (kept, np.array(added, dtype=np.int32))
+    )
 
 
 def _moved_inwards(points: Points, faces: Triangles, chosen: Indices, apart: float) -> Points:
@@ -221,16 +234,17 @@ def _crosses(vertices: Points, faces: Triangles) -> Points:
     return crosses
 
 
-def _face_keys(faces: npt.NDArray[np.int64], vertices: int) -> npt.NDArray[np.int64]:
-    """A number for the three corners of each face, whichever way round."""
-    a, b, c = np.sort(faces, axis=1).T
-    keys: npt.NDArray[np.int64] = (a * vertices + b) * vertices + c
-    return keys
+def _groups(columns: Sequence[Indices] | Indices, number: int) -> tuple[Indices, Indices, Indices]:
+    """The order that puts equal rows side by side, and where each group starts and its size.
 
-
-def _groups(keys: npt.NDArray[np.int64]) -> tuple[Indices, Indices, Indices]:
-    """The order that puts equal keys side by side, and where each group starts and its size."""
-    order: npt.NDArray[Any] = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    return order, first, np.diff(np.r_[first, len(keys)])
+    Args:
+        columns: Vertex numbers, the first of each row, then the second, and so on.
+        number: Of vertices.
+    """
+    order = counting_order(columns[-1], number)
+    for column in columns[-2::-1]:
+        order = order[counting_order(column[order], number)]
+    ordered = [column[order] for column in columns]
+    differs = np.any([column[1:] != column[:-1] for column in ordered], axis=0)
+    first = np.flatnonzero(np.r_[True, differs])
+    return order, first, np.diff(np.r_[first, len(order)])

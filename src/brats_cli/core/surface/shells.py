@@ -52,6 +52,7 @@ def enclosing(
     shells: Shells,
     *,
     steps: Steps | None = None,
+    only: npt.NDArray[np.bool_] | None = None,
     longest: float = 0.5,
     off_centre: float = 0.03,
 ) -> Points:
@@ -65,6 +66,7 @@ def enclosing(
         faces: (F, 3); closed.
         shells: What each shell is to enclose.
         steps: What some vertices move along instead of their normals.
+        only: Which shells, (S,), if not all; the others stay as they are.
         longest: How far vertices may move at once.
         off_centre: How far a centre may be off.
 
@@ -72,6 +74,19 @@ def enclosing(
         (V, 3), float64. The volume is nearly always exact; where `longest` is in the way it is as
         near as possible.
     """
+    if only is not None:
+        part = _Part.of(only, faces, shells, steps)
+        moved = vertices.astype(np.float64)
+        if len(part.vertices):
+            moved[part.vertices] = enclosing(
+                moved[part.vertices],
+                part.faces,
+                part.shells,
+                steps=part.steps,
+                longest=longest,
+                off_centre=off_centre,
+            )
+        return moved
     middle = vertices.mean(axis=0, dtype=np.float64)
     points = np.ascontiguousarray((vertices - middle).T)
     targets = replace(shells, centres=shells.centres - middle)
@@ -91,8 +106,43 @@ def enclosing(
             break  # the cubic is exact
         corners = corners_of(points, pieces.faces)
         crosses = crosses_of(corners)
-    moved: Points = points.T + middle
-    return moved
+    whole: Points = points.T + middle
+    return whole
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some shells of a mesh as a mesh of their own.
+
+    Attributes:
+        vertices: Which vertices, in rising order.
+        of_faces: Which faces, likewise.
+        faces: These, in numbers of the part.
+        shells: In numbers of the part.
+        steps: Of these vertices.
+    """
+
+    vertices: Indices
+    of_faces: Indices
+    faces: Indices
+    shells: Shells
+    steps: Steps | None
+
+    @classmethod
+    def of(
+        cls,
+        chosen: npt.NDArray[np.bool_],
+        faces: Triangles,
+        shells: Shells,
+        steps: Steps | None,
+    ) -> _Part:
+        """The shells that are chosen, (S,)."""
+        is_vertex = chosen[shells.of]
+        vertices, of_faces = np.flatnonzero(is_vertex), np.flatnonzero(is_vertex[faces[:, 0]])
+        number, vertex = np.cumsum(chosen) - 1, np.cumsum(is_vertex) - 1
+        part = Shells(number[shells.of[vertices]], shells.volumes[chosen], shells.centres[chosen])
+        along = None if steps is None else (steps[0][vertices], steps[1][vertices])
+        return cls(vertices, of_faces, vertex[faces[of_faces]], part, along)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,44 +194,72 @@ def _centred(
     steps: Steps | None,
     longest: float,
     off_centre: float,
+    rounds: int = _CENTRE_ROUNDS,
 ) -> tuple[Points, list[Points], Points]:
     """Points (3, V) moved until no shell's centre is farther off than `off_centre`.
 
     With the corners and the crosses of their faces.
     """
-    of, number = shells.of, pieces.number
     corners = corners_of(points, pieces.faces)
     crosses = crosses_of(corners)
-    for _ in range(_CENTRE_ROUNDS):
-        # Each face spans a tetrahedron with the origin, whose centre is the mean of its corners.
-        shares = pieces.at_vertices(dot(corners[0], crosses)) / 24
-        held = pieces.sums(shares) * 4 / 3
-        moments = np.stack([pieces.sums(each) for each in points * shares])
-        missing = held * shells.centres.T - moments
-        is_off = np.sqrt(dot(missing, missing)) > off_centre * np.abs(held)  # false of NaN
-        if not is_off.any():
-            break
+    # Each face spans a tetrahedron with the origin, whose centre is the mean of its corners.
+    shares = pieces.at_vertices(dot(corners[0], crosses)) / 24
+    held = pieces.sums(shares) * 4 / 3
+    moments = np.stack([pieces.sums(each) for each in points * shares])
+    missing = held * shells.centres.T - moments
+    is_off = np.sqrt(dot(missing, missing)) > off_centre * np.abs(held)  # false of NaN
+    if not rounds or not is_off.any():
+        return points, corners, crosses
+    due = np.where(is_off, np.concatenate(((shells.volumes - held)[None], missing)), 0).T
+    if np.mean(is_off[shells.of]) > 0.5:
         areas, directions = _directions(crosses, pieces, steps)
-        centres = np.where(is_off[:, None], shells.centres, 0)
-        # Moved by d, a vertex adds d times a third of its faces' area to the volume, and that
-        # times its place to the moment. d = (1, place) . x, so that there are four equations.
-        terms = np.concatenate((np.ones((1, len(of))), points - centres.T[:, of]))
-        growth = dot(areas, directions) / 6 * is_off[of]
-        matrix = np.empty((number, 4, 4))
-        for row, column in combinations_with_replacement(range(4), 2):
-            product = pieces.sums(terms[row] * terms[column] * growth)
-            matrix[:, row, column] = matrix[:, column, row] = product
-        due = np.concatenate(((shells.volumes - held)[None], missing)).T
-        matrix[~is_off], due[~is_off] = np.eye(4), 0
-        solved = np.linalg.solve(matrix + 1e-9 * np.eye(4), due[..., None])[..., 0]
-        distance = (terms * solved.T[:, of]).sum(axis=0)
-        farthest = np.zeros(number)
-        np.maximum.at(farthest, of, np.abs(distance))
-        distance *= np.minimum(1, longest / 2 / np.maximum(farthest, 1e-12))[of]
-        points = points + directions * distance
-        corners = corners_of(points, pieces.faces)
-        crosses = crosses_of(corners)
+        distance = _distances(points, dot(areas, directions), pieces, shells, due, longest)
+        moved = points + directions * distance
+        return _centred(moved, pieces, shells, steps, longest, off_centre, rounds - 1)
+    # Most often only a few small shells are off, and the others need not be looked at again.
+    part = _Part.of(is_off, pieces.faces, shells, steps)
+    few = _Pieces.of(part.faces, part.shells)
+    areas, directions = _directions(crosses[:, part.of_faces], few, part.steps)
+    there, growth = points[:, part.vertices], dot(areas, directions)
+    moved = there + directions * _distances(there, growth, few, part.shells, due[is_off], longest)
+    points = points.copy()
+    points[:, part.vertices], few_corners, crosses[:, part.of_faces] = _centred(
+        moved, few, part.shells, part.steps, longest, off_centre, rounds - 1
+    )
+    for corner, replaced in zip(corners, few_corners, strict=True):
+        corner[:, part.of_faces] = replaced
     return points, corners, crosses
+
+
+def _distances(
+    points: Points, growth: Points, pieces: _Pieces, shells: Shells, due: Points, longest: float
+) -> Points:
+    """How far each vertex moves so that shells get volumes and moments, (V,).
+
+    Moved by d, a vertex adds d times a third of its faces' area to the volume, and that times its
+    place to the moment. d = (1, place) . x, so that there are four equations for each shell.
+
+    Args:
+        points: (3, V).
+        growth: Six times the volume that each vertex adds for a step of 1, (V,).
+        pieces: Of these shells.
+        shells: What they are to enclose.
+        due: The volume and the moments that they lack, (S, 4).
+        longest: Half of it is the farthest that a vertex moves.
+    """
+    of, number = shells.of, pieces.number
+    centres = np.nan_to_num(shells.centres).T  # where they do not matter nothing is due
+    terms = np.concatenate((np.ones((1, len(of))), points - centres[:, of]))
+    matrix = np.empty((number, 4, 4))
+    for row, column in combinations_with_replacement(range(4), 2):
+        product = pieces.sums(terms[row] * terms[column] * growth / 6)
+        matrix[:, row, column] = matrix[:, column, row] = product
+    solved = np.linalg.solve(matrix + 1e-9 * np.eye(4), due[..., None])[..., 0]
+    distance = (terms * solved.T[:, of]).sum(axis=0)
+    farthest = np.zeros(number)
+    np.maximum.at(farthest, of, np.abs(distance))
+    limited: Points = distance * np.minimum(1, longest / 2 / np.maximum(farthest, 1e-12))[of]
+    return limited
 
 
 def _directions(crosses: Points, pieces: _Pieces, steps: Steps | None) -> tuple[Points, Points]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from ..images.grid import Mask
 
@@ -38,6 +37,8 @@ def between_slices(
     Returns:
         The mask, one coarse voxel wider on every side, and (4, 4) from its indices to `mask`'s.
     """
+    from scipy import ndimage  # 0.1 s to import, and seldom needed
+
     padded = np.pad(mask, 1)
     spacing = np.asarray(spacing_mm, dtype=float)
     inside, outside = (
@@ -94,6 +95,8 @@ def _half_widths(
 
     Up to the thickness of a slice: what is wider may shrink between slices as it does.
     """
+    from scipy import ndimage  # 0.1 s to import, and seldom needed
+
     thin = spacing.min()
     flat = np.where(np.array(parts) > 1, 1e6, spacing)  # distances within slices alone
     widths = np.zeros(mask.shape, dtype=np.float32)

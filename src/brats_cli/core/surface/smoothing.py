@@ -50,13 +50,16 @@ def iterations(strength: str, spacing_mm: npt.ArrayLike, *, interpolated: bool =
     return min(round(times), MOST_ITERATIONS)
 
 
-def smoothed(surface: VoxelSurface, times: int, shells: Shells) -> Points:
+def smoothed(
+    surface: VoxelSurface, times: int, shells: Shells, *, only_small: bool = False
+) -> Points:
     """The vertices after smoothing, each shell with its volume, in voxel indices.
 
     Args:
         surface: As marching cubes made it.
         times: Iterations; with 0 each vertex only moves along the line between its two voxels.
         shells: What the shells are to enclose.
+        only_small: Whether only those too small to be smoothed get their volume.
 
     Returns:
         (V, 3).
@@ -72,7 +75,8 @@ def smoothed(surface: VoxelSurface, times: int, shells: Shells) -> Points:
     # so that what is not smoothed cannot fold or touch itself either.
     along_lines = None if (weight > 0).all() else (weight == 0)[surface.shell]
     steps = None if along_lines is None else (along_lines, surface.steps)
-    return enclosing(vertices, surface.faces, shells, steps=steps)
+    chosen = surface.shell_faces < UNSMOOTHED_FACES if only_small else None
+    return enclosing(vertices, surface.faces, shells, steps=steps, only=chosen)
 
 
 def _weights(faces: Indices) -> npt.NDArray[np.float64]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
-from scipy import ndimage
 
 from ..errors import ConfigError
 from ..images.grid import Grid, Mask, bounding_box
@@ -74,6 +73,7 @@ class Surface:
         voxels: Marching cubes of the mask, to compare with.
         voxels_mm3: The volume of the mask's voxels.
         full_faces: Triangles before the reduction.
+        full_shells: Shells before it.
         smooth: The smoothing, which is weaker than wanted if that would have been torn.
         unsmoothed: Shells so small that they were not smoothed.
         parts: Into how many parts voxels were cut along each axis; None if they were not.
@@ -83,9 +83,17 @@ class Surface:
     voxels: VoxelSurface
     voxels_mm3: float
     full_faces: int
+    full_shells: int
     smooth: str
     unsmoothed: int
     parts: tuple[int, int, int] | None
+
+    @property
+    def shells(self) -> int:
+        """Connected pieces of the mesh, cavities' inner surfaces included."""
+        # Smoothing joins and parts none.
+        is_reduced = len(self.mesh.faces) != self.full_faces
+        return self.mesh.shells if is_reduced else self.full_shells
 
 
 def surface_of(mask: Mask, grid: Grid, config: SurfaceConfig | None = None) -> Surface:
@@ -130,6 +138,7 @@ def surface_of(mask: Mask, grid: Grid, config: SurfaceConfig | None = None) -> S
         voxels=voxels,
         voxels_mm3=float(voxels.shell_voxels.sum()) * abs(grid.determinant),
         full_faces=len(fine.faces),
+        full_shells=len(shells.volumes),
         smooth=smooth,
         unsmoothed=int((fine.shell_faces < UNSMOOTHED_FACES).sum()) if smooth != "none" else 0,
         parts=parts,
@@ -159,16 +168,22 @@ def _mesh(
     surface: VoxelSurface, shells: Shells, grid: Grid, times: int, config: SurfaceConfig
 ) -> TriangleMesh:
     """The mesh of a surface, smoothed so many times, with what its shells enclose in voxels."""
-    points = smoothed(surface, times, shells)
     # An affine that mirrors turns the surface inside out.
     faces = surface.faces if grid.determinant > 0 else surface.faces[:, ::-1]
-    vertices = points @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-    return reduced(
-        TriangleMesh(vertices, np.ascontiguousarray(faces)),
-        shells.mapped(grid.affine),
-        faces=config.wanted(len(faces)),
-        spacing_mm=min(grid.spacing_mm),
-    )
+    faces = np.ascontiguousarray(faces)
+
+    def placed(points: Points) -> TriangleMesh:
+        return TriangleMesh(points @ grid.affine[:3, :3].T + grid.affine[:3, 3], faces)
+
+    wanted = config.wanted(len(faces))
+    if wanted < len(faces):
+        # What is reduced gets its volume afterwards.
+        smooth = smoothed(surface, times, shells, only_small=times > 0)
+        targets, spacing_mm = shells.mapped(grid.affine), min(grid.spacing_mm)
+        mesh = reduced(placed(smooth), targets, faces=wanted, spacing_mm=spacing_mm)
+        if len(mesh.faces) < len(faces):
+            return mesh
+    return placed(smoothed(surface, times, shells))
 
 
 def _interpolated_shells(surface: VoxelSurface, finer: Mask, parts: tuple[int, int, int]) -> Shells:
@@ -177,6 +192,8 @@ def _interpolated_shells(surface: VoxelSurface, finer: Mask, parts: tuple[int, i
     Each island holds as much as the voxels of the slices in it, of which the interpolation makes
     more or less; its cavities change by the same factor.
     """
+    from scipy import ndimage  # 0.1 s to import, and seldom needed
+
     islands, _ = ndimage.label(finer)
     of_slices = islands[tuple(slice(None, None, count) for count in parts)]
     size = np.bincount(islands.ravel())

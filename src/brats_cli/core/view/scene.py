@@ -19,7 +19,7 @@ from ..data.labels import LabelScheme
 from ..data.meaning import Known, known_of
 from ..data.naming import MODALITIES
 from ..errors import CaseError, UnreadableFileError
-from ..images.grid import Box, Mask, Volume, bounding_box, require_same_grid
+from ..images.grid import Box, Mask, Volume, bounding_box, require_same_grid, spacing_of
 from ..images.nifti import read_labels, read_volume
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ class Scene:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Size of a voxel along each axis."""
-        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
-        return float(x), float(y), float(z)
+        return spacing_of(self.affine)
 
     @property
     def regions(self) -> tuple[str, ...]:
@@ -429,8 +428,7 @@ class _Upright:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Size of a voxel along each upright axis."""
-        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
-        return float(x), float(y), float(z)
+        return spacing_of(self.affine)
 
     def turn(self, array: Array) -> Array:
         """The part of a file's array (X, Y, Z) that is kept, upright."""
