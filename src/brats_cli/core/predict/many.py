@@ -51,7 +51,12 @@ class PredictionStarted:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A case that was not segmented because its outputs exist."""
+    """A case that was not segmented because its outputs exist.
+
+    Attributes:
+        case: Case id.
+        file: Its label map.
+    """
 
     case: str
     file: Path

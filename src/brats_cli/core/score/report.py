@@ -279,13 +279,12 @@ def _left_over(report: Report) -> str:
         lines.append(f"<p class=warn>{count} could not be scored:</p><ul>{items}</ul>")
     if missing := report.without_prediction:
         as_empty = any(pair.predicted is None for pair in report.pairs)
-        what = "counts as missed" if as_empty else "is not in any number below"
-        lines.append(
-            f"<p class=warn>Without a prediction, {what}: {escape(listing(missing, shown=10))}</p>"
-        )
+        what = "counted as missed" if as_empty else "not counted below"
+        cases = escape(listing(missing, shown=10))
+        lines.append(f"<p class=warn>Cases without a prediction, {what}: {cases}</p>")
     if unknown := report.without_reference:
         lines.append(
-            f"<p class=warn>Without a reference, not scored: "
+            f"<p class=warn>Predictions without a reference, not scored: "
             f"{escape(listing(unknown, shown=10))}</p>"
         )
     return "".join(lines)
