@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from io import FileIO
@@ -106,13 +106,16 @@ _waiting: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("waiting", def
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def together(stale: Iterable[Path] = ()) -> Iterator[None]:
     """Let the files that the block writes appear at its end, so that no new one is beside an old.
 
     The last one written is the main one, as the label map is beside its probabilities. When all
     are whole, the others' old versions are removed, the main one is replaced, and the others
     follow. Whoever is killed in between leaves the main file, old or new, without some of the
     others, and `--skip-existing`, which looks for all of them, does that case again.
+
+    Args:
+        stale: Others that may be there of an earlier run, and are not written now.
 
     Raises:
         OutputError: If the system refuses.
@@ -124,7 +127,7 @@ def together() -> Iterator[None]:
             yield
         finally:
             _waiting.reset(before)
-        for _, path in files[:-1]:
+        for path in (*stale, *(path for _, path in files[:-1])):
             path.unlink(missing_ok=True)
         for partial, path in (*files[-1:], *files[:-1]):
             partial.replace(path)

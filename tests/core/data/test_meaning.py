@@ -1,6 +1,7 @@
 """Predictions of nnU-Net, whose labels are not in BraTS' order, in folders of any kind."""
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -72,6 +73,15 @@ def test_a_dataset_json_further_up_is_one_more_way_to_read_label_maps(tmp_path, 
         assert set(meanings(files).values()) == {"brats2023"}
     (tmp_path / "dataset.json").write_text("no JSON")
     assert set(meanings(files).values()) == {"brats2023"}
+
+
+def test_above_is_what_is_above_and_not_what_a_path_goes_through(tmp_path, monkeypatch):
+    (tmp_path / "mine/of").mkdir(parents=True)
+    (tmp_path / "mine/dataset.json").write_text(json.dumps({"labels": REGIONS}))
+    put(tmp_path / "truth", **{"BraTS-SSA-00000-000": (1, 2, 3)})
+    monkeypatch.chdir(tmp_path / "mine/of")
+    path = Path("../../truth/BraTS-SSA-00000-000.nii.gz")
+    assert set(meanings({path: "BraTS-SSA-00000-000"}).values()) == {"brats2023"}
 
 
 def test_one_folder_has_one_scheme(tmp_path):

@@ -121,6 +121,19 @@ def test_the_case_that_a_kill_hit_is_done_again_and_never_half_new(
     assert versions(old, new) == {"": True, "probabilities": True, "uncertainty": True}
 
 
+def test_maps_of_an_earlier_prediction_do_not_stay_beside_a_new_one(model, phantoms, tmp_path):
+    case = find_cases(phantoms)[0].folder
+    wanted = {"model": model, "device": "cpu", "output": tmp_path, "overwrite": True}
+    list(predict(case, probabilities=True, uncertainty=True, **wanted))
+    (tmp_path / f"{case.name}_mine.nii.gz").write_bytes(b"mine")
+    list(predict(case, uncertainty_format="brats", **wanted))
+    names = {path.name.removeprefix(case.name) for path in tmp_path.glob("*.nii.gz")}
+    unc = {f"_unc_{part}.nii.gz" for part in ("whole", "core", "enhance")}
+    assert names == {".nii.gz", "_mine.nii.gz", *unc}
+    list(predict(case, **wanted))
+    assert {path.name for path in tmp_path.glob("*_unc_*")} == set()
+
+
 @pytest.mark.parametrize("executor", [False, True])
 def test_a_kill_before_the_line_of_a_case_leaves_no_line_of_its_old_files(
     model, phantoms, tmp_path, executor

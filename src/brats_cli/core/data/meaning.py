@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -117,7 +118,7 @@ def known_of(
         else:
             allowed = schemes_by_name(case_id, shape_on_disk(path))
             if allowed:  # else its values alone decide, or the user
-                more = above(path.absolute().parent)
+                more = above(Path(os.path.abspath(path)).parent)  # noqa: PTH100, without `..`
                 allowed += tuple(scheme for scheme in more if scheme not in allowed)
             found[path] = Known(None, allowed)
             folder = kin.setdefault(path.absolute().parent, {})

@@ -195,11 +195,14 @@ class Segmentation:
     def write(self, path: Path, *, overwrite: bool = False) -> None:
         """Write the label map on the case's own grid, and the other maps beside it.
 
+        Maps of an earlier prediction of the case, if that may be replaced, are removed.
+
         Raises:
             OutputExistsError: If a file exists and `overwrite` is false.
             OutputError: If one cannot be written.
         """
-        with together():
+        kinds = (*BESIDE, *UNCERTAINTY_OF.values()) if overwrite else ()
+        with together(companion(path, kind) for kind in kinds if kind not in self.maps):
             for name, values in self.maps.items():
                 regions = self.doubt if values.ndim == 4 else ()
                 note = f"brats {name}={','.join(regions)}".rstrip("=")
