@@ -6,6 +6,9 @@ BIN := .venv/bin
 # Touched last, so that a set-up that was cut short is done again.
 READY := .venv/ready
 
+# In one process per CPU.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 8
+
 # Without Python's caches every process that a test starts would compile all of brats again.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -18,14 +21,14 @@ FUZZ ?= 10000
 demo: $(READY)
 	$(BIN)/brats demo --overwrite
 
-# pytest last: its closing line says how many passed.
-# Slow tests start processes of their own and measure memory: one after another.
+# pytest last: its closing line says how many passed. The tests of a slow file share what was
+# costly to make, so they stay together.
 test: lint quick
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow --dist loadfile
 
-# In one process per CPU; a worker that has nothing left to do takes tests from the others.
+# A process that has nothing left to do takes tests from the others.
 quick: $(READY)
-	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
+	$(PYTEST) -m "not slow" --dist worksteal
 
 # Interrupts every command that writes, some 200 times each; one after another, each below ten
 # minutes. FAULTS="mesh view" takes these alone.
@@ -94,14 +97,15 @@ dist: $(READY)
 	rm -rf dist
 	$(BIN)/python -m build
 
-# Installs the wheel outside this folder and uses it there; CHECK= takes options: see the script.
+# Installs wheel and source distribution outside this folder and uses them there; CHECK= takes
+# options: see the script.
 check-wheel: dist
-	$(PYTHON) tests/installed.py dist/*.whl $(CHECK)
+	$(PYTHON) tests/installed.py dist/*.whl --sdist dist/*.tar.gz $(CHECK)
 
 # torch alone stays as constraints.txt has it, because an index may have no other CPU build;
 # CHECK="--torch 2.6.0" takes another.
 check-lowest: dist
-	$(PYTHON) tests/installed.py dist/*.whl --lowest $(CHECK)
+	$(PYTHON) tests/installed.py dist/*.whl --sdist dist/*.tar.gz --lowest $(CHECK)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .gpu build dist demo src/*.egg-info

@@ -302,7 +302,7 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end="")
     print(f"load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}\n")
     taken = in_process(pairs[:: max(1, len(pairs) // given.pairs)][: given.pairs])
-    print("| | CPU seconds a case, median | least | most | brats is | target |")
+    print("| | CPU seconds per case, median | least | most | brats is | target |")
     print("|---|---:|---:|---:|---:|---:|")
     for name, times in taken.items():
         ours = taken["brats, lesions" if name == "BraTS 2023 code" else "brats"]

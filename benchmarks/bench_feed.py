@@ -90,7 +90,7 @@ class Run:
 
     Attributes:
         rate: Patches a second.
-        cost: Milliseconds of CPU a patch, of all its processes; hardly moved by a busy machine.
+        cost: Milliseconds of CPU per patch, of all its processes; hardly moved by a busy machine.
         pss: Peak proportional set size in MiB of all its processes: in all, and of that what is
             not file pages, which the system takes back when it needs them.
         load: Load average when it started.
@@ -138,13 +138,13 @@ def main() -> None:
             runs[name].append(run)
             _tell(
                 f"round {number + 1}: {name:16} {run.rate:6.2f} patches/s,"
-                f"{run.cost:.0f} ms of CPU a patch, {run.pss:.0f} MiB, load {run.load:.1f}"
+                f"{run.cost:.0f} ms of CPU per patch, {run.pss:.0f} MiB, load {run.load:.1f}"
             )
     show(runs, preparing, load)
 
 
 def measure(feed: Feed, folders: feeds.Folders, seconds: float | None) -> tuple[float, float]:
-    """Patches a second of one feed, and milliseconds of CPU a patch."""
+    """Patches per second of one feed, and milliseconds of CPU per patch."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     import torchio  # noqa: F401  # so that no feed is charged for it
 
@@ -303,7 +303,8 @@ def show(runs: dict[str, list[Run]], preparing: dict[str, float], load: float) -
 
 
 def _rates(runs: dict[str, list[Run]], names: list[str]) -> None:
-    print("| feed | patches/s | runs | brats is | target | CPU ms a patch | PSS, MiB | not files |")
+    memory = "PSS, MiB | PSS without files"
+    print(f"| feed | patches/s | runs | brats is | target | CPU ms per patch | {memory} |")
     print("|---|---:|---|---:|---|---:|---:|---:|")
     for name in names:
         if not runs.get(name):
@@ -334,7 +335,7 @@ def _bold(text: str, good: bool) -> str:
 
 
 def _preparing(found: dict[str, float]) -> None:
-    print("| | seconds a case and core | size, MiB | of the .nii.gz |")
+    print("| | seconds per case and core | size, MiB | of the .nii.gz |")
     print("|---|---:|---:|---:|")
     source = found["source size"]
     print(f"| .nii.gz, {found['cases']} cases | | {source:.0f} | 1 |")

@@ -36,7 +36,8 @@ from brats_cli.core.images.nifti import read_labels
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.network import UNet3D, make_network
 from brats_cli.core.model.run_folder import checkpoint_paths
-from brats_cli.core.predict.many import Batch, Job, Prediction
+from brats_cli.core.predict.batch import Batch
+from brats_cli.core.predict.outputs import Job, Prediction
 from brats_cli.core.predict.predictor import PredictConfig, Predictor
 from brats_cli.core.prepared.preparation import from_grid
 from brats_cli.core.train.config import TrainConfig
@@ -186,7 +187,7 @@ def report(arguments: argparse.Namespace, device: torch.device) -> None:
         else:
             untrained(TrainConfig()).save(model)
         print(f"{describe(device)}, torch {torch.__version__}; {len(cases)} cases one by one\n")
-        print("| | seconds a case | runs | of the network | in one call | target |")
+        print("| | seconds per case | runs | of the network | in one call | target |")
         print("|---|---:|---|---:|---:|---|")
         for tta, most in ((False, 1.0), (True, 3.0)):
             batch = Batch((model,), PredictConfig(tta=tta))
@@ -238,7 +239,7 @@ def main() -> None:
     if arguments.measure:
         _measure(arguments)
         return
-    if arguments.device != "cpu":
+    if arguments.device != "cpu" or arguments.only == ["disk"]:
         report(arguments, choose_device(arguments.device))
         return
     model = checkpoint_paths(arguments.model)[0]
@@ -374,7 +375,7 @@ def _arguments() -> argparse.Namespace:
     add("--data", type=Path, default=REPOSITORY.parent / "shared" / "data" / "cases")
     add("--cases", type=Path, nargs="*", help="to compare on [the test cases of the run]")
     add("--rounds", type=int, default=1, help="how often each case is run")
-    add("--only", nargs="*", choices=["peers", "batch"])
+    add("--only", nargs="*", choices=["peers", "batch", "disk"])
     add("--load", type=float, default=1.5, help="wait until the load average is below this")
     add("--patience", type=float, default=0, help="wait no longer than this, in seconds")
     add("--device", choices=["cpu", "cuda"], default="cpu")

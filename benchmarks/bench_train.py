@@ -158,7 +158,7 @@ def _endless(loader: Any) -> Iterator[Any]:
 
 
 def measure(arguments: argparse.Namespace, folders: feeds.Folders) -> dict[str, float]:
-    """Steps a second, CPU seconds a step and the most memory, in GiB, of one trainer."""
+    """Steps per second, CPU seconds per step and the most memory, in GiB, of one trainer."""
     name, precision = arguments.measure.split()
     if arguments.device == "cpu":
         torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -266,7 +266,7 @@ def _show(arguments: argparse.Namespace, runs: dict[str, list[dict[str, float]]]
         f"norm; {BATCH} patches of {arguments.patch}^3; processes that feed: {arguments.workers};"
     )
     print(f"medians of {arguments.rounds} runs of {arguments.steps} steps in turn.\n")
-    print("| | steps/s | runs | brats is | target | CPU seconds a step | memory, GiB |")
+    print("| | steps/s | runs | brats is | target | CPU seconds per step | memory, GiB |")
     print("|---|---:|---|---:|---|---:|---:|")
     ours = {
         method.split()[1]: _median(measured, "rate")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import textwrap
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -76,7 +77,7 @@ def command(name: str) -> str:
 
 
 def in_usage(param: typing.Any) -> str:
-    word = (param.metavar or param.name.upper()).strip("[]")
+    word = param.metavar + ("..." if param.nargs != 1 else "")
     return word if param.required else f"[{word}]"
 
 
@@ -109,7 +110,7 @@ def default_of(param: typing.Any) -> str:
 
 
 def repeatable(param: typing.Any) -> str:
-    said = re.search(r"repeat", param.help)
+    said = re.search(r"repeat", param.help, re.IGNORECASE)
     return " Can be repeated." if param.multiple and not said else ""
 
 
@@ -203,7 +204,8 @@ def docstring(each: object) -> tuple[str, dict[str, typing.Any]]:
     heads = ("Args", "Attributes", "Raises", "Yields", "Returns")
     text, *rest = re.split(rf"^({'|'.join(heads)}):\n", inspect.getdoc(each) or "", flags=re.M)
     parts: dict[str, typing.Any] = {
-        head: inspect.cleandoc(words) for head, words in zip(rest[::2], rest[1::2], strict=True)
+        head: textwrap.dedent(words).strip()
+        for head, words in zip(rest[::2], rest[1::2], strict=True)
     }
     for name in ("Args", "Attributes", "Raises"):
         entries = re.findall(r"^(\w+): (.*(?:\n +.*)*)", parts.get(name, ""), re.MULTILINE)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From many cases to label maps, scores and meshes.
 #   bash examples/batch.sh data/ runs/first out/
-# Run it again after an interruption: what is there stays as it is.
+# Run it again after an interruption: existing outputs are kept.
 set -euo pipefail
 
 data=$1   # the data set, in any layout that brats reads
@@ -14,7 +14,7 @@ try() {
     "$@" || status=$?
     case $status in
         0) ;;
-        3) failed=3 ;;         # some case's data: named on stderr, and the others go on
+        3) failed=3 ;;         # some case's data: named on stderr; the others continue
         *) exit "$status" ;;
     esac
 }

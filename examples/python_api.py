@@ -27,7 +27,7 @@ def main(data: Path, out: Path, **training: object) -> None:
     for event in brats_cli.predict(out / "splits.yaml", output=predictions, model=out / "run"):
         if isinstance(event, brats_cli.Prediction):
             print(f"{event.case}: {event.volumes_mm3['WT']:.0f} mm3 of tumour")
-        elif isinstance(event, brats_cli.BratsError):  # one case that failed; the others go on
+        elif isinstance(event, brats_cli.BratsError):  # one case failed; the others continue
             print(f"{event}; {event.hint}")
 
     scores = brats_cli.evaluate(predictions, data, output=out / "scores.csv")

@@ -14,7 +14,7 @@ set -euo pipefail
 fold=$SLURM_ARRAY_TASK_ID
 run=runs/fold$fold
 
-# A job that was put back into the queue goes on where it was.
+# A job that was put back into the queue resumes its run.
 if [[ -e $run/config.yaml ]]; then
     brats train -o "$run" --fold "$fold" --resume "$@"
 else

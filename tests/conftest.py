@@ -31,6 +31,7 @@ SLOW_FILES = {
     "test_distributed.py",
     "test_everyday_files_command.py",
     "test_examples.py",
+    "test_fuzzed_files.py",
     "test_imported_real.py",
     "test_interruptions.py",
     "test_learner.py",

@@ -1,8 +1,12 @@
 """What several test files share: running the command, the real cases, tiny settings and cases."""
 
+import multiprocessing
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from unittest import mock
 
 import nibabel as nib
 import numpy as np
@@ -135,14 +139,48 @@ DAMAGES = {
 """What may have become of the bytes of a NIfTI-1 file, by name."""
 
 
+class Launched:
+    """A process that runs a script in several that train together, and what they write to stderr.
+
+    It is forked from one that has imported torch and the launcher, which takes three seconds.
+
+    Attributes:
+        pid: Of the process that has launched the others.
+        stderr: A file to be read while they run.
+    """
+
+    def __init__(self, script, processes):
+        pipe = script.with_suffix(".stderr")
+        os.mkfifo(pipe)
+        forked = multiprocessing.get_context("forkserver")
+        forked.set_forkserver_preload(["torch.distributed.launcher.api", "pytest", __name__])
+        self._process = forked.Process(target=_launch, args=(script, pipe, processes))
+        with mock.patch.dict(os.environ, LOGLEVEL="CRITICAL"):  # as `launch` has it, which is late
+            self._process.start()
+        self.pid, self.terminate = self._process.pid, self._process.terminate
+        self.stderr = pipe.open()  # when the process has opened it as well
+
+    def ended(self, within=240):
+        """All that is left of stderr, and the exit status; after so many seconds, it is ended."""
+        too_late = threading.Timer(within, self.terminate)
+        too_late.start()
+        with self.stderr as left:
+            text = left.read()
+        self._process.join()
+        too_late.cancel()
+        return text, self._process.exitcode
+
+
+def _launch(script, pipe, processes):
+    with pipe.open("w") as stderr:
+        os.dup2(stderr.fileno(), 2)
+    from brats_cli.core.compute.distributed import launch
+
+    sys.exit(launch([sys.executable, str(script)], processes))
+
+
 def launched(code, folder, processes=2):
     """The process that runs `code`, which has `folder`, in several that train together."""
     script = folder / "each.py"
     script.write_text(f"from pathlib import Path\nfolder = Path({str(folder)!r})\n{code}")
-    start = (
-        "import sys; from brats_cli.core.compute.distributed import launch\n"
-        f"sys.exit(launch([sys.executable, {str(script)!r}], {processes}))"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return Launched(script, processes)

@@ -1,5 +1,7 @@
 """Installs a built wheel in a fresh environment, and uses it there as somebody without a checkout.
 
+The source distribution is then installed over it: it has to bring the same files.
+
     make check-wheel                      # with the versions of constraints.txt
     make check-lowest                     # with the lowest versions that the wheel declares
     make check-wheel PYTHON=python3.13 CHECK="--without torch torchio --tests"
@@ -14,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import venv
 import zipfile
 from pathlib import Path
@@ -30,6 +33,12 @@ PHANTOMS = (
 )
 COMMANDS = (
     "import typer; from brats_cli.app import app; print(*typer.main.get_command(app).commands)"
+)
+
+FILES = (
+    "from importlib.metadata import files;"
+    "print(*(f'{file} {file.hash and file.hash.value}' for file in files('brats-cli')"
+    " if file.parts[0] == 'brats_cli' and file.suffix != '.pyc'), sep='\\n')"
 )
 
 CASE = "data/BraTS-GLI-00000-000"
@@ -156,6 +165,21 @@ def use(python, folder, *, version, without):
         assert second == f" hint: {hint}"
 
 
+def installed_files(python, folder):
+    """Every file of the installed package with its hash, by pip's record of it."""
+    return run(python, "-c", FILES, cwd=folder).stdout.splitlines()
+
+
+def install_sdist(python, folder, *, sdist, version):
+    """Build and install the source distribution in place of the wheel; they are the same."""
+    before = installed_files(python, folder)
+    assert "brats_cli/core/view/assets/niivue/niivue.js" in " ".join(before)
+    over = ("--no-deps", "--force-reinstall", "-qq")
+    run(python, "-m", "pip", "install", *over, sdist.resolve(), cwd=folder)
+    assert installed_files(python, folder) == before
+    assert run(python.with_name("brats"), "--version", cwd=folder).stdout == f"brats {version}\n"
+
+
 def test(python, *, without):
     """The quick tests of the checkout, on the installed package."""
     some = TESTS_WITHOUT_NETWORK if without else ["tests"]
@@ -167,21 +191,27 @@ def test(python, *, without):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wheel", type=Path)
+    parser.add_argument("--sdist", type=Path, help="the source distribution, to install as well")
     parser.add_argument("--lowest", action="store_true", help="the lowest versions declared")
     parser.add_argument("--torch", metavar="VERSION", help="torch for --lowest; as pinned")
     parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="leave out")
     parser.add_argument("--tests", action="store_true", help="run the quick tests as well")
     args = parser.parse_args()
+    version = metadata_of(args.wheel)["Version"]
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="brats-installed-") as name:
         folder = Path(name).resolve()
         python = install(args.wheel, folder, args)
         work = folder / "work"
         work.mkdir()
-        use(python, work, version=metadata_of(args.wheel)["Version"], without=args.without)
+        use(python, work, version=version, without=args.without)
+        if args.sdist:
+            install_sdist(python, work, sdist=args.sdist, version=version)
         if args.tests:
             test(python, without=args.without)
         print(run(python, "-m", "pip", "list", cwd=folder).stdout)
-    print(f"{args.wheel.name} works on Python {sys.version.split()[0]}")
+    seconds = time.monotonic() - begun
+    print(f"{args.wheel.name} works on Python {sys.version.split()[0]} ({seconds:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import sys
 import types
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch.optim import optimizer as optimizers
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 
 class Pretended(torch.Tensor):
@@ -96,31 +97,51 @@ WAITING = _names(
     "_local_scalar_dense nonzero masked_select unique _unique2 unique_dim equal bincount "
     "repeat_interleave is_nonzero histc"
 )
+# What an operation may be given beside tensors.
+NUMBERS = {int, float, bool, type(None), str, torch.dtype, torch.layout, torch.memory_format}
 COPIES = {"copy_", "_to_copy", "_copy_from", "copy"}
 
-# What CUDA's autocast does to functions that a network calls. C++ sees `meta`, and does not.
+# What CUDA's autocast does to functions that a network calls. C++ sees `meta`, and does not. Those
+# that are written in Python, as in `torch.nn.functional`, hide what they call.
 HALF = {
     torch.conv3d,
     torch.conv_transpose3d,
-    torch._C._nn.linear,
-    torch.nn.functional.linear,
+    F.linear,
     torch.matmul,
     torch.addmm,
     torch.bmm,
     torch.mm,
 }
 FULL = {
-    torch.group_norm,
-    torch.layer_norm,
+    F.group_norm,
+    F.layer_norm,
+    F.softmax,
     torch.softmax,
     torch.pow,
     torch.sum,
+    torch.Tensor.sum,
     torch.exp,
     torch.log,
     torch.norm,
-    torch.binary_cross_entropy_with_logits,
+    F.binary_cross_entropy_with_logits,
 }
-WIDEST = {torch.cat, torch.stack, torch.grid_sampler}
+WIDEST = {torch.cat, torch.stack, F.grid_sample}
+CAST = HALF | FULL | WIDEST
+
+# What a program asks of a tensor all the time, of which nothing here has to know.
+READING = {
+    torch.Tensor.shape.__get__,
+    torch.Tensor.dtype.__get__,
+    torch.Tensor.requires_grad.__get__,
+    torch.Tensor.is_leaf.__get__,
+    torch.Tensor.grad.__get__,
+    torch.Tensor.grad_fn.__get__,
+    torch.Tensor.layout.__get__,
+    torch.Tensor.dim,
+    torch.Tensor.is_floating_point,
+    torch.Tensor.numel,
+    torch.Tensor.element_size,
+}
 
 
 class DeviceMismatch(RuntimeError):  # noqa: N818
@@ -145,44 +166,67 @@ class Functions(TorchFunctionMode):
     """What is done before C++ decides: autocast, and page-locked memory."""
 
     def __torch_function__(self, func, kinds, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
         here = Rehearsal.active
-        bare = torch.device(here.device.type)  # without a number, of which C++ asks the driver
-        args = tuple(here.device if isinstance(e, torch.device) and e == bare else e for e in args)
-        if kwargs.get("device") in (bare, bare.type):
-            kwargs["device"] = here.device
+        if func in READING:
+            return func(*args)
+        bare = here.bare
+        if torch.device in map(type, args):
+            args = tuple(here.device if _is(each, bare) else each for each in args)
+        if kwargs:
+            return self._with(here, func, args, dict(kwargs))
         if func is torch.Tensor.pin_memory:
             return here.pinned(args[0].clone(), reused=False)
         if func is torch.Tensor.is_pinned:
             return here.is_pinned(args[0])
+        if func in CAST and torch.is_autocast_enabled(bare.type):
+            args, _ = _autocast(func, args, {}, bare.type)
+        return func(*args)
+
+    def _with(self, here, func, args, kwargs):
+        """A function that has keyword arguments."""
+        bare = here.bare
+        if kwargs.get("device") in (bare, bare.type):
+            kwargs["device"] = here.device
         if kwargs.pop("pin_memory", False):
             return here.pinned(func(*args, **kwargs), reused=True)
         if func is torch.tensor and kwargs.get("device") == here.device:
             return func(*args, **(kwargs | {"device": "cpu"})).to(here.device)
-        if torch.is_autocast_enabled(bare.type):
+        if func in CAST and torch.is_autocast_enabled(bare.type):
             args, kwargs = _autocast(func, args, kwargs, bare.type)
         return func(*args, **kwargs)
 
 
 def _autocast(func, args, kwargs, kind):
-    flat, spec = tree_flatten((args, kwargs))
-    floats = {e.dtype for e in flat if isinstance(e, Pretended) and e.is_floating_point()}
+    floats = set()
+    _each((args, *kwargs.values()), lambda e: floats.add(e.dtype) if _is_float(e) else None)
     dtype = None
     if func in HALF:
         dtype = torch.get_autocast_dtype(kind)
-    elif func in FULL or (func in WIDEST and len(floats) > 1):
+    elif func in FULL or len(floats) > 1:
         dtype = torch.float32
     if dtype is None:
         return args, kwargs
-    return tree_unflatten(
-        [
-            e.to(dtype)
-            if isinstance(e, Pretended) and e.is_floating_point()
-            else e  # none if equal
-            for e in flat
-        ],
-        spec,
-    )
+
+    def cast(each):
+        return each.to(dtype) if _is_float(each) else each  # the same if it has the type
+
+    return _each(args, cast), {name: _each(value, cast) for name, value in kwargs.items()}
+
+
+def _is(each, device):
+    return type(each) is torch.device and each == device
+
+
+def _is_float(each):
+    return type(each) is Pretended and each.is_floating_point()
+
+
+def _each(value, change):
+    """`value`, an operation's arguments, with `change` of each; of lists in it, of theirs."""
+    kind = type(value)
+    if kind is tuple or kind is list or isinstance(value, torch.Size):
+        return kind([_each(each, change) for each in value])
+    return change(value)
 
 
 class Stream:
@@ -248,9 +292,14 @@ class Rehearsal(TorchDispatchMode):
 
     active = None
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # nothing is compiled here: PyTorch's wrapper of every operation is not needed
+
     def __init__(self, device="cuda:0"):
         super().__init__()
         self.device = torch.device(device)
+        self.bare = torch.device(self.device.type)  # without a number, of which C++ asks the driver
         self.events = []
         self.free = 70 * 10**9
         self.streams = [Stream()]  # the last is the current one
@@ -321,8 +370,8 @@ class Rehearsal(TorchDispatchMode):
             "mem_get_info": lambda device=None: (self.free, 80 * 10**9),
             "memory_reserved": lambda device=None: 0,
             "memory_allocated": lambda device=None: 0,
-            "max_memory_reserved": lambda device=None: 0,
-            "reset_peak_memory_stats": lambda device=None: None,
+            "max_memory_reserved": lambda device=None: 5 * 10**9,
+            "reset_peak_memory_stats": lambda device=None: self.note("call", "reset_peak", 0),
             "empty_cache": lambda: self.note("call", "empty_cache", 0),
             "synchronize": lambda device=None: self.note("wait", "synchronize", 0),
             "Stream": Stream,
@@ -367,7 +416,7 @@ class Rehearsal(TorchDispatchMode):
 
     def note(self, kind, operation, size, note=""):
         frame, where = sys._getframe(2), "?"
-        while frame is not None:
+        while frame is not None and kind != "launch":  # of which there are thousands
             name = frame.f_code.co_filename
             if "brats_cli" in name:
                 where = f"{name.split('brats_cli/')[-1]}:{frame.f_lineno}"
@@ -377,34 +426,40 @@ class Rehearsal(TorchDispatchMode):
 
     def run(self, func, args, kwargs):
         """An operation, as CUDA would do it."""
+        kind = _kind(func)
         # Within inference_mode, an operation made of others comes whole.
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        if kind.is_made_of_others:
             with self:
                 found = func.decompose(*args, **kwargs)
             if found is not NotImplemented:
                 return found
-        name = func._schema.name.split("::")[-1]
-        flat, spec = tree_flatten((args, kwargs))
-        mine = [each for each in flat if isinstance(each, Pretended)]
+        flat, mine = [], []
+
+        def inside(each):
+            flat.append(each)
+            if type(each) is Pretended:
+                mine.append(each)
+                return vars(each)["inner"]
+            return each
+
+        args_inside = _each(args, inside)
+        kwargs_inside = {name: _each(value, inside) for name, value in kwargs.items()}
         asked = self._asked(kwargs.get("device"), mine)
         there = asked is not None and asked.type == self.device.type
         if not mine and not there:
             return func(*args, **kwargs)
         home = asked or mine[0].device
-        self._check(func, name, flat, home)
-        self._note(name, args, kwargs, home, mine)
-        inner = [vars(each)["inner"] if isinstance(each, Pretended) else each for each in flat]
-        args_inside, kwargs_inside = tree_unflatten(inner, spec)
-        kwargs_inside = dict(kwargs_inside)
+        self._check(func, kind.name, flat, home)
+        self._note(kind.name, args, kwargs, home, mine)
         if there:
             kwargs_inside["device"] = torch.device("cpu")
             kwargs_inside.pop("pin_memory", None)
         found = func(*args_inside, **kwargs_inside)
-        if name == "copy_" and not isinstance(args[0], Pretended):
+        if kind.name == "copy_" and type(args[0]) is not Pretended:
             return args[0]
         if asked is not None and not there:
             return found  # to the CPU
-        return self._outside(func, name, found, mine, home)
+        return self._outside(func, kind.name, found, mine, home)
 
     def _asked(self, device, mine):
         """The device that an operation names, if it names one."""
@@ -420,15 +475,17 @@ class Rehearsal(TorchDispatchMode):
     def _check(self, func, name, flat, home):
         """Raise what CUDA would raise, and what it would not."""
         for each in flat:
-            if isinstance(each, torch._C.Generator):
-                if (each._cdata in self._generators) != (home.type == self.device.type):
-                    raise DeviceMismatch(f"Expected a '{home}' device type for generator: {func}")
-            elif isinstance(each, Pretended):
+            if type(each) is Pretended:
                 written = vars(each)["written_by"]
                 if written is not None and written[0] is not self.streams[-1]:
                     stream, work = written
                     if self.streams[-1].seen.get(stream, -1) < work:
                         raise Race(f"{func} of a tensor that another stream still copies")
+            elif type(each) in NUMBERS:
+                continue
+            elif isinstance(each, torch._C.Generator):
+                if (each._cdata in self._generators) != (home.type == self.device.type):
+                    raise DeviceMismatch(f"Expected a '{home}' device type for generator: {func}")
             elif isinstance(each, torch.Tensor) and name not in COPIES:
                 self._check_of_the_cpu(func, name, each, home)
 
@@ -499,7 +556,22 @@ class Rehearsal(TorchDispatchMode):
                 vars(made)["written_by"] = vars(mine[0])["written_by"]
             return made
 
-        return tree_map(wrapped, found)
+        return _each(found, wrapped)
+
+
+class Kind(NamedTuple):
+    """What an operation is."""
+
+    name: str
+    is_made_of_others: bool
+
+
+@functools.cache
+def _kind(func):
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), "CompositeImplicitAutograd"
+    )
+    return Kind(func._schema.name.split("::")[-1], composite)
 
 
 def _in_backward():

@@ -79,6 +79,15 @@ def test_help_is_there_under_both_names():
         assert f"│ {name} " in long.stdout
 
 
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)], ids=" ".join)
+def test_no_flag_looks_in_the_help_as_if_it_took_a_value(words):
+    # As Typer 0.29 prints it by itself: `--json <bool>`, and `{CASE...}...` for several.
+    text = brats(*words, "--help").stdout
+    assert "--help" in text
+    assert "<bool>" not in text
+    assert "...}" not in text
+
+
 def test_results_go_to_stdout_and_messages_to_stderr(seg):
     result = brats("mesh", seg, "--smooth", "none")
     assert result.exit_code == 0

@@ -193,7 +193,7 @@ def test_the_changelogs_newest_release_is_this_version():
     assert re.fullmatch(rf"\[{re.escape(brats_cli.__version__)}\] - {day}", releases[0])
 
 
-def test_the_version_stands_in_one_place():
+def test_the_package_takes_its_version_from_the_code():
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert not re.search(r"^version = \"", settings, re.MULTILINE)
     assert 'version = {attr = "brats_cli.__version__"}' in settings
@@ -206,7 +206,9 @@ def test_the_citation_has_what_its_format_asks_for():
     assert citation["authors"] == [{"name": "The brats developers"}]
     assert citation["title"] == "brats"
     assert citation["message"]
-    assert "version" not in citation  # it stands in one place
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert citation["version"] == brats_cli.__version__
+    assert f"## [{citation['version']}] - {citation['date-released']}\n" in text
 
 
 def test_the_rooms_that_contributors_read_of_are_those_of_the_core():

@@ -47,6 +47,7 @@ from brats_cli.core.model.foreign import Source
 from brats_cli.core.model.imported import _checkpoint
 from brats_cli.core.model.network import make_network
 from brats_cli.core.model.run_folder import RunFolder
+from brats_cli.core.prepared.store import Store
 from brats_cli.core.score.comparison import read_scores
 from brats_cli.core.train.config import TrainConfig, initial_model, load_config, parse_setting
 from brats_cli.core.train.figures import draw_curves
@@ -183,6 +184,20 @@ def test_what_dataset_json_says(description):
     channel_order(description)
     for layout in ("", "msd", "nnunet"):
         declared_schemes(description, layout)
+
+
+DSEG = "index\tname\n0\tBackground\n1\tnecrosis\n2\tedema\n4\tenhancing tumour\n"
+
+
+@fuzzed(content=encoded(sprinkled(st.just(DSEG))))
+@example(DSEG.encode())
+def test_the_table_of_labels_of_bids(here, content):
+    folder = here / "bids/sub-1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sub-1_dseg.tsv").write_bytes(content)
+    found = only_brats_errors(lambda: declared_beside(folder / "sub-1_dseg.nii"))
+    if content == DSEG.encode():
+        assert [scheme.name for scheme in found.schemes] == ["brats2020"]
 
 
 ROW = {"case": "A", "review": 0.5, "outputs": ["A.nii.gz"], "volumes_mm3": {"WT": 1.0}}
@@ -467,6 +482,71 @@ def test_the_bytes_of_a_checkpoint(here, content):
     only_brats_errors(lambda: use(path))
 
 
+# --- the store of prepared cases ---------------------------------------------------------------
+
+
+def _stored_in(folder):
+    """A store of one case, the case, and its folder there."""
+    labels = np.zeros((9, 8, 7), np.uint8)
+    labels[2:6, 2:6, 2:5] = 2
+    labels[3, 3, 2:4] = 1, 4
+    write_case(folder / "data", "BraTS2021_00000", labels, seed=0)
+    (case,) = find_cases(folder / "data")
+    store = Store(folder / "store", SCHEMES["brats2020"])
+    plan = store.plan([case])
+    list(plan.run(workers=0))
+    return store, case, plan.places[case.id]
+
+
+def _content_of(place):
+    return {path.name: path.read_bytes() for path in sorted(place.iterdir())}
+
+
+with tempfile.TemporaryDirectory() as _folder:
+    STORED = _content_of(_stored_in(Path(_folder))[2])
+ARRAYS = [name for name in STORED if name.endswith(".b2nd")]
+
+
+@pytest.fixture(scope="module")
+def stored(here):
+    store, case, place = _stored_in(here / "stored")
+    assert _content_of(place) == STORED  # the same at every preparation
+    return store, case, place
+
+
+def stored_files():
+    """Some files of a prepared case: damaged, gone (None), or with the content of another."""
+    other = st.sampled_from([None, b"", *STORED.values()])
+    arrays = {name: st.one_of(damaged(STORED[name]), other) for name in ARRAYS}
+    sums = as_json(json.loads(STORED["sums.json"]))
+    return st.fixed_dictionaries({}, optional={**arrays, "sums.json": st.one_of(sums, other)})
+
+
+@fuzzed(files=stored_files(), fitting=st.booleans())
+def test_a_prepared_case(stored, files, fitting):
+    store, case, place = stored
+    for name, content in {**STORED, **files}.items():
+        (place / name).unlink(missing_ok=True)
+        if content is not None:
+            (place / name).write_bytes(content)
+    if fitting:  # a list of checksums that was altered as well
+        sums = {name: zlib.crc32(files.get(name, STORED[name]) or b"") for name in ARRAYS}
+        (place / "sums.json").write_text(json.dumps(sums))
+
+    def read():
+        found = store.open(case).read()
+        assert found.images.shape[1:] == found.labels.shape
+        return found.masks(store.scheme), found.centres
+
+    only_brats_errors(read)  # as if it were damaged after it was compared with its checksums
+    plan = store.plan([case])
+    is_whole = all(files.get(name, STORED[name]) == STORED[name] for name in ARRAYS)
+    assert plan.missing or is_whole or fitting  # other voxels are never taken for the case's
+    if plan.missing:
+        assert list(plan.run(workers=0)) == [case.id]
+        assert _content_of(place) == STORED
+
+
 # --- networks of others ------------------------------------------------------------------------
 
 
@@ -503,7 +583,6 @@ PLANS = peers.nnunet_plans((16, 16, 16))
 DESCRIPTION = peers.nnunet_dataset(peers.REGION_LABELS)
 
 
-@pytest.mark.slow  # a network is made of most of them
 @fuzzed(plans=as_json(PLANS), dataset=st.one_of(st.just(b""), as_json(DESCRIPTION)))
 @example(json.dumps(PLANS).encode(), b"")
 def test_plans_of_nnunet(nnunet_model, plans, dataset):
@@ -529,7 +608,6 @@ INFERENCE = {
 }
 
 
-@pytest.mark.slow  # a network is made of most of them
 @fuzzed(metadata=as_json(BUNDLE), inference=as_json(INFERENCE))
 def test_settings_of_a_monai_bundle(metadata, inference, here):
     folder = here / "bundle/configs"
@@ -563,7 +641,6 @@ AUTO3DSEG = {
 }  # fmt: skip
 
 
-@pytest.mark.slow  # a network is made of most of them
 @fuzzed(config=changed(AUTO3DSEG), epoch=VALUES)
 def test_settings_of_auto3dseg(here, config, epoch):
     pytest.importorskip("monai")

@@ -41,6 +41,42 @@ def test_the_script_for_a_bare_machine_finds_the_repository(tmp_path):
     assert words == ["--cases", ".gpu/cases", "--out", "there", "--small"]
 
 
+ENDLESS = """
+import signal, sys, time
+import gpu_check
+
+def heeds(check):
+    check.report("begun")
+    time.sleep(60)
+
+def heeds_not(check):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # as what waits for a GPU in C++
+    time.sleep(60)
+
+gpu_check.STAGES, gpu_check.LEAST, gpu_check.GRACE = (heeds, heeds_not), 0, 1
+gpu_check.main()
+"""
+
+
+@pytest.mark.slow
+def test_the_check_of_a_gpu_ends_by_itself(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", ENDLESS, "--device", "cpu", "--seconds", "1"),
+            *("--cases", tmp_path, "--out", tmp_path / "out", "--work", tmp_path / "work"),
+        ],
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY / 'benchmarks'}"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 1
+    first, failed, *_, took, last = (tmp_path / "out/check.txt").read_text().splitlines()
+    assert (first, failed[:13]) == ("begun", "heeds FAILED:")
+    assert took == "(heeds: 1 s)"
+    assert last == "ENDED: the time is up, and the stage goes on"
+
+
 @pytest.mark.slow
 def test_the_check_of_a_gpu_runs_dry_on_the_cpu(tmp_path):
     write_phantoms(tmp_path / "cases", cases=4, shape=(40, 40, 40))

@@ -183,6 +183,17 @@ def _wide_of_monai(path):
     checkpoint(network={"name": "monai/UNet", "options": options}).save(path)
 
 
+def _wide_of_monai_transformer(path):
+    """Wide, then wrong: what is wrong is found when the memory for the rest was taken."""
+    options = {"feature_size": 4080, "depths": [64] * 4, "norm_name": "nonsense"}
+    checkpoint(network={"name": "monai/SwinUNETR", "options": options}).save(path)
+
+
+def _deep_of_monai_transformer(path):
+    options = {"feature_size": 12, "depths": [4096] * 4, "window_size": [4096] * 3}
+    checkpoint(network={"name": "monai/SwinUNETR", "options": options}).save(path)
+
+
 def _wide_of_nnunet(path):
     network = {
         "name": "nnunet/PlainConvUNet", "features": [4096] * 9, "kernels": [[9, 9, 9]] * 9,
@@ -225,7 +236,14 @@ NO_CHECKPOINT, UNSOUND = "is not a brats checkpoint", "is not a sound checkpoint
                 _wide: "do not fit its network",
             },
         ),
-        ("monai.networks.nets", {_wide_of_monai: UNSOUND}),
+        (
+            "monai.networks.nets",
+            {
+                _wide_of_monai: UNSOUND,
+                _wide_of_monai_transformer: UNSOUND,
+                _deep_of_monai_transformer: UNSOUND,
+            },
+        ),
         ("dynamic_network_architectures", {_wide_of_nnunet: UNSOUND}),
     ],
     ids=["brats", "monai", "nnunet"],

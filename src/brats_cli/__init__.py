@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from .core.check.run import check as check
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from .core.model.imported import import_model as import_model
     from .core.model.onnx_export import ExportedModel as ExportedModel
     from .core.model.onnx_export import export as export
-    from .core.predict.many import Prediction as Prediction
     from .core.predict.many import predict as predict
+    from .core.predict.outputs import Prediction as Prediction
     from .core.score.comparison import compare as compare
     from .core.score.evaluation import evaluate as evaluate
     from .core.surface.meshing import mesh as mesh
@@ -41,7 +41,7 @@ _HOMES = {
     "Epoch": "train.events",
     "ExportedModel": "model.onnx_export",
     "ImportedModel": "model.imported",
-    "Prediction": "predict.many",
+    "Prediction": "predict.outputs",
     "check": "check.run",
     "compare": "score.comparison",
     "demo": "demo",

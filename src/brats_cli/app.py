@@ -6,10 +6,11 @@ import io
 import os
 import sys
 import warnings
+from functools import partial
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from . import __version__, console
 from .commands.check import check
@@ -38,11 +39,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 DATA_ERROR = 3  # 1 is Python's for a bug, 2 is Typer's for wrong usage
 
 
+class _Command(TyperCommand):
+    """A command in whose help a flag does not look as if it took a value (`--json <bool>`)."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return _without_flag_values(super().get_params(ctx))
+
+
 class _Brats(TyperGroup):
     """The one place where a `BratsError` becomes two lines on stderr and an exit status.
 
     Here and not around `app()`, so that `CliRunner` gets the same.
     """
+
+    def get_params(self, ctx: Any) -> Any:
+        return _without_flag_values(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -56,6 +67,13 @@ class _Brats(TyperGroup):
             if error.__cause__ is not None:
                 console.detail(f"cause: {error.__cause__!r}")
             raise typer.Exit(DATA_ERROR) from error
+
+
+def _without_flag_values(params: list[Any]) -> list[Any]:
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params
 
 
 app = typer.Typer(
@@ -92,17 +110,18 @@ def brats(
     console.verbosity = -1 if quiet else int(verbose)
 
 
-app.command()(check)
-app.command()(split)
-app.command()(train)
-app.command("import")(import_model)
-app.command()(predict)
-app.command()(evaluate)
-app.command()(compare)
-app.command()(mesh)
-app.command()(view)
-app.command()(export)
-app.command()(demo)
+_command = partial(app.command, cls=_Command)
+_command()(check)
+_command()(split)
+_command()(train)
+_command("import")(import_model)
+_command()(predict)
+_command()(evaluate)
+_command()(compare)
+_command()(mesh)
+_command()(view)
+_command()(export)
+_command()(demo)
 
 
 def main() -> None:

@@ -138,6 +138,14 @@ def progress() -> Iterator[Progress]:
         yield bars
 
 
+@contextmanager
+def counted(what: str) -> Iterator[Callable[[float, int], None]]:
+    """A progress bar, as `progress` has them; call it with how much is done, and the total."""
+    with progress() as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
 ShowLine = Callable[[str, float, str], None]
 
 

@@ -382,6 +382,14 @@ def test_zipped_under_an_unzipped_name_is_repaired_with_the_right_name(data, tmp
 # --- what concerns more than one case ----------------------------------------------------------
 
 
+@pytest.mark.parametrize("labels", [2, 4])
+def test_labels_of_most_of_the_brain_are_no_tumour(data, labels):
+    broken = Broken(data)
+    broken.save("seg", np.where(brain_of(broken), labels, 0).astype(np.uint8))
+    result = run(data)
+    assert "_seg.nii.gz: its labels cover 100 % of the brain: are they of tissues?" in result.stdout
+
+
 def test_one_id_in_two_places_is_named(data):
     shutil.copytree(data / BROKEN, data / "copy" / BROKEN)
     result = run(data)

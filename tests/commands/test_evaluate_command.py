@@ -12,7 +12,7 @@ import helpers
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import save_nifti
+from helpers import assert_refused, save_nifti
 
 brats = partial(helpers.brats, "evaluate")
 
@@ -109,8 +109,7 @@ def test_plots_that_exist_are_reported_before_anything_is_scored(folders, tmp_pa
     path.parent.mkdir()
     path.touch()
     result = brats(*folders, "-o", tmp_path / "scores.csv", "--plots", path.parent)
-    assert (result.exit_code, result.stdout) == (3, "")
-    assert result.stderr.splitlines()[0] == f"error: {path} exists already"
+    assert_refused(result, f"{path} exists already", "--overwrite")
     assert not (tmp_path / "scores.csv").exists()
 
 
@@ -118,11 +117,8 @@ def test_a_csv_that_exists_is_told_before_anything_is_scored(folders, tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text("mine")
     result = brats(*folders, "-o", path)
-    assert (result.exit_code, result.stdout) == (3, "")
-    assert result.stderr.splitlines() == [
-        f"error: {path} exists already",
-        " hint: choose another path with -o, or replace it with --overwrite",
-    ]
+    remedy = "choose another path with -o, or replace it with --overwrite"
+    assert_refused(result, f"{path} exists already", remedy)
     assert path.read_text() == "mine"
     assert brats(*folders, "-o", path, "--overwrite").exit_code == 0
 
@@ -178,11 +174,11 @@ def test_one_bad_pair_is_two_lines(folders, tmp_path):
     predicted = tmp_path / "notes.nii.gz"
     predicted.write_text("not an image")
     result = brats(predicted, folders[1] / "BraTS20_Training_001_seg.nii.gz", "--json")
-    assert (result.exit_code, result.stdout) == (3, "")
-    assert result.stderr.splitlines() == [
-        f"error: cannot read {predicted}: it is not a NIfTI file",
-        " hint: is it text, an archive or another format that was renamed?",
-    ]
+    assert_refused(
+        result,
+        f"cannot read {predicted}: it is not a NIfTI file",
+        "is it text, an archive or another format that was renamed?",
+    )
 
 
 def test_a_mean_below_its_threshold_ends_with_status_3_after_the_table(folders):

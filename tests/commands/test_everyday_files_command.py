@@ -43,17 +43,17 @@ PREDICT = ["predict", f"data/{NAME}0", "-o", "o.nii.gz", "--model", "m.pt", "--d
 
 
 @pytest.mark.parametrize("blank", [["t1"], ["flair"], ["t2", "t1ce"]])
-@pytest.mark.parametrize("kind", [np.int16, np.float32])
-def test_sequences_of_zeros_are_missing(here, blank, kind):
+@pytest.mark.parametrize("voxel", [np.int16(0), np.float32(0), np.int16(7), np.float32(-0.5)])
+def test_sequences_of_one_value_are_missing(here, blank, voxel):
     for role in blank:
         path = here / f"data/{NAME}0/{NAME}0_{role}.nii.gz"
-        save_nifti(path, np.zeros((16, 16, 16), kind))
+        save_nifti(path, np.full((16, 16, 16), voxel))
     result = brats(*PREDICT)
     assert result.exit_code == 3
     first, hint = result.stderr.splitlines()[-2:]
     assert f"case {NAME}0 has no " in first
     assert all(role in first.partition("(found: ")[0] for role in blank)
-    assert "every voxel of" in first
+    assert f"every voxel of {', '.join(sorted(blank))} is the same" in first
     assert "--allow-missing" in hint
     assert not (here / "o.nii.gz").exists()
     stdout_of(*PREDICT, "--allow-missing")

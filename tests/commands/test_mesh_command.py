@@ -6,11 +6,10 @@ import re
 from functools import partial
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import stl
-from helpers import brats, save_nifti
+from helpers import assert_refused, brats, save_nifti
 
 AFFINE = np.diag([-1.0, -1, 2, 1])
 
@@ -137,12 +136,6 @@ def test_two_runs_give_the_same_bytes(seg, tmp_path):
     assert (tmp_path / "a.stl").read_bytes() == (tmp_path / "b.stl").read_bytes()
 
 
-def assert_refused(result, error: str, hint: str) -> None:
-    assert result.exit_code == 3
-    assert result.stdout == ""
-    assert result.stderr.splitlines() == [f"error: {error}", f" hint: {hint}"]
-
-
 def test_an_empty_region_is_two_lines_and_no_file(tmp_path):
     seg = write_seg(tmp_path / "BraTS2021_01477_seg.nii.gz", 1, 2)
     assert_refused(
@@ -226,7 +219,7 @@ def test_a_wrong_setting_is_two_lines_before_anything_is_read(tmp_path, words, e
 
 def test_a_scan_on_another_grid_is_two_lines(seg, tmp_path):
     scan = tmp_path / "t1ce.nii.gz"
-    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), dtype=np.float32), AFFINE), scan)
+    save_nifti(scan, np.ones((4, 4, 4), dtype=np.float32), AFFINE)
     assert_refused(
         run(seg, "--paint", scan, "--format", "ply"),
         f"{scan} does not lie on the grid of {seg}: 4 x 4 x 4 voxels, not 9 x 3 x 3",
@@ -294,7 +287,7 @@ def test_nothing_on_stdin():
 def test_the_maps_that_predict_writes_beside_label_maps_are_left_out_of_a_batch(tmp_path):
     cases = [write_seg(tmp_path / f"{name}.nii.gz", 1) for name in ("A", "B")]
     for name in ("A_probabilities", "A_uncertainty", "B_unc_whole", "B_unc_core"):
-        nib.save(nib.Nifti1Image(np.zeros((9, 3, 3, 3)), AFFINE), tmp_path / f"{name}.nii.gz")
+        save_nifti(tmp_path / f"{name}.nii.gz", np.zeros((9, 3, 3, 3)), AFFINE)
     result = run(*sorted(tmp_path.glob("*.nii.gz")), "-o", tmp_path / "meshes")
     assert result.exit_code == 0, result.stderr
     assert names(tmp_path / "meshes") == ["A_WT.stl", "B_WT.stl"]

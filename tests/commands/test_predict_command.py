@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers import assert_refused, brats
+from helpers import assert_refused, brats, save_nifti
 
 from brats_cli.core.data.labels import SCHEMES, noted_scheme
 from brats_cli.core.data.phantom import write_phantoms
@@ -146,7 +146,7 @@ def test_a_4d_file_is_in_the_decathlons_order(here):
     names = (f"data/{IDS[0]}/{IDS[0]}-{suffix}.nii.gz" for suffix in ("t2f", "t1n", "t1c", "t2w"))
     flair, *others = (nib.load(name) for name in names)
     channels = np.stack([np.asarray(image.dataobj) for image in (flair, *others)], axis=-1)
-    nib.save(nib.Nifti1Image(channels, flair.affine), "BRATS_001.nii.gz")
+    save_nifti(Path("BRATS_001.nii.gz"), channels, flair.affine)
     done("BRATS_001.nii.gz", "-o", "from_4d.nii.gz", "--model", "runs/bright")
     done(f"data/{IDS[0]}", "-o", "from_folder.nii.gz", "--model", "runs/bright")
     expected = labels_of("from_folder.nii.gz")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import yaml
-from helpers import brats, write_case
+from helpers import assert_refused, brats, write_case
 
 from brats_cli.core.data import folders
 
@@ -70,11 +70,8 @@ def test_a_split_is_replaced_on_request_only(data, tmp_path):
     brats("split", data)
     before = (tmp_path / "splits.yaml").read_bytes()
     again = brats("split", data, "--seed", 5)
-    assert (again.exit_code, again.stdout) == (3, "")
-    assert again.stderr.splitlines() == [
-        "error: splits.yaml exists already",
-        " hint: choose another path with -o, or replace it with --overwrite",
-    ]
+    remedy = "choose another path with -o, or replace it with --overwrite"
+    assert_refused(again, "splits.yaml exists already", remedy)
     assert (tmp_path / "splits.yaml").read_bytes() == before
     assert brats("split", data, "--seed", 5, "--overwrite").exit_code == 0
     assert (tmp_path / "splits.yaml").read_bytes() != before

@@ -278,19 +278,30 @@ torch.save = save
 }
 
 
+FOUR = SETTINGS | {
+    "epochs": 4,
+    "steps_per_epoch": 3,
+    "workers": 1,
+    "schedule": "poly",
+    "ema_decay": 0.5,
+    "augmentation": {"modality_dropout": 0.3},
+}
+
+
+@pytest.fixture(scope="module")
+def straight(template):
+    """A run of four epochs that nothing interrupted."""
+    (template / "four.yaml").write_text(yaml.safe_dump(FOUR))
+    splits, run = template / "splits.yaml", template / "straight"
+    made = train(splits, "-c", template / "four.yaml", "-o", run)
+    assert made.exit_code == 0, made.output
+    return run
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no such signal")
 @pytest.mark.parametrize("moment", KILLS)
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(here, moment):
-    settings = SETTINGS | {
-        "epochs": 4,
-        "steps_per_epoch": 3,
-        "workers": 1,
-        "schedule": "poly",
-        "ema_decay": 0.5,
-        "augmentation": {"modality_dropout": 0.3},
-    }
-    Path("four.yaml").write_text(yaml.safe_dump(settings))
-    done("-c", "four.yaml", "-o", "straight")
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(here, straight, moment):
+    Path("four.yaml").write_text(yaml.safe_dump(FOUR))
     code = (
         "import os, signal, sys, torch\nfrom pathlib import Path\nfrom brats_cli.app import main\n"
         "from brats_cli.core.train.learner import Learner\n"
@@ -303,15 +314,13 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(here, moment):
     assert Checkpoint.load(here / "killed/last.pt").epoch == 2
     done("-o", "killed", "--resume")
     for name in ("best.pt", "last.pt"):
-        straight, killed = (Checkpoint.load(here / run / name) for run in ("straight", "killed"))
-        assert killed.epoch == straight.epoch
-        assert killed.scores == straight.scores
-        assert killed.decision == straight.decision
-        for key, weight in straight.weights.items():
+        whole, killed = (Checkpoint.load(run / name) for run in (straight, here / "killed"))
+        assert killed.epoch == whole.epoch
+        assert killed.scores == whole.scores
+        assert killed.decision == whole.decision
+        for key, weight in whole.weights.items():
             assert torch.equal(killed.weights[key], weight), key
-    assert [row["loss"] for row in rows(here / "killed")] == [
-        row["loss"] for row in rows(here / "straight")
-    ]
+    assert [row["loss"] for row in rows(here / "killed")] == [row["loss"] for row in rows(straight)]
     files = written(here / "killed")
     assert [name for name in files if "tfevents" not in name] == [
         *("best.pt", "config.yaml", "curves.png", "last.pt", "log.csv"),
@@ -419,11 +428,11 @@ def test_a_disk_that_is_too_small_is_two_lines(here, monkeypatch):
     result = train("-c", "tiny.yaml", "--store", "store")
     error, hint = result.stderr.splitlines()
     size = error.partition(" take about ")[2].partition(",")[0]
-    assert float(size.removesuffix(" MB")) > 0.002
+    assert float(size.removesuffix(" kB")) > 2
     assert result.exit_code == 3
     assert error == (
         f"error: cannot write store: 2 prepared cases take about {size}, "
-        "and the disk has 0.0 kB left"
+        "and the disk has 2.0 kB left"
     )
     assert hint == " hint: make room, or choose another place with --store DIR"
     assert not Path("runs").exists()
@@ -560,6 +569,23 @@ def test_waiting_for_a_tenth_of_the_time_is_too_much(here, monkeypatch, wait, sa
     result = train("-c", "tiny.yaml", "--profile")
     assert result.stdout.startswith(said)
     assert "at 7.5 patches/s" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "advice"),
+    [
+        ("cpu", "float32", "a GPU, precision=bfloat16, fewer network.channels"),
+        ("cuda", "float32", "precision=bfloat16, fewer network.channels"),
+        ("cuda", "bfloat16", "fewer network.channels"),
+    ],
+)
+def test_who_has_something_is_not_advised_to_take_it(here, monkeypatch, device, precision, advice):
+    monkeypatch.setattr(
+        "brats_cli.core.train.training.profile",
+        lambda *_: Profile(1, 7.5, workers=1, cpus=1, device=device, precision=precision),
+    )
+    line = train("-c", "tiny.yaml", "--profile").stdout
+    assert line.endswith(f"; faster with {advice} or a smaller patch_size\n")
 
 
 def test_ctrl_c_tells_how_to_go_on(here, monkeypatch):

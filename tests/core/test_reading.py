@@ -22,7 +22,7 @@ def test_tables_of_excel_in_any_encoding(tmp_path, encoding, separator, line):
     "text",
     [
         "ID,Größe\na,groß,\nb,,\n",  # surplus fields
-        "ID,Größe,\na,groß,x\nb\n",  # a column without a name; missing fields
+        " ID ,Größe,\na,groß,x\nb\n",  # a column without a name; missing fields
         "\n\nID,Größe\n\na,groß\n,\nb,\n",  # empty lines
         'ID,Größe\n"a",groß\nb,""',
     ],

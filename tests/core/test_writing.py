@@ -1,6 +1,8 @@
+import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from brats_cli.core.writing import (
     append_line,
     growing_file,
     own_folder,
+    require_ending,
     require_writable,
+    together,
     whole_file,
     whole_folder,
 )
@@ -222,3 +226,89 @@ def test_two_machines_that_write_one_file_do_not_share_the_temporary_one(tmp_pat
     with whole_file(tmp_path / "a") as partial:
         partial.touch()
     assert not left.exists()
+
+
+# --- files that belong together ----------------------------------------------------------------
+
+KILLS = """
+import json, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from interruptions import send_at_step
+from brats_cli.core.writing import together, whole_file
+
+folder, names = Path(sys.argv[2]), ("a", "b", "main")
+for step in range(1, 99):
+    for left in folder.iterdir():
+        left.unlink()  # else the steps that remove it would count
+    for name in names:
+        (folder / name).write_text("old")
+    child = os.fork()
+    if not child:
+        send_at_step(folder, step, signal.SIGKILL)
+        with together():
+            for name in names:
+                with whole_file(folder / name) as partial:
+                    partial.write_text("new")
+        os._exit(0)
+    _, how = os.waitpid(child, 0)
+    print(json.dumps({p.name: p.read_text() for p in folder.iterdir() if p.name in names}))
+    if not how:
+        break
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_kill_at_any_step_leaves_none_of_several_files_new_beside_an_old_one(tmp_path):
+    words = [sys.executable, "-c", KILLS, str(Path(__file__).parents[1]), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    states = [json.loads(line) for line in done.stdout.splitlines()]
+    assert all(len(set(state.values())) == 1 and "main" in state for state in states)
+    # The old ones go, the main file is replaced, and the others follow.
+    assert [state for before, state in pairwise(states) if state != before] == [
+        {"b": "old", "main": "old"},
+        {"main": "old"},
+        {"main": "new"},
+        {"a": "new", "main": "new"},
+        {"a": "new", "b": "new", "main": "new"},
+    ]
+
+
+def test_a_failure_among_several_files_leaves_all_old_ones(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_text("old")
+
+    def fail():
+        with together():
+            with whole_file(first) as partial:
+                partial.write_text("new")
+            with whole_file(second) as partial:
+                raise OSError(28, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"b: No space left on device"):
+        fail()
+    assert first.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [first]
+    with whole_file(first) as partial:
+        partial.write_text("later")
+    assert first.read_text() == "later"  # at once, as nothing is waited for any more
+
+
+def test_nothing_to_write_together_is_no_error():
+    with together():
+        pass
+
+
+# --- names of other formats --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "a.JSON", "b/a.nii.gz", "a.tsv"])
+def test_a_name_of_another_format_is_refused(name):
+    with pytest.raises(OutputError, match=r"it is written in the format \.csv") as caught:
+        require_ending(Path(name), ".csv", ".txt")
+    assert caught.value.hint == "end its name in .csv or .txt"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.CSV", "a.txt", "a", "scores_0.5", "a.b"])
+def test_other_names_are_fine(name):
+    require_ending(Path(name), ".csv", ".txt")

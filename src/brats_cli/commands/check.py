@@ -39,14 +39,13 @@ def check(
     from ..core.check import run
     from ..core.check.report import summarize
 
-    with console.progress() as bars:
-        task = bars.add_task("checking", total=None)
+    with console.counted("checking") as on_progress:
         report = run.check(
             data,
             labels=labels,
             fix=fix,
             workers=workers,
-            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            on_progress=on_progress,
         )
     if as_json:
         console.result_json(report.as_dict())

@@ -20,7 +20,7 @@ _HEADINGS = {"dice": ("Dice", 3), "hausdorff95_mm": ("HD95 mm", 2)}
 def compare(
     scores: Annotated[
         list[Path],
-        typer.Argument(metavar="CSV...", help="Scores of each model, from brats evaluate -o CSV."),
+        typer.Argument(metavar="CSV", help="Scores of each model, from brats evaluate -o CSV."),
     ],
     output: Annotated[
         Path | None,
@@ -31,7 +31,7 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Metric to compare and rank by, a column of the CSV; repeatable. "
+            help="Metric to compare and rank by, a column of the CSV; can be repeated. "
             "Default: dice and hausdorff95_mm.",
         ),
     ] = None,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def demo(
     folder: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Folder that everything is written to.")
+        Path, typer.Argument(metavar="DIR", help="Folder that everything is written to.")
     ] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same cases.")] = 0,
     device: Device = "auto",

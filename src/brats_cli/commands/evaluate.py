@@ -137,7 +137,7 @@ FailUnder = Annotated[
     typer.Option(
         metavar="MEAN",
         help="Exit with status 3 if a mean is lower (a distance: higher) than given, such as "
-        "WT.dice=0.8 or ET.hausdorff95_mm=10. Repeatable.",
+        "WT.dice=0.8 or ET.hausdorff95_mm=10; can be repeated.",
     ),
 ]
 

@@ -20,7 +20,9 @@ def import_model(
     output: Annotated[
         Path, output("Checkpoint to write; for several folds of nnU-Net a folder.")
     ] = Path("model.pt"),
-    fold: Annotated[str, typer.Option(help="Fold of nnU-Net to import, or all.")] = "all",
+    fold: Annotated[
+        str, typer.Option(metavar="K", help="Fold of nnU-Net to import, or all.")
+    ] = "all",
     modalities: Annotated[
         str | None,
         typer.Option(

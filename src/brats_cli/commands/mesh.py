@@ -21,8 +21,9 @@ NOTED = 20
 Segmentations = Annotated[
     list[Path],
     typer.Argument(
-        metavar="SEG...",
-        help="Label maps (NIfTI), or scans for the region brain; - reads paths from stdin.",
+        metavar="SEG",
+        help="Label maps (NIfTI), or scans for the region brain; - reads paths from standard "
+        "input.",
     ),
 ]
 Region = Annotated[
@@ -141,8 +142,7 @@ def mesh(
     from ..core.surface import meshing
 
     paths = paths_of(segmentations)
-    with console.progress() as bars:
-        task = bars.add_task("meshes", total=len(paths))
+    with console.counted("meshes") as on_progress:
         meshes = meshing.mesh(
             paths,
             region=region,
@@ -165,7 +165,7 @@ def mesh(
             skip_existing=skip_existing,
             dry_run=dry_run,
             overwrite=overwrite,
-            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            on_progress=on_progress,
         )
     if meshes.left_out:
         count = len(meshes.left_out)

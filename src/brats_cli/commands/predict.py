@@ -25,13 +25,14 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..core.predict.many import PredictEvent, Prediction, PredictionStarted
+    from ..core.predict.many import PredictEvent, PredictionStarted
+    from ..core.predict.outputs import Prediction
 
 
 Cases = Annotated[
     list[Path],
     typer.Argument(
-        metavar="CASE...",
+        metavar="CASE",
         help="Case folders, 4D files, modality files or data set folders, or a splits file for its "
         "test cases; - reads paths from standard input.",
     ),
@@ -134,10 +135,10 @@ def predict(
     Example: brats predict splits.yaml -o predictions/ --model runs/first --skip-existing
     """
     from ..core.predict import many
+    from ..core.predict.outputs import FORMAT
 
     paths = paths_of(cases)
-    with console.progress() as bars:
-        task = bars.add_task("cases", total=None)
+    with console.counted("cases") as on_progress:
         events = many.predict(
             paths,
             output=output,
@@ -156,7 +157,7 @@ def predict(
             skip_existing=skip_existing,
             dry_run=dry_run,
             overwrite=overwrite,
-            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            on_progress=on_progress,
         )
         if dry_run:
             planned = list(events)
@@ -168,7 +169,7 @@ def predict(
     if as_json:
         console.result_json(
             {
-                "format": many.FORMAT,
+                "format": FORMAT,
                 "models": [str(path) for path in started.models],
                 "cases": [each.row() for each in done],
             }
@@ -193,7 +194,8 @@ def follow(
     events: Iterator[PredictEvent],
 ) -> tuple[PredictionStarted, list[Prediction], list[BratsError]]:
     """Show events as they happen; return how it started, what was segmented and what failed."""
-    from ..core.predict.many import Prediction, PredictionStarted, Skipped
+    from ..core.predict.many import PredictionStarted, Skipped
+    from ..core.predict.outputs import Prediction
 
     started = PredictionStarted(0, (), ())
     done: list[Prediction] = []

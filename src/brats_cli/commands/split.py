@@ -68,9 +68,9 @@ Modalities = Annotated[
     typer.Option(metavar="NAMES", help="MR sequences that every case must have."),
 ]
 Include = Annotated[
-    Patterns, _pattern("Only cases whose id matches, such as 'BraTS2021_*'; repeatable.")
+    Patterns, _pattern("Only cases whose id matches, such as 'BraTS2021_*'; can be repeated.")
 ]
-Exclude = Annotated[Patterns, _pattern("Leave out cases whose id matches; repeatable.")]
+Exclude = Annotated[Patterns, _pattern("Leave out cases whose id matches; can be repeated.")]
 
 
 def split(
@@ -99,8 +99,7 @@ def split(
     """
     from ..core.data import splitting
 
-    with console.progress() as bars:
-        task = bars.add_task("reading labels", total=None)
+    with console.counted("reading labels") as on_progress:
         made = splitting.split(
             data,
             output=output,
@@ -116,7 +115,7 @@ def split(
             labels=labels,
             dry_run=dry_run,
             overwrite=overwrite,
-            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            on_progress=on_progress,
         )
     show_split(made)
     console.message(f"dry run: {output} was not written" if dry_run else f"wrote {output}")

@@ -89,7 +89,9 @@ Resume = Annotated[bool, _option("Resume the run in -o; default: the newest run.
 
 
 def train(
-    splits: Annotated[Path, typer.Argument(help="Splits file.")] = Path("splits.yaml"),
+    splits: Annotated[Path, typer.Argument(metavar="SPLITS", help="Splits file.")] = Path(
+        "splits.yaml"
+    ),
     output: Output = None,
     epochs: Epochs = None,
     gpu: Gpu = None,

@@ -20,9 +20,9 @@ FORMAT = "brats-views/1"
 Case = Annotated[
     list[Path],
     typer.Argument(
-        metavar="CASE...",
+        metavar="CASE",
         help="Case folders, 4D files, modality files or data sets, or a splits file for its test "
-        "cases; - reads paths from stdin.",
+        "cases; - reads paths from standard input.",
     ),
 ]
 Seg = Annotated[
@@ -45,7 +45,7 @@ Slice = Annotated[
     typer.Option(
         metavar="PLANE=INDEX",
         help="Slice to show instead of the one with most tumour, such as axial=77, counted "
-        "from 0. Repeatable.",
+        "from 0; can be repeated.",
     ),
 ]
 Montage = Annotated[
@@ -89,8 +89,7 @@ def view(
     """
     from ..core.view import views
 
-    with console.progress() as bars:
-        task = bars.add_task("cases", total=None)
+    with console.counted("cases") as on_progress:
         shown = views.view(
             paths_of(case),
             seg=seg or (),
@@ -105,7 +104,7 @@ def view(
             skip_existing=skip_existing,
             dry_run=dry_run,
             overwrite=overwrite,
-            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            on_progress=on_progress,
         )
     if shown.planned is not None:
         show_plan(shown.planned, as_json=as_json)

@@ -87,7 +87,11 @@ class Made:
 
 @dataclass(frozen=True)
 class DemoFinished:
-    """All steps are done."""
+    """All steps are done.
+
+    Attributes:
+        made: What each step made, in their order.
+    """
 
     made: tuple[Made, ...]
 

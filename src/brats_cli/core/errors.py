@@ -154,7 +154,7 @@ class MissingModalityError(BratsError):
     ) -> None:
         facts = f"found: {', '.join(found) or 'none'}"
         if blank:
-            facts += f"; every voxel of {', '.join(blank)} is 0"
+            facts += f"; every voxel of {', '.join(blank)} is the same"
         if others:
             facts += f"; not understood: {listing(others)}"
         super().__init__(

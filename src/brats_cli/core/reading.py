@@ -102,6 +102,18 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def read_json(path: Path) -> Any:
+    """What a file in JSON says.
+
+    Raises:
+        UnreadableFileError: If it is not JSON, or may not be read.
+    """
+    try:
+        return parse_json(read_text(path))
+    except ValueError as error:
+        raise UnreadableFileError(path, "it is not JSON") from error
+
+
 def require_small(tree: Value) -> Value:
     """The dicts and lists of a file, if there are not too many of them when all are written out.
 
@@ -148,7 +160,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     columns: dict[str, int] = {}
     for number, name in enumerate(names):
         if name.strip():
-            columns.setdefault(name, number)
+            columns.setdefault(name.strip(), number)
     return [
         {name: line[number] if number < len(line) else "" for name, number in columns.items()}
         for line in lines

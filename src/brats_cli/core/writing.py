@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from io import FileIO
 from pathlib import Path
 
@@ -49,6 +50,31 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
         raise OutputError(path, f"no permission to write in {folder.absolute()}")
 
 
+_FORMATS = {
+    ".csv", ".tsv", ".xls", ".xlsx", ".ods", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".md",
+    ".html", ".htm", ".pdf", ".doc", ".docx", ".png", ".jpg", ".jpeg", ".svg", ".tif", ".tiff",
+    ".nii", ".gz", ".mha", ".mhd", ".nrrd", ".npy", ".npz", ".h5", ".pkl", ".parquet", ".pt",
+    ".pth", ".onnx", ".stl", ".obj", ".ply", ".glb", ".zip",
+}  # fmt: skip
+"""Endings that people know as formats."""
+
+
+def require_ending(path: Path, *endings: str) -> None:
+    """Check that `path` does not name another format than it is written in: the first of `endings`.
+
+    An ending that stands for no format, as in `scores_0.5`, is fine.
+
+    Raises:
+        OutputError: If it does.
+    """
+    if path.suffix.lower() in _FORMATS.difference(endings):
+        raise OutputError(
+            path,
+            f"it is written in the format {endings[0]}",
+            hint=f"end its name in {' or '.join(endings)}",
+        )
+
+
 @contextmanager
 def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`, which replaces `path` if the block succeeds.
@@ -67,12 +93,60 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         yield partial
-        partial.replace(path)
+        _put(partial, path)
     except OSError as error:
         raise OutputError(path, error.strerror or str(error)) from error
     finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        if (partial, path) not in (_waiting.get() or ()):
+            _discard(partial)
+
+
+_waiting: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("waiting", default=None)
+"""Whole files that `together` will put in their places: the temporary path of each, and its own."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Let the files that the block writes appear at its end, so that no new one is beside an old.
+
+    The last one written is the main one, as the label map is beside its probabilities. When all
+    are whole, the others' old versions are removed, the main one is replaced, and the others
+    follow. Whoever is killed in between leaves the main file, old or new, without some of the
+    others, and `--skip-existing`, which looks for all of them, does that case again.
+
+    Raises:
+        OutputError: If the system refuses.
+    """
+    files: list[tuple[Path, Path]] = []
+    before = _waiting.set(files)
+    try:
+        try:
+            yield
+        finally:
+            _waiting.reset(before)
+        for _, path in files[:-1]:
+            path.unlink(missing_ok=True)
+        for partial, path in (*files[-1:], *files[:-1]):
+            partial.replace(path)
+    except OSError as error:
+        where = files[-1][1] if files else Path()
+        raise OutputError(where, error.strerror or str(error)) from error
+    finally:
+        for partial, _ in files:
+            _discard(partial)
+
+
+def _put(partial: Path, path: Path) -> None:
+    files = _waiting.get()
+    if files is None:
+        partial.replace(path)
+    else:
+        files.append((partial, path))
+
+
+def _discard(partial: Path) -> None:
+    with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -2,15 +2,18 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
+from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import launched
 
+from brats_cli.core.compute import distributed
 from brats_cli.core.compute.distributed import ALONE, Group, summed
-from brats_cli.core.errors import ConfigError
+from brats_cli.core.errors import BratsError, ConfigError
 
 CPU = torch.device("cpu")
 
@@ -85,6 +88,54 @@ def test_processes_of_a_machine_divide_its_cpus():
     assert Group(1, 8, 1, 4).of_each(18) == 4
 
 
+# --- connected by NCCL, which is not here --------------------------------------------------------
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """What was asked of PyTorch, by name, in place of doing it."""
+    asked = []
+
+    def note(name, *given, **named):
+        asked.append((name, given, named))
+
+    for place, name in (
+        (torch.cuda, "set_device"),
+        (dist, "init_process_group"),
+        (dist, "destroy_process_group"),
+        (dist.distributed_c10d, "_abort_process_group"),
+    ):
+        monkeypatch.setattr(place, name, partial(note, name))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "end_without_clearing_up", lambda: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    return asked
+
+
+def test_processes_with_gpus_are_connected_by_nccl_and_by_gloo_for_what_lies_on_cpus(connections):
+    with Group(1, 2, 1, 2).joined(cuda(1)):
+        pass
+    chosen, joined, left = connections
+    assert chosen == ("set_device", (cuda(1),), {})
+    # With its device, or each process says that it guesses; a step waits no longer than this.
+    half_an_hour = {"timeout": timedelta(minutes=30), "device_id": cuda(1)}
+    assert joined == ("init_process_group", ("cpu:gloo,cuda:nccl",), half_an_hour)
+    assert left == ("destroy_process_group", (), {})
+
+
+def test_after_an_error_the_others_are_left_without_waiting(connections):
+    with pytest.raises(BratsError, match="damaged"), Group(1, 2, 1, 2).joined(cuda(1)):
+        raise BratsError("the case is damaged", hint="remove it")
+    assert [name for name, *_ in connections][2:] == ["_abort_process_group"]
+
+
+def test_one_gpu_for_two_processes_is_refused(connections):
+    with pytest.raises(ConfigError) as caught, Group(1, 2, 1, 2).joined(cuda(1)):
+        raise RuntimeError("NCCL error: Duplicate GPU detected : rank 0 and rank 1")
+    assert str(caught.value) == "another process of this training has cuda:1 as well"
+    assert "--nproc-per-node" in caught.value.hint
+
+
 # --- two processes -----------------------------------------------------------------------------
 
 TOGETHER = """
@@ -127,9 +178,7 @@ with group.joined(torch.device("cpu")):
 
 
 def test_two_processes_by_hand(tmp_path):
-    running = launched(TOGETHER, tmp_path)
-    _, stderr = running.communicate(timeout=240)
-    assert (running.returncode, stderr) == (0, "")
+    assert launched(TOGETHER, tmp_path).ended() == ("", 0)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert (first.pop("leads"), second.pop("leads")) == (True, False)
     assert (first.pop("share"), second.pop("share")) == ("ace", "bd")
@@ -149,10 +198,7 @@ def test_two_processes_by_hand(tmp_path):
 
 def test_the_status_is_that_of_the_process_that_failed(tmp_path):
     code = "import os, sys\nsys.exit(3 if os.environ['RANK'] == '1' else 0)"
-    running = launched(code, tmp_path)
-    _, stderr = running.communicate(timeout=240)
-    assert running.returncode == 3
-    assert "Traceback" not in stderr
+    assert launched(code, tmp_path).ended() == ("", 3)
 
 
 def test_a_process_whose_peer_has_failed_leaves_it_the_word(tmp_path):
@@ -166,9 +212,7 @@ def test_a_process_whose_peer_has_failed_leaves_it_the_word(tmp_path):
         "            sys.exit(3 if group.leads else 0)\n"
         "    except PeerError:\n        sys.exit(9)\n"
     )
-    running = launched(code, tmp_path)
-    _, stderr = running.communicate(timeout=240)
-    assert (running.returncode, stderr) == (3, "")
+    assert launched(code, tmp_path).ended() == ("", 3)
 
 
 AS_NCCL = """
@@ -210,34 +254,33 @@ with program():
 
 
 def test_an_error_in_one_process_is_reported_at_once_and_ends_all(tmp_path):
-    with launched(AS_NCCL, tmp_path) as running:
-        until = time.monotonic() + 120
-        while len(list(tmp_path.glob("met-*"))) < 2:
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        met = time.monotonic()
-        assert running.stderr.readline() == "error: the case is damaged\n"
-        assert time.monotonic() - met < 5
-        too_late = threading.Timer(20, running.terminate)
-        too_late.start()
-        assert running.stderr.read() == ""
-        assert running.wait() == 3
-        too_late.cancel()
+    running = launched(AS_NCCL, tmp_path)
+    until = time.monotonic() + 120
+    while len(list(tmp_path.glob("met-*"))) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    met = time.monotonic()
+    assert running.stderr.readline() == "error: the case is damaged\n"
+    assert time.monotonic() - met < 5
+    assert running.ended(within=20) == ("", 3)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
-def test_a_killed_process_is_told(tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize(
+    ("death", "told"),
+    [
+        ("SIGKILL", "was killed, most likely because memory ran out"),
+        # As NCCL's watchdog ends a process that has waited for another for too long.
+        ("SIGABRT", "was ended by SIGABRT, most likely because another one no longer answers"),
+    ],
+)
+def test_a_killed_process_is_told(tmp_path, death, told):
     code = (
-        "import os, signal\nimport torch\nfrom brats_cli.core.compute.distributed import Group\n"
-        "group = Group.from_environment()\nwith group.joined(torch.device('cpu')):\n"
-        "    if group.leads:\n        group.as_the_first(1)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, time\nif os.environ['RANK'] == '1':\n"
+        f"    os.kill(os.getpid(), signal.{death})\ntime.sleep(60)\n"
     )
-    running = launched(code, tmp_path)
-    _, stderr = running.communicate(timeout=240)
-    assert stderr.splitlines()[-1].endswith(
-        "BratsError: process 2 of 2 was killed, most likely because memory ran out"
-    )
+    stderr, _ = launched(code, tmp_path).ended()
+    assert stderr.splitlines()[-1].endswith(f"BratsError: process 2 of 2 {told}")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
@@ -256,7 +299,6 @@ def test_a_stop_reaches_every_process(tmp_path, stop):
         assert time.monotonic() < until
         time.sleep(0.1)
     os.kill(running.pid, stop)
-    running.communicate(timeout=60)
-    assert running.returncode == 128 + stop
+    assert running.ended() == ("", 128 + stop)
     names = sorted(path.name.replace("began", "stopped") for path in began)
     assert sorted(path.name for path in tmp_path.glob("stopped-*")) == names

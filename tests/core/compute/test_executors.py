@@ -82,8 +82,12 @@ def where(request):
 
 def test_outcomes_come_in_the_order_of_the_items_wherever_they_are_done(where):
     assert list(in_order(square, range(5), **where)) == [0, 1, 4, 9, 16]
-    assert sorted(as_completed(square, range(5), **where)) == [0, 1, 4, 9, 16]
     assert list(in_order(square, [], **where)) == []
+
+
+def test_a_given_executor_yields_every_outcome_as_completed_too():
+    with ThreadPoolExecutor(3) as executor:
+        assert sorted(as_completed(square, range(5), executor)) == [0, 1, 4, 9, 16]
 
 
 def test_the_first_mistake_in_the_order_of_the_items_is_raised_whole(where):
@@ -107,7 +111,7 @@ def test_what_is_done_early_comes_early_only_as_completed():
         return number if number else held.wait(20)
 
     with ThreadPoolExecutor(2) as executor:
-        early = as_completed(task, range(3), executor=executor)
+        early = as_completed(task, range(3), executor)
         assert [next(early), next(early)] == [1, 2]
         held.set()
         assert list(early) == [True]

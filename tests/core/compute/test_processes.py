@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,11 @@ from brats_cli.core.compute import processes as parallel
 from brats_cli.core.compute.processes import (
     in_threads,
     one_ahead,
+    overlapped,
     process_count,
     streamed,
 )
+from brats_cli.core.errors import BratsError
 
 
 def square(number):
@@ -120,3 +123,88 @@ def test_an_error_ahead_comes_in_its_turn():
     assert next(work) == 1
     with pytest.raises(ZeroDivisionError):
         next(work)
+
+
+# --- at the same time --------------------------------------------------------------------------
+
+
+class Meeting:
+    """Two threads that have to be in two places at once."""
+
+    def __init__(self):
+        self.barrier = threading.Barrier(2, timeout=10)
+
+    def __call__(self):
+        self.barrier.wait()
+
+
+def test_the_next_is_loaded_and_the_last_finished_while_one_is_computed():
+    loading, finishing = Meeting(), Meeting()
+
+    def load(item):
+        if item == 2:
+            loading()  # waits until 1 is being computed
+        return item
+
+    def compute(item):
+        if item == 1:
+            loading()
+        if item == 2:
+            finishing()  # waits until 1 is being finished
+        return item
+
+    def finish(item):
+        if item == 1:
+            finishing()
+        return -item
+
+    assert list(overlapped([1, 2, 3], load, compute, finish)) == [-1, -2, -3]
+
+
+@pytest.mark.parametrize("loaders", [1, 2])
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_few_items_are_done_as_well(count, loaders):
+    done = overlapped(range(count), str, str.upper, int, loaders=loaders)
+    assert list(done) == list(range(count))
+
+
+def test_two_loaders_load_at_the_same_time():
+    both = threading.Barrier(2)
+
+    def load(item):
+        both.wait(timeout=20)  # for the other
+        return item
+
+    assert list(overlapped([1, 2], load, str, int, loaders=2)) == [1, 2]
+
+
+@pytest.mark.parametrize("stage", ["load", "compute", "finish"])
+def test_a_mistake_in_any_stage_takes_the_place_of_its_item(stage):
+    wrong = BratsError("bad", hint="repair it")
+
+    def step(name):
+        def pass_on(item):
+            if name == stage and item == 1:
+                raise wrong
+            return item
+
+        return pass_on
+
+    stages = [step(name) for name in ("load", "compute", "finish")]
+    assert list(overlapped([0, 1, 2], *stages)) == [0, wrong, 2]
+
+
+def test_a_case_that_memory_did_not_suffice_for_is_told():
+    def load(item):
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    (outcome,) = overlapped([1], load, str, str)
+    assert str(outcome) == "not enough memory: Unable to allocate 9 TiB"
+
+
+@pytest.mark.parametrize("stage", range(3))
+def test_a_bug_in_any_stage_is_raised(stage):
+    stages = [lambda item: item, lambda item: item, lambda item: item]
+    stages[stage] = lambda item: 1 / item
+    with pytest.raises(ZeroDivisionError):
+        list(overlapped([1, 0, 2], *stages))

@@ -2,7 +2,13 @@ import os
 
 import pytest
 
-from brats_cli.core.data.dataset_json import channel_order, declared_schemes, read_description
+from brats_cli.core.data.dataset_json import (
+    channel_order,
+    declared_schemes,
+    read_description,
+    read_dseg,
+    read_dseg_above,
+)
 from brats_cli.core.errors import UnreadableFileError
 
 
@@ -69,7 +75,7 @@ def names(labels, layout="msd"):
 )  # fmt: skip
 def test_labels_are_told_by_tissue(labels, schemes):
     assert names(labels) == schemes
-    assert not declared_schemes({"labels": labels}).is_unclear
+    assert not declared_schemes({"labels": labels}).unclear
 
 
 @pytest.mark.parametrize(
@@ -99,13 +105,29 @@ def test_labels_are_told_by_tissue(labels, schemes):
 def test_words_that_are_not_understood_are_shown_and_never_guessed(labels):
     declared = declared_schemes({"labels": labels}, "nnunet")
     assert declared.schemes == ()
-    assert declared.is_unclear
+    assert declared.unclear.startswith("dataset.json says '")
 
 
 def test_the_layout_decides_between_schemes_that_read_alike():
     labels = {"background": 0, "ED": 1, "NCR": 2, "ET": 3}
     assert names(labels, "nnunet") == ["nnunet"]
     assert names(labels, "") == ["msd", "nnunet"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "whole tumor": [1, 2, 3], "enhancing tumor": 3},  # where is the edema?
+        {"background": 0, "enhancing": 3},
+        {"WT": [1, 2, 3]},
+    ],
+    ids=repr,
+)
+def test_the_layout_does_not_decide_what_the_words_leave_open(labels):
+    for layout in ("nnunet", "msd"):
+        found = set(names(labels, layout))
+        assert {layout, "brats2023"} <= found
+        assert not {"nnunet", "msd"} <= found
 
 
 def test_a_folder_without_description_says_nothing(tmp_path):
@@ -124,3 +146,66 @@ def test_a_folder_without_description_says_nothing(tmp_path):
 def test_a_pipe_called_dataset_json_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "dataset.json")
     assert read_description(tmp_path) == {}
+
+
+# --- BIDS' dseg.tsv ----------------------------------------------------------------------------
+
+TISSUES = "index\tname\tabbreviation\n0\tBackground\tBG\n1\tGray Matter\tGM\n2\tWhite Matter\tWM\n"
+TUMOUR = "index\tname\tmapping\n1\tnecrosis\t7\n2\tedema\t7\n3\tenhancing tumour\t7\n"
+
+
+def of_dseg(folder):
+    declared = declared_schemes(read_dseg(folder))
+    return [scheme.name for scheme in declared.schemes], declared.unclear
+
+
+@pytest.mark.parametrize(
+    ("table", "schemes", "unclear"),
+    [
+        (TUMOUR, ["brats2023"], ""),
+        (TUMOUR.replace("3\t", "4\t"), ["brats2020"], ""),
+        (TUMOUR.replace("name", "Name").replace("\t", "  \t "), ["brats2023"], ""),
+        (TISSUES, [], "dseg.tsv says '1 Gray Matter, 2 White Matter'"),
+        ("index\tname\n1\tLesion\n", [], "dseg.tsv says '1 Lesion'"),
+        ("index\tname\n1\tedema\n2\tedema\n", [], "dseg.tsv says '['1', '2'] edema'"),
+        ("index\tname\n1\t\n", [], "dseg.tsv says 'no columns index and name'"),
+        ("label,tissue\n1,edema\n", [], "dseg.tsv says 'no columns index and name'"),
+        ("index\tname\n", [], ""),
+        ("", [], ""),
+    ],
+)
+@pytest.mark.parametrize("name", ["dseg.tsv", "sub-1_desc-tumor_dseg.tsv"])
+def test_labels_by_the_table_of_bids(tmp_path, table, schemes, unclear, name):
+    (tmp_path / name).write_text(table)
+    assert of_dseg(tmp_path) == (schemes, unclear)
+
+
+def test_tables_that_contradict_each_other_are_unclear(tmp_path):
+    for name, table in (("sub-1", TUMOUR), ("sub-2", TUMOUR)):
+        (tmp_path / f"{name}_dseg.tsv").write_text(table)
+    assert of_dseg(tmp_path) == (["brats2023"], "")
+    (tmp_path / "sub-3_dseg.tsv").write_text(TUMOUR.replace("edema", "necrosis"))
+    assert of_dseg(tmp_path)[0] == []
+
+
+def test_the_nearest_table_of_bids_counts(tmp_path):
+    anat = tmp_path / "sub-1/ses-2/anat"
+    anat.mkdir(parents=True)
+    assert read_dseg_above(anat) == {}
+    for folder in (tmp_path, tmp_path / "sub-1", anat):
+        (folder / "dseg.tsv").write_text(f"index\tname\n1\t{folder.name}\n")
+        assert read_dseg_above(anat) == {"dseg.tsv": {folder.name: "1"}}
+    (tmp_path / "mine").mkdir()
+    assert read_dseg_above(tmp_path / "mine") == {}  # no folder of a subject
+
+
+def test_a_table_that_may_not_be_read_is_an_error(tmp_path):
+    (tmp_path / "dseg.tsv").write_bytes(b"\0\0")
+    with pytest.raises(UnreadableFileError, match=r"dseg.tsv: it is not text"):
+        read_dseg(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_pipe_called_dseg_tsv_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "dseg.tsv")
+    assert read_dseg(tmp_path) == {}

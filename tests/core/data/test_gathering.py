@@ -203,6 +203,24 @@ def test_an_enhanced_t1_of_bids_is_no_case_of_its_own(tmp_path):
     }
 
 
+@pytest.mark.parametrize("table", ["dseg.tsv", "sub-1/dseg.tsv", "sub-1/anat/sub-1_dseg.tsv"])
+@pytest.mark.parametrize("given", ["", "sub-1", "sub-1/anat", "sub-1/anat/sub-1_T2w.nii.gz"])
+def test_the_table_of_bids_says_what_its_labels_are(tmp_path, table, given):
+    names = ("T1w", "ce-gadolinium_T1w", "T2w", "FLAIR", "dseg")
+    put_all(tmp_path / "sub-1/anat", [f"sub-1_{name}.nii.gz" for name in names])
+
+    def case():
+        if given.endswith(".gz"):
+            return case_at(tmp_path / given)
+        return find_cases(tmp_path / given)[0]
+
+    assert (case().scheme, case().unclear) == (None, "")
+    (tmp_path / table).write_text("index\tname\n1\tGM\n2\tWM\n")
+    assert (case().scheme, case().unclear) == (None, "dseg.tsv says '1 GM, 2 WM'")
+    (tmp_path / table).write_text("index\tname\n1\tnecrosis\n2\tedema\n4\tenhancing\n")
+    assert (case().scheme, case().unclear) == (SCHEMES["brats2020"], "")
+
+
 def test_weeks_of_lumiere_are_visits_of_their_patients(tmp_path):
     names = ("T1", "CT1", "T2", "FLAIR")
     weeks = [f"Patient-00{i}/week-000/{name}.nii.gz" for i in (1, 2) for name in names]

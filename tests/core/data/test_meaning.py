@@ -47,6 +47,33 @@ def test_a_dataset_json_beside_or_above_counts_before_the_name(tmp_path, folder)
     assert set(meanings(files).values()) == {"msd"}  # as nnunet's, value by value
 
 
+@pytest.mark.parametrize("fold", ["fold_0", "fold_all"])
+def test_nnunets_own_validation_has_the_labels_of_its_training(tmp_path, fold):
+    # By their names alone these would be of 2023.
+    files = put(tmp_path / fold / "validation", **{"BraTS-GLI-00000-000": (1, 2, 3)})
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": REGIONS}))
+    assert set(meanings(files).values()) == {"msd"}
+    (tmp_path / "dataset.json").write_text('{"labels": {"label_1": 1}}')
+    (said,) = meanings(files).values()
+    assert "its dataset.json says '1 label_1', which no label scheme agrees with" in said
+
+
+@pytest.mark.parametrize("folder", ["mine", "mine/of/today", "imagesTr"])
+def test_a_dataset_json_further_up_is_one_more_way_to_read_label_maps(tmp_path, folder):
+    files = put(tmp_path / folder, **{"BraTS-SSA-00000-000": (1, 2, 3)})
+    assert set(meanings(files).values()) == {"brats2023"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": REGIONS}))
+    (said,) = meanings(files).values()
+    assert "which fit several schemes: brats2023, brats2024, msd, nnunet" in said
+    assert set(meanings(files, SCHEMES["brats2023"]).values()) == {"brats2023"}
+    # What it says does not matter where it agrees with the name, or is not understood.
+    for labels in ({"NCR": 1, "ED": 2, "ET": 3}, {"liver": 1}):
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+        assert set(meanings(files).values()) == {"brats2023"}
+    (tmp_path / "dataset.json").write_text("no JSON")
+    assert set(meanings(files).values()) == {"brats2023"}
+
+
 def test_one_folder_has_one_scheme(tmp_path):
     files = put(tmp_path, BraTS2021_00000=(1, 2), BraTS2021_00001=(1, 2, 3))
     for said in meanings(files).values():
@@ -91,3 +118,33 @@ def test_a_header_of_brats_counts_before_all_else(tmp_path):
 def test_the_background_is_a_value_only_where_there_is_some(voxels, held):
     data = np.array(voxels, np.uint8).reshape(2, 2, 1)
     assert values_in(Volume(data, Grid((2, 2, 1), np.eye(4)))) == held
+
+
+# --- BIDS, whose dseg may be of anything -------------------------------------------------------
+
+TISSUES = "index\tname\n1\tGray Matter\n2\tWhite Matter\n3\tCSF\n"
+
+
+@pytest.mark.parametrize("values", [(1, 2, 3), (1, 2), (1, 2, 3, 4)], ids=str)
+def test_a_dseg_of_unknown_labels_is_never_guessed(tmp_path, values):
+    files = put(tmp_path / "sub-1/anat", **{"sub-1_dseg": values})
+    ((path, known),) = known_of(files).items()
+    with pytest.raises(LabelError, match="which fit several schemes: brats") as caught:
+        known.scheme({0, *values}, path, None)
+    assert caught.value.hint.startswith(
+        "if these are grey matter, white matter and CSF, leave it out; if not, choose one with "
+        "--labels: brats20"
+    )
+
+
+@pytest.mark.parametrize("table", ["dseg.tsv", "sub-1/sub-1_dseg.tsv", "sub-1/anat/sub-1_dseg.tsv"])
+def test_a_dseg_has_the_labels_that_its_table_names(tmp_path, table):
+    files = put(tmp_path / "sub-1/anat", **{"sub-1_dseg": (1, 2, 3)})
+    (tmp_path / table).write_text(TISSUES)
+    (said,) = meanings(files).values()
+    assert said.endswith(
+        "holds labels 0, 1, 2, 3, and its dseg.tsv says '1 Gray Matter, 2 White Matter, 3 CSF', "
+        "which no label scheme agrees with"
+    )
+    (tmp_path / table).write_text("index\tname\n1\tedema\n2\tnecrosis\n3\tenhancing tumor\n")
+    assert set(meanings(files).values()) == {"msd"}

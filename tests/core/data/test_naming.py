@@ -5,6 +5,7 @@ import pytest
 from brats_cli.core.data.naming import (
     VISITS,
     case_id_of,
+    folder_id,
     lies_beside,
     naming_of,
     parse_name,
@@ -101,6 +102,7 @@ def test_every_id_has_a_row():
         ("sub-01_ses-2_acq-tse_T2w", ("sub-01_ses-2", "t2")),
         ("sub-01_ce-gd_FLAIR", ("sub-01_ce-gd_FLAIR", "")),
         ("sub-01_space-T1w_desc-manual_dseg", ("sub-01", "label")),
+        ("sub-01_ses-2_ce-gadolinium_dseg", ("sub-01_ses-2", "label")),
         ("UCSF-PDGM-0004_tumor_segmentation", ("UCSF-PDGM-0004", "label")),
         ("UCSF-PDGM-0004_brain_segmentation", ("UCSF-PDGM-0004_brain_segmentation", "")),
         ("UCSF-PDGM-0004_brain_parenchyma_segmentation",
@@ -123,6 +125,20 @@ def test_every_id_has_a_row():
 )  # fmt: skip
 def test_names_of_public_data_sets(name, expected):
     assert parse_name(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("folder", "case_id"),
+    [
+        ("003/2019-01-02", "003_2019-01-02"),
+        ("003/20190102", "003_20190102"),
+        ("Anna/baseline/anat", "Anna_baseline"),
+        ("Anna/post-op", "Anna_post-op"),
+        ("Anna/tumour", "tumour"),
+    ],
+)
+def test_folders_of_visits_go_with_their_patient(folder, case_id):
+    assert folder_id(Path("/data") / folder) == case_id
 
 
 @pytest.mark.parametrize(

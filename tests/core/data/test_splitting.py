@@ -5,8 +5,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import REAL, needs_real, write_case
+from helpers import REAL, needs_real, save_nifti, write_case
 
+from brats_cli.core.data import splitting
 from brats_cli.core.data.cases import Case
 from brats_cli.core.data.finding import find_cases
 from brats_cli.core.data.labels import SCHEMES, write_labels
@@ -18,7 +19,13 @@ from brats_cli.core.data.splitting import (
     with_patients,
 )
 from brats_cli.core.data.strata import table_strata, tumour_strata
-from brats_cli.core.errors import BratsWarning, LabelError, SplitError, UnreadableFileError
+from brats_cli.core.errors import (
+    BratsWarning,
+    LabelError,
+    OutputError,
+    SplitError,
+    UnreadableFileError,
+)
 from brats_cli.core.images.nifti import LabelCount, read_labels
 
 
@@ -262,6 +269,13 @@ def test_a_table_that_does_not_serve_is_named(tmp_path, option, message):
         table_strata(f"{tmp_path}/{option}", visits(2))
 
 
+@pytest.mark.parametrize("change", [str.lower, str.upper, str.title])
+def test_ids_of_a_table_may_differ_in_upper_and_lower_case(tmp_path, change):
+    first, second = visits(2)
+    path = table(tmp_path, f"id,Grade\n{change(first.id)},HGG\n{change(second.patient)},LGG\n")
+    assert table_strata(f"{path}:Grade", [first, second]) == {first.id: "HGG", second.id: "LGG"}
+
+
 def test_a_table_of_other_ids_is_named(tmp_path):
     path = table(tmp_path, "id,Grade\nsomebody,HGG\n")
     with pytest.raises(SplitError, match=r"no column of .*table.csv holds the case ids"):
@@ -342,7 +356,7 @@ def test_a_case_under_two_ids_is_found_in_another_years_labels(data):
 def test_a_case_under_two_ids_is_found_whatever_its_labels(data):
     write(data, "BraTS-GLI-00099-000", seed=2)
     labels = data / "BraTS-GLI-00099-000/BraTS-GLI-00099-000_seg.nii.gz"
-    nib.save(nib.Nifti1Image(np.ones((6, 6, 6), np.uint8), np.eye(4)), labels)
+    save_nifti(labels, np.ones((6, 6, 6), np.uint8))
     with pytest.raises(SplitError, match="hold the same voxels"):
         split(data)
 
@@ -351,7 +365,7 @@ def test_equally_large_tumours_are_no_duplicates(tmp_path):
     for number in range(4):
         write(tmp_path, f"case_{number}", seed=number, labels=(0, 1, 2, 4))
         labels = tmp_path / f"case_{number}/case_{number}_seg.nii.gz"
-        nib.save(nib.Nifti1Image(np.full((6, 6, 6), 4, np.uint8), np.eye(4)), labels)
+        save_nifti(labels, np.full((6, 6, 6), 4, np.uint8))
     assert len(split(tmp_path, labels="brats2020").split.ids()) == 4
 
 
@@ -370,7 +384,7 @@ def test_data_without_labels_cannot_be_split(tmp_path):
 
 def test_a_broken_label_map_is_named(data):
     path = data / "BraTS-GLI-00003-000/BraTS-GLI-00003-000_seg.nii.gz"
-    nib.save(nib.Nifti1Image(np.full((6, 6, 6), 2.9), np.eye(4)), path)
+    save_nifti(path, np.full((6, 6, 6), 2.9))
     with pytest.raises(LabelError, match=r"00003-000_seg.nii.gz holds 2.9,"):
         split(data)
 
@@ -447,6 +461,50 @@ def test_names_that_look_like_visits_are_kept_together_with_a_warning(tmp_path):
     assert {case_id[0] for case_id in made.split.test}.isdisjoint(
         case_id[0] for case_id in made.split.folds[0].train
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "such"),
+    [
+        ("P{}_scan{}", "P3_scan1, P3_scan2"),
+        ("PX{}-2019010{}", "PX3-20190101, PX3-20190102"),
+        ("P{}-V0{}", "P3-V01, P3-V02"),
+        ("P{}_month {}", "P3_month 1, P3_month 2"),
+    ],
+)
+def test_names_that_may_be_of_one_patient_are_warned_about(names, such):
+    ids = [names.format(p, v) for p in (3, 4, 5) for v in (1, 2)]
+    with pytest.warns(BratsWarning, match=f"ids such as {such} differ only at their end") as said:
+        splitting._warn_of_visits([Case(each, each, {}, None, None) for each in ids])
+    assert "say so with --patients" in str(said[0].message)
+
+
+def test_letters_and_words_at_the_end_of_ids_count_as_well():
+    for ids in (["S3a", "S3b", "S4a", "S4b"], ["P3_pre", "P3_post", "P4_pre", "P4_post"]):
+        with pytest.warns(BratsWarning, match=f"ids such as {ids[0]}, {ids[1]} differ only"):
+            splitting._warn_of_visits([Case(each, each, {}, None, None) for each in ids])
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [f"case_{number}" for number in range(20)],
+        [f"site{site}_{number}" for site in "AB" for number in range(20)],
+        ["A", "B", "C_1", "C_2", "D", "E", "F"],  # two of seven
+        [f"BraTS-GLI-{p:05}-00{v}" for p in range(3) for v in (0, 1)],  # of a release
+        ["A"],
+    ],
+)
+def test_numberings_of_cases_are_no_visits(ids):
+    splitting._warn_of_visits(
+        [Case(each, each, {}, None, None) for each in ids]
+    )  # a warning is an error here
+
+
+def test_a_split_is_never_written_under_the_name_of_another_format(data, tmp_path):
+    with pytest.raises(OutputError, match=r"s.json: it is written in the format .yaml") as caught:
+        split(data, output=tmp_path / "s.json")
+    assert caught.value.hint == "end its name in .yaml or .yml"
 
 
 def test_predictions_are_never_an_experts_label_maps(data):

@@ -339,9 +339,12 @@ def test_a_gzip_bomb_is_not_unzipped(tmp_path):
 def test_what_is_not_a_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "a.nii")
     (tmp_path / "zero.nii").symlink_to("/dev/zero")
-    for name in ("a.nii", "zero.nii", "."):
+    for name in ("a.nii", "zero.nii"):
         with pytest.raises(UnreadableFileError, match="it is not a regular file"):
             read_image(tmp_path / name)
+    with pytest.raises(UnreadableFileError, match="it is a folder") as caught:
+        read_image(tmp_path)
+    assert caught.value.hint == "give the NIfTI files in it"
     assert shape_on_disk(tmp_path / "a.nii") is None
 
 

@@ -8,7 +8,7 @@ from brats_cli.core.errors import ConfigError
 from brats_cli.core.model import windows as inference
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import MonaiConfig
-from brats_cli.core.model.network import make_network
+from brats_cli.core.model.network import is_far_larger, make_network
 from brats_cli.core.model.summary import costs
 from brats_cli.core.model.trial import TriedShape
 from brats_cli.core.model.windows import around, fused, probabilities
@@ -295,3 +295,50 @@ def test_maps_of_two_voxels_are_convolved_in_float32_in_a_training_on_the_cpu():
     with torch.autocast("cpu", torch.bfloat16):
         found(torch.rand(1, 2, 16, 16, 16))
     assert seen == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+# --- what a file may ask for -------------------------------------------------------------------
+
+SIZES = {"in_channels": 2, "out_channels": 3, "patch_size": 64}
+
+
+def far_larger(name, weights, **options):
+    config = MonaiConfig(name=f"monai/{name}", options=options)
+    return is_far_larger(config, weights, **SIZES)
+
+
+def test_a_network_is_as_large_as_its_own_weights():
+    for name, options in (("SwinUNETR", {"feature_size": 12}), ("SegResNet", {"init_filters": 8})):
+        own = make(name, patch_size=64, **options).net.state_dict()
+        assert not far_larger(name, own, **options)
+        assert far_larger(name, {"w": torch.zeros(1000)}, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("SwinUNETR", {"feature_size": 4080}),
+        ("SwinUNETR", {"feature_size": 12, "depths": [4096] * 4}),
+        ("SwinUNETR", {"feature_size": 12, "window_size": [4096] * 3}),  # in its buffers
+        # Wide, and then wrong.
+        ("SwinUNETR", {"feature_size": 4080, "norm_name": "nonsense"}),
+        ("UNETR", {"hidden_size": 4096, "num_heads": 1}),
+        ("SegResNet", {"blocks_down": [4096] * 4}),
+        ("DenseNet", {"block_config": [4096] * 4}),
+        ("BasicUNet", {"features": [4096] * 6}),
+    ],
+    ids=str,
+)
+def test_a_network_without_end_is_not_made(name, options):
+    pytest.importorskip("monai", reason="MONAI is not installed")
+    assert far_larger(name, {"w": torch.zeros(100_000)}, **options)
+
+
+def test_a_network_that_cannot_be_made_is_refused_before_its_first_part_is():
+    pytest.importorskip("monai", reason="MONAI is not installed")
+    with pytest.raises(ConfigError, match=r"MONAI does not make monai/SwinUNETR with options"):
+        far_larger(
+            "SwinUNETR", {"w": torch.zeros(5_000_000)}, feature_size=12, norm_name="nonsense"
+        )
+    # Options that it does not have are named when it is made.
+    assert not far_larger("SwinUNETR", {}, features=7)

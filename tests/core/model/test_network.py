@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from brats_cli.core.model.config import CLASSIC, UNetConfig
+from brats_cli.core.model.config import CLASSIC, NnunetConfig, UNetConfig
 from brats_cli.core.model.network import UNet3D, crop, make_network
 
 
@@ -344,3 +344,34 @@ def test_gradients_over_maps_of_two_voxels_are_finite_in_bfloat16():
         net.zero_grad()
         logits.sum().backward()
         assert all(weight.grad.isfinite().all() for weight in net.parameters())
+
+
+@pytest.mark.parametrize("name", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_nnunets_maps_of_two_voxels_are_convolved_in_float32_in_a_training_on_the_cpu(name):
+    # As those of `UNet3D` above; 16 voxels are halved three times.
+    pytest.importorskip("dynamic_network_architectures")
+    config = NnunetConfig(
+        name=f"nnunet/{name}",
+        features=(4, 8, 8, 8),
+        kernels=((3, 3, 3),) * 4,
+        strides=((1, 1, 1), *((2, 2, 2),) * 3),
+        blocks=(1, 1, 1, 2),
+        decoder_blocks=(1, 1, 1),
+    )
+    net = make_network(config, in_channels=2, out_channels=3, patch_size=16).train()
+    seen = set()
+
+    def note(_, given, made):
+        seen.add((2 in given[0].shape[2:], made.dtype))
+
+    layers = [layer for layer in net.modules() if isinstance(layer, torch.nn.Conv3d)]
+    for layer in layers:
+        layer.register_forward_hook(note)
+    for _ in range(3):
+        del [torch.full((size,), torch.nan) for size in (10**3, 10**4, 10**5) * 6][:]
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = net(torch.rand(2, 2, 16, 16, 16))
+        net.zero_grad()
+        logits.sum().backward()
+        assert all(weight.grad.isfinite().all() for weight in net.parameters())
+    assert seen == {(True, torch.float32), (False, torch.bfloat16)}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from brats_cli.core.errors import CheckpointError
+from brats_cli.core.errors import CheckpointError, DeviceError
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.model.sliding import SlidingWindow, probabilities
@@ -135,3 +135,15 @@ def test_there_and_back():
 def test_other_values_are_refused(name, value):
     with pytest.raises(CheckpointError, match=f"cannot have {name}"):
         SlidingWindow.of({**rule().content(), name: value})
+
+
+def test_a_window_without_memory_is_named():
+    class Large(torch.nn.Module):
+        def forward(self, images):
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(DeviceError) as caught:
+        probabilities(Large(), torch.zeros(3, 8, 8, 8), rule(), device=CPU)
+    assert str(caught.value) == (
+        "cpu has no memory for a window of 8 x 8 x 8 voxels of this network, which needs just that"
+    )

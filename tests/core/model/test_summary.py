@@ -6,6 +6,8 @@ from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.model.summary import Cost, costs
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
 # One channel, two levels, in and out of one channel, on a patch of 4 voxels an edge: 64 voxels
 # on the first level, 8 on the second.
 SMALL = UNetConfig(channels=1, levels=2, norm="none", residual=False)
@@ -15,8 +17,8 @@ def network(config=SMALL, *, in_channels=1, out_channels=1):
     return UNet3D(config, in_channels=in_channels, out_channels=out_channels)
 
 
-def of(net, *, in_channels=1, patch_size=4, dtype=torch.float32):
-    return costs(net, in_channels=in_channels, patch_size=patch_size, dtype=dtype)
+def of(net, *, in_channels=1, patch_size=4, dtype=torch.float32, device=CPU):
+    return costs(net, in_channels=in_channels, patch_size=patch_size, dtype=dtype, device=device)
 
 
 def test_a_small_network_by_hand():
@@ -45,6 +47,23 @@ def test_half_precision_keeps_half_as_much_but_for_the_places_of_the_largest():
         (sum(cost.kept_bytes for cost in single) - places) / 2
     )
     assert [cost.flops for cost in half] == [cost.flops for cost in single]
+
+
+def test_a_gpu_normalises_groups_in_float32():
+    # CUDA's autocast does: the norm keeps what it reads in 4 bytes, ReLU what it gives as well, and
+    # the next convolution a copy of that in 2. Beside them 2 statistics of each of two norms.
+    net = network(UNetConfig(channels=1, levels=2, norm="group", residual=False))
+    half = {"dtype": torch.bfloat16, "device": CUDA}
+    first = of(net, **half)[0]
+    image, places, statistics = 2 * 64, 8 * 8, 2 * 2 * 2
+    assert first.kept_bytes == image + (4 + 4 + 2) * 64 + (4 + 4) * 64 + places + statistics
+    # A CPU normalises in bfloat16: there it reads 2 bytes, and ReLU's 2 are the convolution's.
+    first = of(net, dtype=torch.bfloat16)[0]
+    assert first.kept_bytes == image + (2 + 2) * 64 + (2 + 2) * 64 + places + statistics
+    # In float32 nothing is copied, and other norms are computed in the type of the convolutions.
+    assert of(net, device=CUDA) == of(net)
+    batch = network(UNetConfig(channels=1, levels=2))
+    assert of(batch, **half) == of(batch, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize(

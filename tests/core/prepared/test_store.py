@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import blosc2
 import nibabel as nib
 import numpy as np
 import pytest
@@ -397,6 +398,23 @@ def test_what_a_killed_process_left_is_no_case_and_is_removed(store, case):
     assert places(store) == [place]
 
 
+def test_a_case_is_written_under_a_name_of_its_own(store, case, monkeypatch):
+    # Two machines that share a store may number their processes alike.
+    made, mkdir = [], Path.mkdir
+
+    def note(path, **options):
+        made.append(path.name)
+        mkdir(path, **options)
+
+    monkeypatch.setattr(Path, "mkdir", note)
+    for _ in range(2):
+        stored(store, [case])
+        (place,) = places(store)
+        shutil.rmtree(store.folder / place)
+    first, second = (name for name in made if name.endswith(f".partial.{place}"))
+    assert first != second
+
+
 def test_a_case_that_another_training_stored_meanwhile_is_fine(store, case, monkeypatch):
     def slowly(recipe, volumes):
         monkeypatch.undo()
@@ -571,3 +589,32 @@ def test_a_flipped_bit_is_noticed_and_the_case_prepared_again(store, case, name,
     assert [each.id for each in store.plan([case]).missing] == [case.id]
     assert stored(store, [case]) == [case.id]
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("images", np.zeros((4, 9, 9), np.float16)),
+        ("images", np.zeros((4, 9, 9, 9), np.float32)),
+        ("images", np.zeros((4, 9, 9, 9), np.float16)),  # of another grid than the labels
+        ("labels", np.zeros((9, 9), np.uint8)),
+        ("labels", np.zeros((9, 9, 9, 9), np.uint8)),
+        ("centres", np.zeros((3, 5), np.int16)),
+        ("centres", np.full((4, 5), 999, np.int16)),  # outside the image
+        ("centres", np.full((4, 5), -1, np.int16)),
+    ],
+)
+def test_arrays_that_are_not_a_cases_are_named_when_they_are_opened(store, case, name, array):
+    stored(store, [case])
+    path = store.folder / places(store)[0] / f"{name}.b2nd"
+    path.write_bytes(_pack(array))
+    with pytest.raises(UnreadableFileError, match=r"b2nd: the prepared case is damaged"):
+        store.open(case)
+
+
+def test_an_array_that_claims_more_than_scans_have_is_refused_before_it_is_read(tmp_path):
+    # Of zeros alone a terabyte takes a few kilobytes.
+    path = tmp_path / "images.b2nd"
+    blosc2.zeros((4, 5000, 5000, 5000), dtype=np.float16, urlpath=str(path), mode="w")
+    with pytest.raises(UnreadableFileError, match=r"images.b2nd: the prepared case is damaged"):
+        PackedArray(path)

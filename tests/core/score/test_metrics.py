@@ -199,6 +199,7 @@ def test_the_convention_leaves_two_drawn_masks_alone():
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @needs_real
 @pytest.mark.parametrize("region", ["TC", "ET"])
 def test_a_real_pair_scores_as_medpy_scores_its_whole_grid(region):

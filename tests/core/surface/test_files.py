@@ -269,3 +269,39 @@ def test_an_empty_mesh_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="ends in none of stl, ply, obj, glb"):
         write(tmp_path / "none.off", TRIANGLE)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- killed while a mesh is replaced -----------------------------------------------------------
+
+
+class KilledError(BaseException):
+    """Nothing catches it, as nothing catches a SIGKILL."""
+
+
+@pytest.mark.parametrize(
+    ("rename", "left"),
+    [(1, {"obj": "old"}), (2, {"obj": "new"}), (3, {"obj": "new", "png": "new"})],
+)
+def test_a_kill_leaves_no_new_colours_beside_an_old_mesh(tmp_path, monkeypatch, blob, rename, left):
+    path = tmp_path / "a.obj"
+    kinds = ("obj", "mtl", "png")
+    for kind in kinds:
+        path.with_suffix(f".{kind}").write_text("old")
+    put, count = Path.replace, 0
+
+    def replace(self, target):
+        nonlocal count
+        count += 1
+        if count >= rename:
+            raise KilledError
+        return put(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(KilledError):
+        write_models(path, [textured(blob)], overwrite=True)
+    files = {kind: path.with_suffix(f".{kind}") for kind in kinds}
+    assert {
+        kind: "old" if file.read_bytes() == b"old" else "new"
+        for kind, file in files.items()
+        if file.exists()
+    } == left

@@ -205,6 +205,14 @@ def test_meshes_that_exist_are_skipped_without_a_look(seg):
     assert again.made == again.failed == []
 
 
+def test_a_mesh_whose_colours_are_missing_is_made_again(seg):
+    brats_cli.mesh(seg, format="obj")
+    seg.with_name("seg_WT.mtl").unlink()  # as a kill leaves it that comes before the last rename
+    again = brats_cli.mesh(seg, format="obj", skip_existing=True)
+    assert ([each.region for each in again.made], again.skipped) == (["WT"], [])
+    assert seg.with_name("seg_WT.mtl").exists()
+
+
 def test_of_all_regions_those_that_are_missing_are_made(seg):
     brats_cli.mesh(seg, region="TC")
     meshes = brats_cli.mesh(seg, region="all", skip_existing=True)

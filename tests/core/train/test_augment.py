@@ -407,5 +407,6 @@ def test_a_gpu_varies_as_the_cpu_does():
     everything = config(flip=0.5, **EVERYTHING | {"noise": 0})
     here, labels_here = augment(images, labels, everything, generator())
     there, labels_there = augment(images.cuda(), labels.cuda(), everything, generator())
-    torch.testing.assert_close(there.cpu(), here, atol=1e-4, rtol=1e-4)
+    # At a tie, of which there are few, either voxel is the nearest.
+    assert there.cpu().isclose(here, atol=1e-4, rtol=1e-4).float().mean() > 0.999
     assert (labels_there.cpu() == labels_here).float().mean() > 0.999

@@ -115,6 +115,16 @@ def test_a_batch_with_predictions(data, tmp_path):
     assert '<td data-value="0.96">0.960</td>' in text
 
 
+def test_ids_of_predictions_may_differ_in_upper_and_lower_case(data, tmp_path):
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    for name in ("brats2021_00001", "BRATS2021_00003_SEG"):
+        found = data / f"predictions/BraTS2021_0000{name[14]}.nii.gz"
+        (folder / f"{name}.nii.gz").write_bytes(found.read_bytes())
+    shown = view(data / "data", seg=[folder], output=tmp_path / "views", workers=0)
+    assert [each.case for each in shown.made] == ["BraTS2021_00001", "BraTS2021_00003"]
+
+
 def test_a_batch_goes_on_and_is_not_repeated(data, tmp_path):
     views = tmp_path / "views"
     view(data / "data/BraTS2021_00001", output=views)

@@ -26,6 +26,10 @@ NOT_ORTHONORMAL = 1e-4
 OUTSIDE_BRAIN = 0.05
 """Largest share of a tumour outside the brain; above it, label map and images do not match."""
 
+OF_BRAIN = 0.6
+"""Largest share of the brain that a tumour takes (of twelve cases of BraTS at most a sixth); labels
+of more are of tissues, such as grey and white matter."""
+
 BRAIN_OVERLAP = 0.8
 """Minimum Dice of the brain masks of two modalities; below it, they are not registered, or are of
 two patients."""
@@ -429,11 +433,15 @@ def _skull(images: Mapping[str, Volume]) -> Iterator[Finding]:
 
 
 def _outside(label: Volume, images: Mapping[str, Volume]) -> Iterator[Finding]:
-    outside: npt.NDArray[np.bool_] = label.data != 0
-    tumour = int(np.count_nonzero(outside))
+    tumour: npt.NDArray[np.bool_] = label.data != 0
+    brain = np.zeros_like(tumour)
     for volume in images.values():
-        outside = outside & (volume.data == 0)
-    share = int(np.count_nonzero(outside)) / max(tumour, 1)
+        brain |= volume.data != 0
+    of_brain = int(np.count_nonzero(tumour & brain)) / max(int(np.count_nonzero(brain)), 1)
+    if of_brain > OF_BRAIN:
+        message = f"its labels cover {_percent(of_brain)} of the brain: are they of tissues?"
+        yield Finding(WARNING, "tissues", message, label.path)
+    share = int(np.count_nonzero(tumour & ~brain)) / max(int(np.count_nonzero(tumour)), 1)
     if share > 0:
         message = f"{_percent(share)} of its tumour lies outside the brain"
         level = ERROR if share > OUTSIDE_BRAIN else WARNING

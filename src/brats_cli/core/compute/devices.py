@@ -1,4 +1,4 @@
-"""What this machine has: devices, arithmetic, memory and CPUs."""
+"""Devices to compute on: which there are, their arithmetic and their memory."""
 
 from __future__ import annotations
 
@@ -177,6 +177,13 @@ def memory_text(device: torch.device) -> str:
         total = torch.cuda.get_device_properties(device).total_memory
         return f"the {total / 1e9:.0f} GB of {device}"
     return f"the memory of {'this machine' if device.type == 'cpu' else device.type}"
+
+
+def more_memory(device: torch.device) -> str:
+    """How a device gets memory, as a hint tells it."""
+    if device.type == "cpu":
+        return "end other programs, or use a larger machine"
+    return "free memory there (see nvidia-smi), or use --device cpu"
 
 
 def release_cached_memory(device: torch.device) -> None:

@@ -67,14 +67,13 @@ def in_order(
 def as_completed(
     task: Callable[[Item], Outcome],
     items: Sequence[Item],
+    executor: Executor,
     *,
-    executor: Executor | str | None = None,
-    workers: int | None = None,
     name: Callable[[Item], str] = str,
     lost: Callable[[Item, BratsError], Outcome] | None = None,
 ) -> Iterator[Outcome]:
-    """As `in_order`, but each as soon as it is done."""
-    for _, future in _Work(task, items, name, lost).ended(executor, workers):
+    """As `in_order` over an executor that is given, but each as soon as it is done."""
+    for _, future in _Work(task, items, name, lost).ended(executor, workers=None):
         yield _received(future)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import BratsError, OutputError
 from ..wording import size_text
 from .machine import free_memory
+from .processes import process_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,27 @@ class Plan:
     memory_bytes: int = 0
     least_memory_bytes: int = 0
 
-    def elsewhere(self) -> Plan:
-        """This plan, if other machines do the work: they share the disk and not the memory."""
-        return replace(self, memory_bytes=0, least_memory_bytes=0)
+    def in_processes(
+        self, workers: int | None, voxels: Sequence[int], *, base: int, per_voxel: int
+    ) -> Plan:
+        """This plan with the memory of processes that each take one image at a time.
+
+        Args:
+            workers: Number of processes, as `process_count` has it.
+            voxels: Of each image.
+            base: Bytes that a process takes with the smallest image.
+            per_voxel: Bytes that it takes more per voxel.
+        """
+        processes = max(1, process_count(workers, len(voxels)))
+        return replace(
+            self,
+            memory_bytes=processes * (base + per_voxel * max(voxels, default=0)),
+            least_memory_bytes=per_voxel * min(voxels, default=0),
+        )
+
+    def over(self, executor: object | None) -> Plan:
+        """This plan, if an executor does the work: its machines share the disk, not the memory."""
+        return self if executor is None else replace(self, memory_bytes=0, least_memory_bytes=0)
 
     def require_room(self) -> Plan:
         """This plan, if the disk and the memory that are free suffice for it.
@@ -82,6 +101,14 @@ class Plan:
             "disk": disk,
             "memory": {"needed_bytes": self.memory_bytes, "free_bytes": free_memory()},
         }
+
+
+def by_folder(files: Iterable[tuple[Path, int]]) -> dict[Path, int]:
+    """Bytes by folder, of files and the bytes of each."""
+    found: dict[Path, int] = {}
+    for file, size in files:
+        found[file.parent] = found.get(file.parent, 0) + size
+    return found
 
 
 def free_disk(folder: Path) -> int:

@@ -15,10 +15,13 @@ from multiprocessing import connection
 from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
+from ..errors import BratsError
 from .machine import available_cpus
 from .signals import interrupts_held_back, leave_ctrl_c_to_parent
 
 Item = TypeVar("Item")
+Input = TypeVar("Input")
+Answer = TypeVar("Answer")
 Outcome = TypeVar("Outcome")
 
 # Starting a process takes as long as reading a few cases.
@@ -68,6 +71,51 @@ def one_ahead(task: Callable[[Item], Outcome], items: Sequence[Item]) -> Iterato
                 coming.append(pool.submit(lambda place: task(items[place]), number))
             if number:
                 yield coming.popleft().result()
+
+
+def overlapped(
+    items: Sequence[Item],
+    load: Callable[[Item], Input],
+    compute: Callable[[Input], Answer],
+    finish: Callable[[Answer], Outcome],
+    *,
+    loaders: int = 1,
+) -> Iterator[Outcome | BratsError]:
+    """`finish(compute(load(item)))` of each item in order, or the error of an item that failed.
+
+    While one item is computed, in this thread, the next `loaders` are loaded and the previous one
+    finished.
+    """
+    with ThreadPoolExecutor(loaders) as loading, ThreadPoolExecutor(1) as finishing:
+        coming = deque(loading.submit(load, item) for item in items[:loaders])
+        leaving: deque[Future[Outcome]] = deque()
+        for number in range(len(items)):
+            loaded = coming.popleft()
+            behind = number + loaders
+            coming.extend(loading.submit(load, item) for item in items[behind : behind + 1])
+            try:
+                leaving.append(finishing.submit(finish, compute(loaded.result())))
+            except (BratsError, MemoryError) as error:
+                leaving.append(Future())
+                leaving[-1].set_exception(error)
+            del loaded  # a case's images, which take as much as the network
+            if len(leaving) > 1:
+                yield outcome_of(leaving.popleft().result)
+        for last in leaving:
+            yield outcome_of(last.result)
+
+
+def outcome_of(work: Callable[[], Outcome]) -> Outcome | BratsError:
+    """What `work` returns, or the error that it ended with, which may be for lack of memory."""
+    try:
+        return work()
+    except BratsError as error:
+        return error
+    except MemoryError as error:
+        return BratsError(
+            f"not enough memory: {error}",
+            hint="end other programs, or use a machine with more memory",
+        )
 
 
 Send = Callable[[Any], None]

@@ -35,7 +35,7 @@ class Case:
         label: The expert's label map, if there is one.
         scheme: The label scheme, if name and layout alone determine it.
         allowed: The schemes that name and layout leave open; empty if they leave all open.
-        unclear: The labels as dataset.json names them, if no label scheme agrees with it.
+        unclear: What dataset.json or dseg.tsv says of the labels, if no label scheme agrees.
         others: Images beside its own whose names give neither a modality nor a label map.
     """
 

@@ -1,4 +1,4 @@
-"""Channels and labels from the dataset.json of the Medical Decathlon and of nnU-Net."""
+"""Channels and labels from dataset.json (Medical Decathlon, nnU-Net) and from BIDS' dseg.tsv."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnreadableFileError
-from ..reading import parse_json, read_text
+from ..reading import read_json, read_table
 from .labels import SCHEMES, LabelScheme
 from .naming import MODALITIES, ROLES
 
@@ -26,11 +25,44 @@ def read_description(folder: Path) -> Mapping[str, Any]:
             return {}
     except OSError:  # a folder that may not be entered is reported where it is listed
         return {}
-    try:
-        content = parse_json(read_text(path))
-    except ValueError as error:
-        raise UnreadableFileError(path, "it is not JSON") from error
+    content = read_json(path)
     return content if isinstance(content, dict) else {}
+
+
+_DSEG = "dseg.tsv"
+_OF_A_SUBJECT = re.compile(r"(sub|ses)-.+|anat", re.IGNORECASE)
+
+
+def read_dseg(folder: Path) -> Mapping[str, Any]:
+    """What BIDS' tables `dseg.tsv` and `…_dseg.tsv` in `folder` name the labels; empty without any.
+
+    Raises:
+        UnreadableFileError: If one of them may not be read.
+    """
+    try:
+        paths = sorted(path for path in folder.glob(f"*{_DSEG}") if path.is_file())
+    except OSError:  # as in `read_description`
+        return {}
+    if not paths:
+        return {}
+    named: dict[str, list[str]] = {}
+    for path in paths:
+        rows = [{k.strip().lower(): v.strip() for k, v in row.items()} for row in read_table(path)]
+        if not all(row.get("index") and row.get("name") for row in rows):
+            return {_DSEG: "no columns index and name"}
+        for row in rows:
+            if row["index"] != "0" and row["index"] not in named.setdefault(row["name"], []):
+                named[row["name"]].append(row["index"])
+    return {_DSEG: {name: v if len(v) > 1 else v[0] for name, v in named.items() if v}}
+
+
+def read_dseg_above(folder: Path) -> Mapping[str, Any]:
+    """What `read_dseg` gives for `folder`, or else for the subject and the data set around it."""
+    folder = folder.absolute()
+    found = read_dseg(folder)
+    if not found and _OF_A_SUBJECT.fullmatch(folder.name):
+        return read_dseg_above(folder.parent)
+    return found
 
 
 def channel_order(description: Mapping[str, Any]) -> list[str]:
@@ -67,39 +99,42 @@ def _channel(name: str) -> str:
 
 @dataclass(frozen=True)
 class Declared:
-    """What a dataset.json says that label values mean.
+    """What a dataset.json or dseg.tsv says that label values mean.
 
     Attributes:
         schemes: The label schemes that agree with it.
         words: What it says, such as `1 label_1, 2 label_2`; empty if it says nothing.
+        source: Name of the file.
     """
 
     schemes: tuple[LabelScheme, ...] = ()
     words: str = ""
+    source: str = "dataset.json"
 
     @property
-    def is_unclear(self) -> bool:
-        """Whether it says something that no label scheme agrees with: never a reason to guess."""
-        return bool(self.words and not self.schemes)
+    def unclear(self) -> str:
+        """What it says, if no label scheme agrees with it: never a reason to guess."""
+        return f"{self.source} says '{self.words}'" if self.words and not self.schemes else ""
 
 
 def declared_schemes(description: Mapping[str, Any], layout: str = "") -> Declared:
-    """The label schemes that agree with dataset.json in every label that it names.
+    """The label schemes that agree with dataset.json, or dseg.tsv, in every label that it names.
 
     Every word has to be understood. A scheme with just the values named counts before those with
-    more, and among equals the one of the layout (`msd`, `nnunet`) alone.
+    more, and among those of the same tissues the one of the layout (`msd`, `nnunet`) alone.
     """
-    labels = description.get("labels")
+    source = "dataset.json" if description.get("labels") else _DSEG
+    labels = description.get("labels") or description.get(_DSEG)
     if not labels:
         return Declared()
     if not isinstance(labels, dict):
-        return Declared(words=_short(labels))
+        return Declared((), _short(labels), source)
     entries = list(_entries(labels))
     words = ", ".join(f"{_short(value)} {name}" for name, value in entries)
     try:
         meant = [(_concept(name), _values(value)) for name, value in entries]
     except ValueError:
-        return Declared(words=_short(words))
+        return Declared((), _short(words), source)
     named = {value for _, values in meant for value in values}
     fitting = [
         scheme
@@ -107,9 +142,9 @@ def declared_schemes(description: Mapping[str, Any], layout: str = "") -> Declar
         if meant and all(values == _of(concept, scheme) for concept, values in meant)
     ]
     exact = [scheme for scheme in fitting if named == scheme.values - {0}] or fitting
-    if chosen := [scheme for scheme in exact if scheme.name == layout]:
-        exact = chosen
-    return Declared(tuple(exact), _short(words))
+    for chosen in [scheme for scheme in exact if scheme.name == layout]:
+        exact = [each for each in exact if each is chosen or each.tissues != chosen.tissues]
+    return Declared(tuple(exact), _short(words), source)
 
 
 def _entries(labels: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

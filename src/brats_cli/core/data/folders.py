@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import BratsWarning, UnreadableFileError
 from ..images.nifti import NIFTI_ENDINGS, is_nifti, stem
-from .dataset_json import read_description
+from .dataset_json import read_description, read_dseg, read_dseg_above
 from .naming import parse_name
 
 _OTHER_IMAGES = (".mha", ".mhd", ".nrrd", ".mgz", ".mgh", ".hdr")
@@ -27,7 +27,7 @@ LABELS = re.compile(r"labels(tr|ts|val)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Folder:
-    """The NIfTI files of one folder, and the dataset.json in it or above it."""
+    """The NIfTI files of one folder, and the dataset.json (BIDS: dseg.tsv) in it or above it."""
 
     path: Path
     files: tuple[str, ...]
@@ -45,17 +45,19 @@ def folders(root: Path) -> Iterator[Folder]:
     entered = _Entered(root)
     parent = root.absolute().parent
     above = read_description(parent) if IMAGES.fullmatch(root.absolute().name) else {}
+    above = above or read_dseg_above(root)
     waiting = [(root, above)]
     while waiting:
         path, above = waiting.pop()
         try:
-            files, others, below = _listing(path, entered)
+            files, others, below, tables = _listing(path, entered)
         except UnreadableFileError as error:
             if path == root:
                 raise
             warnings.warn(f"{error}; it is skipped", BratsWarning, stacklevel=2)
             continue
-        description = read_description(path) or above
+        beside = read_dseg(path) if tables else {}
+        description = read_description(path) or {**above, **beside}
         if files or others:
             yield Folder(path, files, description, others)
         waiting.extend((folder, description) for folder in reversed(below))
@@ -72,20 +74,23 @@ def folders_near(path: Path) -> list[Folder]:
     found = []
     for each in near:
         if each.is_dir():
-            files, others, _ = _listing(each, _Entered(each))
+            files, others, *_ = _listing(each, _Entered(each))
             description = read_description(each) or read_description(folder.parent)
+            description = description or read_dseg_above(each)
             found.append(Folder(each, files, description, others))
     return found
 
 
-def _listing(path: Path, entered: _Entered) -> tuple[tuple[str, ...], tuple[str, ...], list[Path]]:
-    """Names of the NIfTI files in a folder, of other images, and its subfolders.
+def _listing(
+    path: Path, entered: _Entered
+) -> tuple[tuple[str, ...], tuple[str, ...], list[Path], bool]:
+    """Names of the NIfTI files in a folder, of other images, its subfolders, whether it has tables.
 
     Hidden ones are left out. A folder that is named like a file of a case and holds one, as in
     Kaggle's copies of BraTS, stands for that file: `CASE_t1.nii/brain.nii`. A linked folder is left
     out if it lies inside or around one of `entered`, so that links cannot form an endless loop.
     """
-    files, others, below = [], [], []
+    files, others, below, tables = [], [], [], False
     try:
         with os.scandir(path) as entries:
             for entry in entries:
@@ -97,6 +102,7 @@ def _listing(path: Path, entered: _Entered) -> tuple[tuple[str, ...], tuple[str,
                         files.append(name)
                     elif name.lower().endswith(_OTHER_IMAGES):
                         others.append(name)
+                    tables = tables or name.endswith(".tsv")
                 elif inside := _only_file(path / name):
                     files.append(f"{name}/{inside}")
                 elif not (entry.is_symlink() and entered.met(path / name)):
@@ -105,7 +111,7 @@ def _listing(path: Path, entered: _Entered) -> tuple[tuple[str, ...], tuple[str,
         raise UnreadableFileError(
             path, error.strerror or str(error), hint="check the permissions of the folder"
         ) from error
-    return tuple(sorted(files)), tuple(sorted(others)), sorted(below)
+    return tuple(sorted(files)), tuple(sorted(others)), sorted(below), tables
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -262,7 +262,7 @@ def _finish(found: _Found) -> Case:
         found.label,
         allowed[0] if len(allowed) == 1 else None,
         allowed if len(allowed) > 1 else (),
-        declared.words if declared.is_unclear else "",
+        declared.unclear,
         tuple(found.others),
     )
 

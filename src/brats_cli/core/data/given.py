@@ -11,6 +11,11 @@ from .finding import case_at, survey
 from .splits import Split
 
 
+def as_paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One path or several, as a list."""
+    return [Path(each) for each in ([given] if isinstance(given, str | Path) else given)]
+
+
 def find_each(paths: Sequence[Path]) -> tuple[list[Case], list[BratsError]]:
     """The cases at `paths`, and the errors of those paths where something is wrong.
 

@@ -328,6 +328,8 @@ def label_scheme(
     if any(_meanings(scheme, present) != _meanings(fitting[0], present) for scheme in fitting):
         names = ", ".join(scheme.name for scheme in fitting)
         mask = "a mask of 0 and 1 does not say of which tissue: " if present <= {0, 1} else ""
+        if _DSEG.search(source):
+            mask += "if these are grey matter, white matter and CSF, leave it out; if not, "
         held = ", ".join(map(str, sorted(present)))
         expected = f" (its name indicates {declared.name})" if declared else ""
         raise LabelError(
@@ -335,6 +337,10 @@ def label_scheme(
             hint=f"{mask}choose one with {flag}: {names}",
         )
     return fitting[0]
+
+
+_DSEG = re.compile(r"_dseg\.nii")
+"""BIDS calls any map of labels so, also one of grey matter, white matter and CSF."""
 
 
 def _meanings(scheme: LabelScheme, present: set[int]) -> dict[int, str]:

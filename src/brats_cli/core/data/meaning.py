@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from ..compute.machine import keep_freed_memory
 from ..compute.processes import in_threads
 from ..errors import BratsError
 from ..images.grid import Volume
 from ..images.nifti import count_labels, note_on_disk, shape_on_disk
 from .cases import Case
-from .dataset_json import Declared, declared_schemes, read_description
+from .dataset_json import Declared, declared_schemes, read_description, read_dseg_above
 from .folders import LABELS
 from .labels import LabelScheme, fitting_schemes, label_scheme, noted_scheme, tightest_schemes
 from .naming import naming_of, schemes_by_name
@@ -27,9 +30,9 @@ class Known:
 
     Attributes:
         declared: The label scheme that its header names.
-        allowed: The schemes that a dataset.json beside it, its data set or its name leave open;
-            empty if they leave all open.
-        unclear: The labels as dataset.json names them, if no label scheme agrees with it.
+        allowed: The schemes that a dataset.json or dseg.tsv beside it, its data set or its name
+            leave open; empty if they leave all open.
+        unclear: What that file says, if no label scheme agrees with it.
         together: Values of all label maps that share its scheme: those of one folder, of which
             nothing else is known.
     """
@@ -87,13 +90,15 @@ def known_of(
     Its header counts first, then a dataset.json beside it, then its data set or its name. Where
     only a name is known, all label maps of its folder that are named alike share one scheme, as one
     network or one person made them; and if their values do not fit what their names say, all label
-    maps of the folder do.
+    maps of the folder do. A dataset.json further up may be about them or about other files: it is
+    one more way to read them.
 
     Args:
         files: Label maps, and their case ids.
         cases: The cases of the data set that they belong to, by id.
     """
     beside = cache(lambda folder: declared_beside(folder / "x.nii.gz"))
+    above = cache(_declared_above)
     found: dict[Path, Known] = {}
     kin: dict[object, dict[object, list[Path]]] = {}
     for path, case_id in files.items():
@@ -108,9 +113,13 @@ def known_of(
                 alike = kin.setdefault((naming_of(case_id).name, names), {})
                 alike.setdefault("", []).append(path)
         elif (said := beside(path.absolute().parent)).words:
-            found[path] = Known(None, said.schemes, said.words if said.is_unclear else "")
+            found[path] = Known(None, said.schemes, said.unclear)
         else:
-            found[path] = Known(None, schemes_by_name(case_id, shape_on_disk(path)))
+            allowed = schemes_by_name(case_id, shape_on_disk(path))
+            if allowed:  # else its values alone decide, or the user
+                more = above(path.absolute().parent)
+                allowed += tuple(scheme for scheme in more if scheme not in allowed)
+            found[path] = Known(None, allowed)
             folder = kin.setdefault(path.absolute().parent, {})
             folder.setdefault(naming_of(case_id).name, []).append(path)
     for groups in kin.values():
@@ -121,13 +130,30 @@ def known_of(
 def declared_beside(label_map: Path) -> Declared:
     """What a dataset.json beside a label map, or above its `labelsTr`, says of its values.
 
-    nnU-Net copies the one of the data set that it was trained on into the folder of predictions.
+    nnU-Net copies the one of the data set that it was trained on into the folder of predictions,
+    and has one in the folder of a training, above `fold_0/validation`.
+    BIDS has a dseg.tsv beside the label map, or above the folder of the subject.
     """
     folder = label_map.absolute().parent
     description = read_description(folder)
     if not description and LABELS.fullmatch(folder.name):
         description = read_description(folder.parent)
-    return declared_schemes(description)
+    if not description and _OF_A_FOLD.search(folder.as_posix()):
+        description = read_description(folder.parents[1])
+    return declared_schemes(description or read_dseg_above(folder))
+
+
+_OF_A_FOLD = re.compile(r"/fold_(\d+|all)/validation$")
+_LEVELS_ABOVE = 3
+
+
+def _declared_above(folder: Path) -> tuple[LabelScheme, ...]:
+    """The schemes that the next dataset.json above a folder agrees with, if there is one near."""
+    for parent in folder.parents[:_LEVELS_ABOVE]:
+        with suppress(BratsError):  # it may be of anything
+            if description := read_description(parent):
+                return declared_schemes(description).schemes
+    return ()
 
 
 def _together(
@@ -137,6 +163,7 @@ def _together(
     paths = [path for alike in groups.values() for path in alike]
     if len(paths) < 2:
         return {}
+    keep_freed_memory()  # else half of the time is page faults
     values = dict(zip(paths, in_threads(_values, paths), strict=True))
     unions = {name: _union(values[path] for path in alike) for name, alike in groups.items()}
     fit = all(

@@ -49,7 +49,9 @@ _BIDS = re.compile(
 _VISIT = r"(?:visit|timepoint|tp|week|session|ses|follow-?up)[-_ ]?\d+(?:-\d+)?"
 
 # Folders that name no case of their own, where the files in them are called t1.nii.gz and so on.
-_OF_A_VISIT = re.compile(_VISIT, re.IGNORECASE)
+_OF_A_VISIT = re.compile(
+    rf"{_VISIT}|(?:19|20)\d\d[-_.]?\d\d[-_.]?\d\d|baseline|(?:pre|post)[-_]?op", re.IGNORECASE
+)
 _OF_NO_CASE = re.compile(r"anat|mri?|nifti|nii|scans?|preprocessed|registered", re.IGNORECASE)
 
 
@@ -82,6 +84,9 @@ def _row(
 VISITS = "visits"
 """The row of names that nobody's release has, but that end like visits of one patient."""
 
+OTHER = "other"
+"""The row of all other names."""
+
 # The first row that matches wins. Where a pattern has no group, every case is a patient. The last
 # number of a 2017-2019 id is the visit; the year is left out of the patient, because the same
 # patients came back every year, and so is the number of TCIA's site, which 2017 did not have.
@@ -113,7 +118,7 @@ NAMINGS = (
     _row("LUMIERE", r"(patient-\d+)_week-\d+(?:-\d+)?"),
     _row("BIDS", r"(sub-[^_]+)(?:_.+)?"),
     _row(VISITS, rf"(?=.*[a-z0-9]+[_. -]+{_VISIT})(.*?)[_. -]+{_VISIT}(.*)"),
-    _row("other", r"(?s:.*)"),
+    _row(OTHER, r"(?s:.*)"),
 )
 
 
@@ -127,9 +132,9 @@ def _parsed(name: str) -> tuple[str, str]:
     """Case id and the suffix, as `ROLES` has it, of a file name without its ending."""
     if bids := _BIDS.fullmatch(name):
         suffix = bids["suffix"].lower()
-        if "_ce-" not in bids["entities"]:
+        if "_ce-" not in bids["entities"] or suffix == "dseg":
             return bids["id"], suffix
-        # An enhanced T1; of the others the one without contrast is wanted.
+        # An enhanced T1; of the other images the one without contrast is wanted.
         return (bids["id"], "t1ce") if suffix == "t1w" else (name, "")
     match = _SUFFIX.fullmatch(name)
     if match is None:

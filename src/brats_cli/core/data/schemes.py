@@ -70,12 +70,12 @@ def scheme_of_all(
 def unclear_labels(
     source: str, present: Iterable[int], words: str, *, flag: str = "--labels"
 ) -> LabelError:
-    """What to say of label values whose names in dataset.json no label scheme agrees with."""
+    """What to say of label values whose names in a file beside them no label scheme agrees with."""
     values = sorted(set(present))
     fitting = [scheme.name for scheme in fitting_schemes(values)]
     return LabelError(
-        f"{source} holds labels {', '.join(map(str, values))}, and its dataset.json says "
-        f"'{words}', which no label scheme agrees with",
+        f"{source} holds labels {', '.join(map(str, values))}, and its {words}, "
+        "which no label scheme agrees with",
         hint=f"choose one with {flag}: {', '.join(fitting) or ', '.join(SCHEMES)}",
     )
 

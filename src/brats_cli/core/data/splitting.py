@@ -8,7 +8,7 @@ import re
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,11 +19,11 @@ from ..compute.processes import in_threads
 from ..errors import BratsWarning, LabelError, SplitError, UnreadableFileError
 from ..images.nifti import LabelCount, count_labels, read_image
 from ..wording import listing
-from ..writing import require_writable
+from ..writing import require_ending, require_writable
 from .cases import Case, ImageFile
 from .finding import find_cases
 from .labels import LabelScheme, as_scheme, is_predicted
-from .naming import MODALITIES, ROLES, VISITS, naming_of
+from .naming import MODALITIES, OTHER, ROLES, VISITS, naming_of
 from .schemes import with_schemes
 from .splits import Fold, Split
 from .strata import column_by_case, table_strata, tumour_strata
@@ -99,6 +99,7 @@ def split(
     data, scheme, shares = Path(data), as_scheme(labels), parse_ratios(ratios)
     wanted = parse_modalities(modalities)
     if output is not None:
+        require_ending(Path(output), ".yaml", ".yml")
         require_writable(Path(output), overwrite=overwrite)
     found = select(find_cases(data), include, exclude)
     cases = [case for case in found if case.label]
@@ -234,6 +235,32 @@ def _warn_of_visits(cases: Sequence[Case]) -> None:
             BratsWarning,
             stacklevel=3,
         )
+    alike = _alike_but_for_the_end(case.id for case in cases)
+    if alike:
+        warnings.warn(
+            f"ids such as {listing(alike)} differ only at their end: if these are scans of one "
+            "patient, say so with --patients, as they may now be in training and test",
+            BratsWarning,
+            stacklevel=3,
+        )
+
+
+_END = re.compile(r"(?P<start>.+)[_. -]+[^_. -]{1,12}|(?P<patient>.*\d)[a-z]", re.IGNORECASE)
+_FEW = 9
+"""Of a numbering of cases there are more with one start."""
+
+
+def _alike_but_for_the_end(case_ids: Iterable[str]) -> list[str]:
+    """Ids that may be of one patient: few start alike, and most ids have such kin; else none."""
+    kin: dict[str, list[str]] = {}
+    of_no_release = [each for each in case_ids if naming_of(each).name == OTHER]
+    for case_id in of_no_release:
+        if match := _END.fullmatch(case_id):
+            kin.setdefault(match["start"] or match["patient"], []).append(case_id)
+    some = [ids for ids in kin.values() if 1 < len(ids) <= _FEW]
+    if len(some) < 2 or 2 * sum(map(len, some)) < len(of_no_release):
+        return []
+    return some[0]
 
 
 def _require_experts(cases: Sequence[Case], counts: Mapping[str, LabelCount]) -> None:

@@ -98,14 +98,16 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _look_up(
     rows: Sequence[Mapping[str, str]], column: str, cases: Sequence[Case]
 ) -> dict[str, str]:
-    """The value of `column` by case id; rows are looked up by case id or patient id."""
+    """The value of `column` by case id; rows are looked up by case id or patient id.
+
+    No two cases of a data set differ in upper and lower case alone.
+    """
     best: dict[str, str] = {}
     for key in rows[0]:
-        by_id = {row[key].strip(): row[column].strip() for row in rows}
+        by_id = {row[key].strip().casefold(): row[column].strip() for row in rows}
         found = {
-            case.id: by_id.get(case.id) or by_id.get(case.patient, "")
+            case.id: by_id.get(case.id.casefold()) or by_id.get(case.patient.casefold(), "")
             for case in cases
-            if case.id in by_id or case.patient in by_id
         }
         best = max(best, {case_id: value for case_id, value in found.items() if value}, key=len)
     return best

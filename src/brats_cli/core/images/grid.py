@@ -36,6 +36,12 @@ metres, centimetres or micrometres taken for millimetres. (A head of 2 mm voxels
 has voxels of 0.2.)"""
 
 
+def spacing_of(affine: Affine) -> tuple[float, float, float]:
+    """Size of a voxel along each array axis, in the unit of the affine."""
+    x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    return float(x), float(y), float(z)
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """A voxel grid in space.
@@ -60,8 +66,7 @@ class Grid:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Size of a voxel along each array axis."""
-        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
-        return float(x), float(y), float(z)
+        return spacing_of(self.affine)
 
     @property
     def voxel_mm3(self) -> float:
@@ -95,14 +100,11 @@ class Grid:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the header says nothing: the identity, or no code that gives it a meaning."""
-        return bool(max(self.codes) <= 0 or np.array_equal(self.affine, np.eye(4)))
+        """Whether the header says nothing: the identity, or no code that gives it a meaning.
 
-    @property
-    def corners_mm(self) -> npt.NDArray[np.float64]:
-        """Centres of the eight corner voxels in space, (8, 3)."""
-        corners: npt.NDArray[np.float64] = (_UNIT_CORNERS * self._last) @ self.affine.T
-        return corners[:, :3]
+        What has the identity in the axes of ITK or FSL has it in NIfTI's with signs.
+        """
+        return bool(max(self.codes) <= 0 or np.array_equal(np.abs(self.affine), np.eye(4)))
 
     def distance_mm(self, other: Grid) -> float:
         """Largest distance between corresponding corners of two grids of one shape."""
@@ -164,6 +166,16 @@ class Volume:
         """What the header's description says, where there is one."""
         written = b"" if self.header is None else bytes(self.header["descrip"])
         return written.decode("latin-1").rstrip("\0")
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether all voxels have one value, as many write it where a sequence is missing.
+
+        The value of a single voxel says nothing, unless it is 0.
+        """
+        if self.data.size < 2:
+            return not self.data.any()
+        return bool((self.data == self.data.flat[0]).all())
 
     @cached_property
     def values(self) -> npt.NDArray[Any]:
@@ -248,8 +260,10 @@ def _stored_on(volume: Volume, grid: Grid) -> Volume | None:
             source = np.flip(source, axis)
             start -= size - 1
         low, high = max(start, 0), min(start + size, grid.shape[axis])
-        there.append(slice(low, max(low, high)))
-        here.append(slice(low - start, max(low, high) - start))
+        if high - low < min(size, grid.shape[axis]):
+            return None  # moved, not cropped or padded: one of the headers is wrong
+        there.append(slice(low, high))
+        here.append(slice(low - start, high - start))
     target[tuple(there)] = source[tuple(here)]
     if np.count_nonzero(target) != np.count_nonzero(volume.data):
         return None

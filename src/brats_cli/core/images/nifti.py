@@ -321,6 +321,8 @@ def _content(path: Path) -> tuple[bytes, bool]:
     """
     try:
         status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UnreadableFileError(path, "it is a folder", hint="give the NIfTI files in it")
         if not stat.S_ISREG(status.st_mode):
             # A pipe would never end, nor would /dev/zero.
             raise UnreadableFileError(path, "it is not a regular file", hint="give a NIfTI file")

@@ -14,7 +14,7 @@ import torch
 from ..data.naming import MODALITIES, ROLES
 from ..errors import CheckpointError, UnreadableFileError
 from ..prepared.recipe import RECIPE, Recipe
-from ..reading import parse_json, read_text, sha256_of
+from ..reading import read_json, sha256_of
 from .archive import DAMAGED, load_archive
 from .checkpoint import Checkpoint
 from .config import MonaiConfig, NetworkConfig, NnunetConfig
@@ -76,7 +76,7 @@ def _reason(error: BaseException) -> str:
     return "it is not a whole file of torch.save"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is no such file.
 
     Raises:
@@ -84,10 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    try:
-        content = parse_json(read_text(path))
-    except ValueError as error:
-        raise UnreadableFileError(path, "it is not JSON") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UnreadableFileError(path, "it holds no JSON object")
     return content

@@ -19,7 +19,7 @@ from .foreign import (
     checkpoint_of,
     holds_tensors,
     modalities_of,
-    read_json,
+    read_object,
     reordered,
     require_fitting,
 )
@@ -50,7 +50,7 @@ def is_bundle(content: object) -> bool:
     return isinstance(content, Mapping) and due <= set(content) and holds_tensors(content)
 
 
-def from_bundle(source: Source, modalities: Sequence[str] | None = None) -> Checkpoint:
+def from_bundle(source: Source) -> Checkpoint:
     """The checkpoint of a SegResNet of MONAI's model zoo.
 
     Of its files, `metadata.json` says what the channels are, and `inference.json` how the network
@@ -61,8 +61,8 @@ def from_bundle(source: Source, modalities: Sequence[str] | None = None) -> Chec
     """
     metadata, inference = {}, {}
     if source.folder:
-        metadata = read_json(source.folder / "configs/metadata.json")
-        inference = read_json(source.folder / "configs/inference.json")
+        metadata = read_object(source.folder / "configs/metadata.json")
+        inference = read_object(source.folder / "configs/inference.json")
     weights = source.content
     inputs = weights["convInit.conv.weight"].shape[1]
     outputs = weights["conv_final.2.conv.weight"].shape[0]
@@ -80,7 +80,7 @@ def from_bundle(source: Source, modalities: Sequence[str] | None = None) -> Chec
             "configs/metadata.json says what its channels are",
             hint="give the folder of the bundle",
         )
-    found, regions = _channels(metadata, source)
+    modalities, regions = _channels(metadata, source)
     order = [regions.index(name) for name in REGIONS]
     changed = {
         name: reordered(value, order) if name.startswith("conv_final.2.conv.") else value
@@ -93,7 +93,7 @@ def from_bundle(source: Source, modalities: Sequence[str] | None = None) -> Chec
     return checkpoint_of(
         network,
         changed,
-        modalities=modalities or found,
+        modalities=modalities,
         labels="brats2020",
         multiple=2 ** (len(options["blocks_down"]) - 1),
         recipe=Recipe(orientation="LPS", over="nonzero"),

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.overrides import TorchFunctionMode
 
 from ..errors import ConfigError
 from . import monai, nnunet
@@ -129,21 +136,70 @@ def is_far_larger(
 ) -> bool:
     """Whether a network would have far more weights than there are, found without making them.
 
-    A file may name a network that takes all memory. (The few of MONAI's networks that compute with
-    numbers while they are made cannot be asked, and count as fitting.)
+    A file may name a network that takes all memory, or all day to make: its weights and buffers are
+    counted as they are registered on the meta device, and those that are too many end it.
+
+    Raises:
+        ConfigError: If the library does not make a network of the config.
     """
     sizes = {"in_channels": in_channels, "out_channels": out_channels, "img_size": patch_size}
-    try:
-        with torch.device("meta"):
-            if isinstance(config, NnunetConfig):
-                network = nnunet.made(config, in_channels=in_channels, classes=out_channels)
-            else:
-                network = monai.made(config, sizes)
-    except ConfigError:
-        return False
-    found = sum(weight.numel() for weight in weights.values())
     # nnU-Net's have outputs of lower resolutions, which brats does not keep.
-    return sum(weight.numel() for weight in network.parameters()) > 2 * found + 100_000
+    most = 2 * sum(weight.numel() for weight in weights.values()) + 100_000
+    try:
+        with torch.device("meta"), _NumbersAsZero(), _registering_at_most(most):
+            if isinstance(config, NnunetConfig):
+                nnunet.made(config, in_channels=in_channels, classes=out_channels)
+            else:
+                monai.made(config, sizes)
+    except ConfigError as error:
+        if isinstance(error.__cause__, _TooManyError):
+            return True
+        # Without its library, or with options that it does not have, nothing is made.
+        if error.__cause__ is None or isinstance(error.__cause__, ImportError):
+            return False
+        raise
+    return False
+
+
+class _TooManyError(Exception):
+    """A network has more weights than it may have."""
+
+
+class _NumbersAsZero(TorchFunctionMode):
+    """Gives 0 where a network asks for a number that the meta device does not have.
+
+    MONAI's SwinUNETR does so for the share of paths that each of its blocks drops.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        if func is torch.Tensor.item and args[0].is_meta:
+            return 0.0
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _registering_at_most(most: int) -> Iterator[None]:
+    """Raise `_TooManyError` in a module that makes weights and buffers exceed `most` numbers."""
+    thread, count = threading.get_ident(), 0
+
+    def add(module: nn.Module, name: str, value: torch.Tensor | None) -> None:
+        nonlocal count
+        if value is not None and threading.get_ident() == thread:
+            count += value.numel()
+            if count > most:
+                raise _TooManyError
+
+    hooks = (
+        register_module_parameter_registration_hook(add),
+        register_module_buffer_registration_hook(add),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def in_two_parts(

@@ -22,7 +22,7 @@ from .foreign import (
     checkpoint_of,
     holds_tensors,
     modalities_of,
-    read_json,
+    read_object,
     reordered,
     require_fitting,
 )
@@ -54,8 +54,8 @@ def from_nnunet(source: Source) -> Checkpoint:
             not have.
     """
     folder = source.folder
-    dataset = read_json(folder / "dataset.json") if folder else {}
-    plans = read_json(folder / "plans.json") if folder else {}
+    dataset = read_object(folder / "dataset.json") if folder else {}
+    plans = read_object(folder / "plans.json") if folder else {}
     if not folder or not dataset or not plans:
         raise CheckpointError(
             f"{source.weights} is a fold of nnU-Net v2, without dataset.json and plans.json in the "

@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from ..compute.devices import autocast, is_out_of_memory
+from ..compute.devices import autocast, is_out_of_memory, more_memory, release_cached_memory, sent
 from ..errors import CheckpointError, DeviceError
 from ..images.grid import times
 from ..wording import brief
 from .network import Network, in_two_parts
+from .windows import home_of
 
 Rule = Literal["monai", "nnunet"]
 Weights = Literal["constant", "gaussian"]
@@ -148,43 +149,73 @@ def probabilities(
         on_share: Called after each batch of windows with its share of the work.
 
     Returns:
-        (R, X, Y, Z) float32 on the CPU.
+        (R, X, Y, Z) float32, on `device` if it has the memory, else on the CPU.
 
     Raises:
         DeviceError: If a window does not fit into the device's memory; a smaller one would
             compute something else.
     """
-    outputs, to_regions = in_two_parts(network)
-    images = images.cpu()  # which has the memory for a full field of view and its sums
-    padded, inside = _padded(images, sliding.window)
     share = sliding.overlap if overlap is None else overlap
-    starts = [sliding.starts(side, axis, share) for axis, side in enumerate(padded.shape[1:])]
-    corners = list(product(*starts))
-    importance = sliding.importance()
-    weight = torch.zeros(padded.shape[1:])
-    total = None
-    for batch in _chunks(corners, batch_windows):
-        boxes = [_box(corner, sliding.window) for corner in batch]
-        read = torch.stack([padded[(slice(None), *box)] for box in boxes]).to(device, torch.float32)
+    passes = _Passes(network, sliding, share, device, dtype, batch_windows, tta=tta)
+    home = home_of(images, device)
+    while True:
         try:
-            found = _flipped(outputs, read, sliding.mirrors if tta else ((),), device, dtype).cpu()
+            return passes.over(images, home, on_share)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise DeviceError(
-                f"{device} has no memory for a window of {times(sliding.window)} voxels of this "
-                "network, which needs just that",
-                hint="free memory there (see nvidia-smi), or use --device cpu",
-            ) from error
-        if total is None:
-            total = torch.zeros(found.shape[1], *padded.shape[1:])
-        for box, window in zip(boxes, found, strict=True):
-            total[(slice(None), *box)] += window * importance
-            weight[box] += importance
-        on_share(len(batch) / len(corners))
-    assert total is not None
-    logits = (total / weight)[(slice(None), *inside)]
-    return torch.sigmoid(to_regions(logits[None])[0])
+            if home == CPU:
+                raise DeviceError(
+                    f"{device} has no memory for a window of {times(sliding.window)} voxels of "
+                    "this network, which needs just that",
+                    hint=more_memory(device),
+                ) from error
+        home = CPU  # where the case and the sums take nothing of the device's memory
+        release_cached_memory(device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Passes:
+    """Sliding-window inference with settled numbers; see `probabilities`."""
+
+    network: Network
+    sliding: SlidingWindow
+    overlap: float
+    device: torch.device
+    dtype: torch.dtype
+    at_once: int
+    tta: bool
+
+    def over(
+        self, images: torch.Tensor, home: torch.device, on_share: Callable[[float], None]
+    ) -> torch.Tensor:
+        """Probabilities (R, X, Y, Z) of all of `images`, which are kept and summed at `home`."""
+        window = self.sliding.window
+        outputs, to_regions = in_two_parts(self.network)
+        padded, inside = _padded(images.to(home), window)
+        sides = padded.shape[1:]
+        corners = list(
+            product(
+                *(self.sliding.starts(side, axis, self.overlap) for axis, side in enumerate(sides))
+            )
+        )
+        mirrors = self.sliding.mirrors if self.tta else ((),)
+        importance = sent(self.sliding.importance(), home)
+        weight, total = torch.zeros(sides, device=home), None
+        for batch in _chunks(corners, self.at_once):
+            boxes = [_box(corner, window) for corner in batch]
+            read = torch.stack([padded[(slice(None), *box)] for box in boxes])
+            read = read.to(self.device, torch.float32)
+            found = _flipped(outputs, read, mirrors, self.device, self.dtype).to(home)
+            if total is None:
+                total = torch.zeros(found.shape[1], *sides, device=home)
+            for box, outcome in zip(boxes, found, strict=True):
+                total[(slice(None), *box)] += outcome * importance
+                weight[box] += importance
+            on_share(len(batch) / len(corners))
+        assert total is not None
+        logits = (total / weight)[(slice(None), *inside)]
+        return torch.sigmoid(to_regions(logits[None])[0])
 
 
 def _flipped(

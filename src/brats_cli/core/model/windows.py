@@ -16,6 +16,7 @@ from ..compute.devices import (
     autocast,
     is_out_of_memory,
     memory_for_network,
+    more_memory,
     release_cached_memory,
     sent,
 )
@@ -232,9 +233,7 @@ class _Passes:
             raise DeviceError(
                 f"{self.device} has no memory for {' x '.join(map(str, self.window))} voxels "
                 f"of a network of {self.network.config.channels} channels",
-                hint="end other programs, or use a larger machine"
-                if self.device == CPU
-                else "free memory there (see nvidia-smi), or use --device cpu",
+                hint=more_memory(self.device),
             )
         return replace(self, window=window, home=CPU)
 

@@ -28,6 +28,7 @@ from ..model.segmenter import Segmenter
 from ..model.windows import MIRRORS, fused, home_of
 from ..prepared.preparation import to_native
 from ..prepared.recipe import prepare_by
+from ..writing import together
 
 Array = npt.NDArray[Any]
 
@@ -192,21 +193,22 @@ class Segmentation:
         }
 
     def write(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write the label map on the case's own grid, after the other maps beside it.
+        """Write the label map on the case's own grid, and the other maps beside it.
 
         Raises:
             OutputExistsError: If a file exists and `overwrite` is false.
             OutputError: If one cannot be written.
         """
-        steps = {"probabilities": PROBABILITY_STEP}
-        for name, values in self.maps.items():
-            regions = self.doubt if values.ndim == 4 else ()
-            note = f"brats {name}={','.join(regions)}".rstrip("=")
-            file = companion(path, name)
-            write_image(
-                file, values, self.grid, note=note, step=steps.get(name, 1), overwrite=overwrite
+        with together():
+            for name, values in self.maps.items():
+                regions = self.doubt if values.ndim == 4 else ()
+                note = f"brats {name}={','.join(regions)}".rstrip("=")
+                step = PROBABILITY_STEP if name == "probabilities" else 1
+                file = companion(path, name)
+                write_image(file, values, self.grid, note=note, step=step, overwrite=overwrite)
+            write_labels(
+                path, self.labels, self.grid, self.scheme, predicted=True, overwrite=overwrite
             )
-        write_labels(path, self.labels, self.grid, self.scheme, predicted=True, overwrite=overwrite)
 
 
 def companion(path: Path, name: str) -> Path:
@@ -274,11 +276,11 @@ class Predictor:
         present = self._present(case)
         _require_memory(case, len(present))
         volumes = read_images(case, present)
-        if blank := [m for m, each in zip(present, volumes, strict=True) if not each.data.any()]:
+        if blank := [m for m, each in zip(present, volumes, strict=True) if each.is_blank]:
             present = self._present(case, blank)
-            volumes = [each for each in volumes if each.data.any()]
-        _warn_of_skull(case, dict(zip(present, volumes, strict=True)))
+            volumes = [each for each in volumes if not each.is_blank]
         prepared = prepare_by(self.recipe, volumes)
+        _warn_of_skull(case, dict(zip(present, volumes, strict=True)))
         images = prepared.images
         if present != self.modalities:
             images = np.zeros((len(self.modalities), *images.shape[1:]), dtype=np.float32)

@@ -65,7 +65,7 @@ def prepare(volumes: Sequence[Volume]) -> Prepared:
         volumes: One per modality, all on one grid.
 
     Raises:
-        UnreadableFileError: If an image holds NaN or infinity, or nothing but zeros.
+        UnreadableFileError: If an image holds NaN or infinity, or one value alone.
     """
     for volume in volumes:
         require_content(volume)
@@ -189,7 +189,7 @@ def _z_scores(images: Sequence[Array], brain: npt.NDArray[np.bool_]) -> npt.NDAr
 
 
 def require_content(volume: Volume) -> None:
-    """Check that an image is finite, and not all 0.
+    """Check that an image is finite, and not blank.
 
     Raises:
         UnreadableFileError: If not.
@@ -198,9 +198,10 @@ def require_content(volume: Volume) -> None:
         raise UnreadableFileError(
             volume.path, "it holds NaN or infinite voxels", hint="repair it: brats check --fix"
         )
-    if not volume.data.any():
+    if volume.is_blank:
+        value = f"{volume.data.flat[0]:g}" if volume.data.size else "missing"
         raise UnreadableFileError(
-            volume.path, "every voxel is 0", hint="is it the right file? export it again"
+            volume.path, f"every voxel is {value}", hint="is it the right file? export it again"
         )
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -41,7 +42,7 @@ from ..data.labels import REGIONS, LabelScheme, is_predicted, scheme_named
 from ..data.naming import MODALITIES
 from ..errors import LabelError, OutputError, UnreadableFileError
 from ..images.grid import require_same_grid
-from ..images.nifti import read_labels
+from ..images.nifti import MOST_VOXELS, read_labels
 from ..wording import size_text
 from .preparation import PREPARATION, prepare_labels
 from .recipe import RECIPE, Recipe, prepare_by
@@ -59,8 +60,8 @@ Verified once, when a run looks for its cases: 10 MB, about a case of BraTS, tak
 
 # What Blosc2 raises for bytes that are not its own.
 _DAMAGED = (
-    ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
-    ValueError,
+    ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError,
+    TypeError, ValueError,
 )  # fmt: skip
 
 CENTRES = 4096
@@ -84,7 +85,8 @@ class PackedArray:
     """An array on disk; a slice unpacks no more than the blocks that it touches.
 
     Raises:
-        UnreadableFileError: If it is missing, cut short or, when it is read, damaged.
+        UnreadableFileError: If it is missing, cut short or, when it is read, damaged; or if it is
+            no array of up to as many numbers as four large scans.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,8 +95,11 @@ class PackedArray:
             # One thread: a training reads with as many processes as it needs.
             self._array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
             self.shape: tuple[int, ...] = tuple(self._array.shape)
+            self.dtype = np.dtype(self._array.dtype)
         except _DAMAGED as error:
             raise _damaged(path) from error
+        if not isinstance(self._array, blosc2.NDArray) or math.prod(self.shape) > MOST_VOXELS:
+            raise _damaged(path)
 
     def __getitem__(self, box: Any) -> npt.NDArray[Any]:
         try:
@@ -345,11 +350,22 @@ def training_scheme(cases: Iterable[Case]) -> LabelScheme:
 
 
 def _open(case_id: str, place: Path) -> StoredCase:
-    rows = PackedArray(place / "centres.b2nd")[...]
+    images, labels, centres = (PackedArray(place / name) for name in _FILES)
+    # What was damaged after its checksums were compared is to be named, not trained on.
+    for array, shape, dtype in (
+        (images, (*images.shape[:1], *labels.shape), np.float16),
+        (labels, (*labels.shape, 0, 0)[:3], np.uint8),
+        (centres, (4, *centres.shape[1:2]), np.int16),
+    ):
+        if array.shape != shape or array.dtype != dtype:
+            raise _damaged(array.path)
+    rows = centres[...]
+    if (rows[1:] < 0).any() or (rows[1:] >= np.reshape(labels.shape, (3, 1))).any():
+        raise _damaged(centres.path)
     return StoredCase(
         case_id,
-        PackedArray(place / "images.b2nd"),
-        PackedArray(place / "labels.b2nd"),
+        images,
+        labels,
         {name: rows[1:, rows[0] == kind].T for kind, name in enumerate(_CENTRED_ON)},
     )
 

@@ -1,4 +1,4 @@
-"""The plain twin of `brats compare`: scores of several models, read, paired and compared."""
+"""The function behind `brats compare`: scores of several models, read, paired and compared."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 from ..errors import BratsWarning, CaseError, ConfigError, UnreadableFileError
 from ..reading import read_text
 from ..wording import did_you_mean, listing
-from ..writing import require_writable
+from ..writing import require_ending, require_writable
 from .paired import Comparison, Key, differences, ranking
 from .pairing import RULES
 from .scores import is_ranked
 
 DEFAULT_METRICS = ("dice", "hausdorff95_mm")
-"""What is compared and ranked, as in the challenges, unless asked otherwise."""
+"""The metrics that are compared and ranked by default, as in the challenges."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Scores:
     Attributes:
         model: Its name.
         values: By case, then by region and metric; NaN where there is none.
-        rules: By which they were scored, as the columns `RULES` say; empty in older files.
+        rules: The rules by which they were scored, from the columns `RULES`; empty in older files.
     """
 
     model: str
@@ -51,20 +51,21 @@ def compare(
     Args:
         scores: CSV files of `brats evaluate`, one per model, named after their files.
         output: A PNG file to draw the differences and their intervals to.
-        metric: The metrics to compare and to rank by.
-        seed: Of the bootstrap and the permutations.
+        metric: Metrics to compare and to rank by.
+        seed: Random seed of the bootstrap and the permutations.
         overwrite: Whether `output` may exist.
 
     Raises:
         UnreadableFileError: If a file is not one of `brats evaluate`.
-        CaseError: If the models have no case in common, or other regions.
-        ConfigError: If there is no such metric, or the models were scored by other rules.
+        CaseError: If the models have no case in common, or different regions.
+        ConfigError: If there is no such metric, or the models were scored by different rules.
     """
     if len(scores) < 2:
         raise ConfigError(
             "there is nothing to compare", hint="give the scores of two models or more"
         )
     if output is not None:
+        require_ending(Path(output), ".png")
         require_writable(Path(output), overwrite=overwrite)
     paths = [Path(path) for path in scores]
     names = model_names(paths)
@@ -101,7 +102,7 @@ def compare(
 
 
 def model_names(paths: Sequence[Path]) -> list[str]:
-    """Names of files without ending, with as many folders before as tell them apart.
+    """Names of files without their suffix, with as many parent folders as make them distinct.
 
     >>> model_names([Path("a/scores.csv"), Path("b/scores.csv")])
     ['a/scores', 'b/scores']
@@ -187,7 +188,7 @@ def _common_cases(models: Sequence[Scores]) -> list[str]:
 def _require_same_rules(
     models: Sequence[Scores], metrics: Sequence[str], paths: Sequence[Path]
 ) -> None:
-    """Check that the metrics were taken by the same rules; warn of files that do not say by which.
+    """Check that the metrics follow the same rules; warn of files that do not record their rules.
 
     Raises:
         ConfigError: If not.
@@ -217,7 +218,7 @@ def _require_same_rules(
 def _warn_of_other_references(
     models: Sequence[Scores], cases: Sequence[str], paths: Sequence[Path]
 ) -> None:
-    """Warn of models that were scored against other references, by the volumes of these."""
+    """Warn of models that were scored against different references, judged by their volumes."""
     first = models[0].values
     volumes = [key for key in first[cases[0]] if key[1] == "reference_mm3"]
     for model, path in zip(models[1:], paths[1:], strict=True):

@@ -1,4 +1,4 @@
-"""By whose rules a case is scored: what empty masks give, and which HD95, by challenge and year."""
+"""The rules of each challenge and year: the scores of empty masks, and the definition of HD95."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plain twin of `brats evaluate`: predictions against references, scored in parallel."""
+"""The function behind `brats evaluate`: predictions against references, scored in parallel."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import numpy.typing as npt
 
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
+from ..compute.machine import keep_freed_memory
 from ..data.folders import nifti_files
 from ..data.labels import LabelScheme, as_scheme
 from ..data.naming import case_id_of
 from ..errors import BratsError, CaseError, ConfigError, UnreadableFileError
 from ..images.grid import Box, Mask, Volume, bounding_box, require_same_grid
 from ..images.nifti import read_image, stem
-from ..writing import require_writable
+from ..writing import require_ending, require_writable, together
 from .conventions import Convention, challenge_named, challenge_of, convention_named
 from .lesions import YEARS, LesionRules, LesionScore, lesion_rules, require_challenge, score_lesions
 from .metrics import score
@@ -72,14 +73,14 @@ def evaluate(
         output: A CSV file to write every score to, at the end.
         labels: Label scheme of the predictions; by default each file's header, name or values
             decide.
-        reference_labels: Label scheme of the references, likewise.
-        convention: Whose rules to follow for empty masks and HD95, one of `CONVENTIONS`.
-        tolerance: Of the surface Dice, in mm.
+        reference_labels: Label scheme of the references; by default as for the predictions.
+        convention: Rules for empty masks and HD95, one of `CONVENTIONS`.
+        tolerance: Tolerance of the surface Dice, in mm.
         within_brain: Whether the specificity counts only voxels inside the brain.
         lesion_wise: 2023 or 2024, to score lesion by lesion by that year's rules as well.
-        challenge: Whose lesion-wise rules, one of `CHALLENGES`; by default each case's id or
-            labels decide.
-        lesions: A CSV file to write a row per lesion to.
+        challenge: Challenge whose lesion-wise rules apply, one of `CHALLENGES`; by default each
+            case's id or labels decide.
+        lesions: A CSV file to write one row per lesion to.
         uncertainty: Folder of uncertainty maps, to score as BraTS 2020's task 3 did.
         brain: Folder of brain masks; by default the brain is where the case's T1 is not 0.
         missing_as_empty: Whether references without a prediction are scored as missed.
@@ -90,15 +91,15 @@ def evaluate(
         markdown: A file to write the table of means to, for papers.
         workers: Processes to use; None is one per CPU, where that pays.
         executor: Where to score the cases instead, or the address of a Dask scheduler.
-        fail_under: Means that have to be reached, as `WT.dice=0.8`; the report has those `missed`.
+        fail_under: Means that have to be reached, such as `WT.dice=0.8`; the report lists those
+            `missed`.
         overwrite: Whether outputs may exist.
-        on_progress: Called with what belongs together and the number of cases scored so far,
-            first with 0.
-        on_report: Called with the report before files are written, so that a full disk does not
-            take the scores along.
+        on_progress: Called with the pairs and the number of cases scored so far, first with 0.
+        on_report: Called with the report before files are written, so that the scores are not
+            lost if the disk is full.
 
     Raises:
-        BratsError: If nothing belongs together, a setting is wrong or a file cannot be written.
+        BratsError: If no prediction has a reference, a setting is wrong or writing fails.
     """
     thresholds = [Threshold.parse(each) if isinstance(each, str) else each for each in fail_under]
     if lesions is not None and lesion_wise is None:
@@ -121,8 +122,16 @@ def evaluate(
         require_challenge(scoring.lesion_wise, scoring.challenge)
     # One plot stands for all of them: which there are depends on the scores.
     plot = None if plots is None else Path(plots) / "distributions.png"
-    for file in (output, lesions, report, reliability, markdown, plot):
+    for file, *endings in (
+        (output, ".csv", ".txt"),
+        (lesions, ".csv", ".txt"),
+        (report, ".html", ".htm"),
+        (reliability, ".png"),
+        (markdown, ".md", ".txt"),
+        (plot, ".png"),
+    ):
         if file is not None:
+            require_ending(Path(file), *map(str, endings))
             require_writable(Path(file), overwrite=overwrite)
     matching = match(path(predictions), path(references), missing_as_empty=missing_as_empty)
     if reliability is not None:
@@ -137,12 +146,11 @@ def evaluate(
         scored = [pair for pair in matching.pairs if pair.case in set(found.cases)]
         found = replace(found, reliability=reliability_of(scored, scoring))
     on_report(found)
-    if reliability is not None and found.scores:
-        from .plots import save_reliability  # matplotlib takes half a second to load
-
-        save_reliability(found.reliability, Path(reliability), overwrite=overwrite)
     if found.scores:
-        _write(found, output, lesions, report, plots, markdown, overwrite=overwrite)
+        with together():
+            _write(
+                found, output, lesions, report, plots, markdown, reliability, overwrite=overwrite
+            )
     return found
 
 
@@ -153,9 +161,14 @@ def _write(
     report: str | Path | None,
     plots: str | Path | None,
     markdown: str | Path | None,
+    reliability: str | Path | None,
     *,
     overwrite: bool,
 ) -> None:
+    if reliability is not None:
+        from .plots import save_reliability  # matplotlib takes half a second to load
+
+        save_reliability(found.reliability, Path(reliability), overwrite=overwrite)
     if output is not None:
         found.to_csv(Path(output), overwrite=overwrite)
     if lesions is not None:
@@ -228,6 +241,7 @@ def _brain_masks(folder: Path) -> dict[str, Path]:
 
 
 def _outcome(pair: Pair, *, scoring: Scoring) -> Outcome:
+    keep_freed_memory()  # else a tenth of the time is page faults
     try:
         return _score_pair(pair, scoring)
     except BratsError as error:

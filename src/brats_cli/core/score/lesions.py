@@ -1,4 +1,4 @@
-"""Scores lesion by lesion, as the BraTS 2023 and 2024 challenges took them, quirks included.
+"""Lesion-wise scores, as the BraTS 2023 and 2024 challenges computed them, quirks included.
 
 Read at: BraTS-2023-Metrics (`brats_metrics.py`) and BraTS-2024-Metrics (`metrics_GLI.py` and its
 siblings), as of their last commits.
@@ -252,7 +252,7 @@ def score_lesions(
 
 
 def _reach(mask: Mask, rules: LesionRules, *tissues: Mapping[str, Mask]) -> Box:
-    """The box outside of which nothing is, nor is dilated to."""
+    """The box that holds both masks, dilated."""
     for masks in tissues:
         for each in masks.values():
             mask = mask | each
@@ -327,7 +327,7 @@ def _components(mask: Mask) -> Labels:
 
 
 def _merged(mask: Mask, dilations: int) -> Labels:
-    """The components of `mask`, those that meet when dilated as one."""
+    """The components of `mask`; those that meet when dilated count as one."""
     found: Labels = np.zeros(mask.shape, dtype=np.int32)
     if mask.any():
         box = bounding_box(mask, margin=dilations)
@@ -339,7 +339,7 @@ def _merged(mask: Mask, dilations: int) -> Labels:
 def _united(mask: Mask, rules: LesionRules, tissues: Mapping[str, Mask], *, drops: bool) -> Labels:
     """The lesions of `mask`: merged by dilation, then by the tissues that unite them.
 
-    What is too small is dropped before, of the tissues as well, if it `drops`.
+    Components that are too small are dropped first, also those of the tissues, if it `drops`.
     """
     lesions = _merged(mask, rules.dilations)
     if drops:
@@ -358,7 +358,7 @@ def _without_small(lesions: Labels, voxels: float) -> Labels:
 
 
 def _united_by(lesions: Labels, others: Labels) -> Labels:
-    """Lesions that touch the same component of `others` (by face or edge) as one.
+    """Lesions that touch the same component of `others` (by face or edge), united.
 
     A lesion that touches several goes by the first. As in the challenge's code, nothing is done
     if only one lesion touches only one component.

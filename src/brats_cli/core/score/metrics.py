@@ -89,8 +89,8 @@ def score(
         predicted: Mask to score, same shape.
         spacing_mm: Voxel size along each array axis.
         tolerance_mm: How far a surface may be off and still count as found.
-        outside: Voxels of the grid that were cut away, in neither mask; the specificity counts
-            them.
+        outside: Number of voxels of the grid that were cut away, which are in neither mask; the
+            specificity counts them.
 
     Returns:
         NaN for what an empty mask leaves undefined: all but the specificity and the volumes if

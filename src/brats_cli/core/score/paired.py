@@ -74,14 +74,14 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out of a comparison.
+    """The result of a comparison.
 
     Attributes:
         differences: By pair of models, region and metric.
         ranking: The best model first.
         cases: Ids of the cases compared: those that all models have.
         missing: By model, the ids that others have and it does not.
-        seed: Of the bootstrap and the permutations.
+        seed: Random seed of the bootstrap and the permutations.
     """
 
     differences: tuple[Difference, ...]

@@ -43,7 +43,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Matching:
-    """What belongs together, and the ids of what was left over on either side."""
+    """The pairs, and the ids of predictions and references that have no counterpart."""
 
     pairs: tuple[Pair, ...]
     without_reference: tuple[str, ...] = ()
@@ -109,11 +109,11 @@ def match(predictions: Path, references: Path, *, missing_as_empty: bool = False
         predictions: A folder of label maps, or one file.
         references: A data set with labels, a folder of label maps, or one file. Two files belong
             together by being given together.
-        missing_as_empty: Whether references without a prediction belong to an empty one.
+        missing_as_empty: Whether references without a prediction are paired with an empty one.
 
     Raises:
         NoCasesError: If there is no label map on either side.
-        CaseError: If no two belong together.
+        CaseError: If no prediction and reference belong together.
     """
     expert, predicted = find_label_maps(references), find_label_maps(predictions)
     if references.is_file() and predictions.is_file():

@@ -32,7 +32,7 @@ from .scores import HEADINGS, CaseScore, Report, lower_is_better
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 _INTERVALS = "#0072B2"
-"""The colour of what belongs to no region."""
+"""The colour of everything that belongs to no region."""
 
 _STYLES: Mapping[str, Literal["-", "--"]] = {"reference": "--", "prediction": "-"}
 """The lines of the two label maps, as `brats view` draws them."""
@@ -255,7 +255,7 @@ def _turned(images: Sequence[npt.NDArray[Any]], grid: Grid) -> list[npt.NDArray[
 
 
 def _draw(contours: Sequence[Mapping[str, Mask]], scans: Mapping[str, npt.NDArray[Any]]) -> Figure:
-    """The whole slice once, with a frame, and what is in the frame on every sequence."""
+    """Draw the whole slice once, with a frame, and the part in the frame on every sequence."""
     regions = list(contours[0])
     shape = contours[0][regions[0]].shape
     frame = _square(_around([mask for side in contours for mask in side.values()]), shape)
@@ -314,7 +314,7 @@ def _mark(axes: Any, frame: tuple[slice, slice], around: tuple[slice, slice]) ->
 
 
 def _around(slices: Sequence[Mask], margin: int = 6) -> tuple[slice, slice]:
-    """The box of what is in any of the slices (X, Y); all of it if nothing is."""
+    """The box around everything in any of the slices (X, Y); the whole slice if all are empty."""
     inside = np.any(np.stack(slices), axis=0)
     if not inside.any():
         return slice(0, inside.shape[0]), slice(0, inside.shape[1])
@@ -327,7 +327,7 @@ def _around(slices: Sequence[Mask], margin: int = 6) -> tuple[slice, slice]:
 
 
 def _seen(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """(X, Y) as one looks at it: front above, the patient's left on the right."""
+    """(X, Y) as it is displayed: anterior at the top, the patient's left on the right."""
     return data.T[::-1, ::-1]
 
 

@@ -1,4 +1,4 @@
-"""Whether probabilities are true: of voxels with a probability of 0.8, 80 % should be tumour."""
+"""Reliability of probabilities: of voxels with a probability of 0.8, 80 % should be tumour."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ an average over it would say so whatever happens in the tumour."""
 
 @dataclass(frozen=True)
 class Reliability:
-    """The probabilities of a region against what the expert drew.
+    """The probabilities of a region, against the expert's label map.
 
     Attributes:
         voxels: Voxels in each bin, (BINS,).

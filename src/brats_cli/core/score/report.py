@@ -1,4 +1,4 @@
-"""One page that shows an evaluation to somebody who was not there: HTML, complete, offline."""
+"""The report of an evaluation: one HTML page that is complete and opens offline."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def write_plots(report: Report, folder: Path, *, overwrite: bool = False) -> Non
 def write_page(report: Report, path: Path, *, overwrite: bool = False) -> None:
     """Write the page: tables that can be sorted, plots, and the worst cases in slices.
 
-    Everything is in the one file, which asks nothing of the network.
+    Everything is in this one file, which loads nothing over the network.
 
     Raises:
         OutputExistsError: If `path` exists and `overwrite` is false.
@@ -119,7 +119,7 @@ def worst_cases(report: Report) -> list[str]:
 
 
 def _headline(official: Summary) -> str:
-    """The means that everybody asks for first, as tiles."""
+    """The most important means, as tiles."""
     tiles = []
     for region, found in official.items():
         dice, hd95 = found["dice"], found["hausdorff95_mm"]

@@ -1,4 +1,4 @@
-"""What an evaluation found: the scores of every case, their means, and files of both."""
+"""The result of an evaluation: the scores of every case, their means, and the files of both."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ HEADINGS: Mapping[str, str] = {
     "lesion_hausdorff95_mm": "lesion HD95 (mm)",
     "uncertainty_score": "uncertainty score",
 }
-"""What papers report, and how they call it."""
+"""The metrics that papers report, with their usual names."""
 
 
 def digits_of(metric: str) -> int:
@@ -152,7 +152,7 @@ def lower_is_better(metric: str) -> bool:
 
 
 def is_ranked(metric: str) -> bool:
-    """Whether more or less of a metric is better at all: volumes and numbers of lesions are not."""
+    """Whether a metric has a better and a worse end; volumes and numbers of lesions have none."""
     return not metric.endswith("_mm3") and metric not in ("lesions", "lesions_found")
 
 
@@ -166,7 +166,7 @@ def _require_known(name: str, names: Sequence[str], *, what: str, text: str) -> 
 
 @dataclass(frozen=True)
 class Report:
-    """What came out of an evaluation.
+    """The result of an evaluation.
 
     Attributes:
         scores: One per case and region, in order of the cases.
@@ -209,7 +209,7 @@ class Report:
 
     @property
     def convention(self) -> Convention:
-        """What an empty mask scores in the official values."""
+        """The convention of the official values."""
         return self.scoring.convention
 
     @property
@@ -218,7 +218,7 @@ class Report:
         return self.scoring.lesion_wise
 
     def with_missed(self, thresholds: Sequence[Threshold]) -> Report:
-        """This report with what the means miss of `thresholds`; nothing if no case was scored."""
+        """This report with the `thresholds` that the means miss; none if no case was scored."""
         summary = self.summary() if thresholds and self.scores else {}
         missed = [words for each in thresholds if (words := each.missed_by(summary))]
         return replace(self, missed=tuple(missed) if self.scores else ())
@@ -238,14 +238,14 @@ class Report:
 
     @cached_property
     def official(self) -> tuple[CaseScore, ...]:
-        """The scores with what the convention says for empty masks."""
+        """The scores with the convention's values for empty masks."""
         return tuple(
             replace(each, metrics=self.convention.official(each.metrics, each.penalty_mm))
             for each in self.scores
         )
 
     def decided_by_rule(self) -> dict[str, list[tuple[str, str]]]:
-        """By region, the cases in which an empty mask decides, and how: what the means hide."""
+        """By region, the cases whose score an empty mask decides, and how; the means hide them."""
         decided: dict[str, list[tuple[str, str]]] = {}
         for each in self.scores:
             if each.empty:

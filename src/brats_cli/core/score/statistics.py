@@ -1,4 +1,4 @@
-"""How the values of many cases become one line: mean, spread and what is certain of them."""
+"""Statistics of a metric over many cases: mean, spread and confidence intervals."""
 
 from __future__ import annotations
 

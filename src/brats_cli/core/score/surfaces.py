@@ -1,4 +1,4 @@
-"""How far apart the surfaces of two masks are: by border voxels, or by elements of surface."""
+"""Distances between the surfaces of two masks: by border voxels, or by elements of surface."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Distances = npt.NDArray[np.float64]
 _CROWDED = 4
 
 _MANY = 2000
-"""Elements of surface from which on fewer searches are worth looking for."""
+"""From this number of surface elements on, looking for fewer searches saves time."""
 
 # The surface inside a cube of 2 x 2 x 2 voxel centres, by marching cubes with vertices halfway
 # along the edges. A bit of the key says whether a corner is inside: 128 >> (4 x + 2 y + z). The

@@ -1,4 +1,4 @@
-"""Whether a model knows where it errs: the scores of BraTS 2020's task 3 (QU-BraTS).
+"""Scores of uncertainty maps, as in BraTS 2020's task 3 (QU-BraTS).
 
 Mehta et al., "QU-BraTS", MELBA 2022; read at RagMeh11/QU-BraTS, `BraTS_Seg_Uncertainty.py`.
 """

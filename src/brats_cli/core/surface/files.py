@@ -16,7 +16,7 @@ import numpy.typing as npt
 import stl
 
 from ... import __version__
-from ..writing import require_writable, whole_file
+from ..writing import require_writable, together, whole_file
 from .paint import Greys, Texture
 from .triangles import TriangleMesh
 
@@ -96,7 +96,7 @@ class Placing:
 
 
 def files_of(path: Path, *, textured: bool) -> list[Path]:
-    """All files that are written for the mesh `path`; it is the last."""
+    """All files that are written for the mesh `path`, which is the last."""
     if path.suffix.lower() != ".obj":
         return [path]
     return [*([path.with_suffix(".png")] if textured else []), path.with_suffix(".mtl"), path]
@@ -180,19 +180,19 @@ def _ply(models: Sequence[Model], placing: Placing) -> bytes:
 
 
 def _write_obj(path: Path, model: Model, placing: Placing, *, overwrite: bool) -> None:
-    """Write the mesh last, so that it never names a file that is not there."""
     for file in files_of(path, textured=model.texture is not None):
         require_writable(file, overwrite=overwrite)
     material = [f"# brats {__version__}", f"newmtl {model.name}", "illum 1", "Ka 0 0 0", "Ks 0 0 0"]
-    if model.texture is not None:
-        picture = path.with_suffix(".png")
-        _write(picture, _png(model.texture.picture), overwrite=overwrite)
-        material += ["Kd 1 1 1", f"map_Kd {picture.name}"]
-    else:
-        material += ["Kd {:.4f} {:.4f} {:.4f}".format(*(each / 255 for each in model.rgb))]
-    described = ("\n".join(material) + "\n").encode()
-    _write(path.with_suffix(".mtl"), described, overwrite=overwrite)
-    _write(path, _obj(path, model, placing), overwrite=overwrite)
+    with together():
+        if model.texture is not None:
+            picture = path.with_suffix(".png")
+            _write(picture, _png(model.texture.picture), overwrite=overwrite)
+            material += ["Kd 1 1 1", f"map_Kd {picture.name}"]
+        else:
+            material += ["Kd {:.4f} {:.4f} {:.4f}".format(*(each / 255 for each in model.rgb))]
+        described = ("\n".join(material) + "\n").encode()
+        _write(path.with_suffix(".mtl"), described, overwrite=overwrite)
+        _write(path, _obj(path, model, placing), overwrite=overwrite)
 
 
 def _obj(path: Path, model: Model, placing: Placing) -> bytes:

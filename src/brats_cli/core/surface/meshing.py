@@ -13,8 +13,7 @@ from typing import Any, get_args
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
 from ..compute.machine import keep_freed_memory
-from ..compute.plan import Plan
-from ..compute.processes import process_count
+from ..compute.plan import Plan, by_folder
 from ..data.labels import REGION_COLOURS, SCHEMES, LabelScheme, scheme_named
 from ..data.meaning import Known, known_of
 from ..data.naming import case_id_of, lies_beside
@@ -147,7 +146,7 @@ class MeshFailure:
 
 @dataclass(frozen=True)
 class Meshes:
-    """What came of label maps, in their order.
+    """The meshes of label maps, in the order of the label maps.
 
     Attributes:
         made: The meshes that were written.
@@ -286,11 +285,11 @@ def mesh(
         output: A file for one mesh, a folder for several; None: beside each label map.
         format: stl, ply, obj or glb; None: by the suffix of `output`, or stl.
         space: Axes of the file: NIfTI's (ras) or DICOM's (lps).
-        scale: What coordinates are multiplied by.
+        scale: Factor to multiply coordinates by.
         smooth: none, light, medium or strong.
         interpolate: Whether to interpolate between slices; None: where they are thick.
         faces: How many triangles to reduce each surface to.
-        reduce: Or which part of its triangles to keep, above 0 and up to 1.
+        reduce: Or the part of each surface's triangles to keep, above 0 and up to 1.
         paint: A scan on the same grid to paint surfaces with (not STL).
         texture: Whether to paint into a picture (OBJ and GLB) rather than onto vertices.
         min_volume: Leave out separate parts smaller than this, in mm3.
@@ -301,7 +300,7 @@ def mesh(
         executor: Where to mesh instead, or the address of a Dask scheduler.
         skip_existing: Whether to keep meshes that exist.
         dry_run: Write nothing; the result's `planned` says what would be done and needed.
-        overwrite: Whether to replace them.
+        overwrite: Whether to replace meshes that exist.
         on_progress: Called with the numbers of label maps done and of all.
 
     Raises:
@@ -335,7 +334,7 @@ def mesh(
     ]
     jobs = [_Job(path, base, known[path]) for path, base in zip(paths, bases, strict=True)]
     plan, known_failures = _planned(jobs, config, workers, thorough=dry_run)
-    plan = plan.require_room() if executor is None else plan.elsewhere().require_room()
+    plan = plan.over(executor).require_room()
     if dry_run:
         return Meshes(failed=known_failures, left_out=left_out, planned=plan)
     parts = []
@@ -426,18 +425,13 @@ def _planned(
         voxels.append(voxels_on_disk(path))
     faces = config.surface.faces or _FACES
     size = faces * _BYTES_PER_FACE[config.format] * (1 if is_known else _MESHES_OF_ALL)
-    disk: dict[Path, int] = {}
-    for _, file in due:
-        disk[file.parent] = disk.get(file.parent, 0) + size
-    processes = max(1, process_count(workers, len(due)))
     plan = Plan(
         cases=tuple(str(path) for path, _ in due),
         outputs=tuple(str(file) for _, file in due),
         skipped=tuple(map(str, meshes.skipped)),
-        disk_bytes=disk,
-        memory_bytes=processes * (_MEMORY + _MEMORY_PER_VOXEL * max(voxels, default=0)),
-        least_memory_bytes=_MEMORY_PER_VOXEL * min(voxels, default=0),
+        disk_bytes=by_folder((file, size) for _, file in due),
     )
+    plan = plan.in_processes(workers, voxels, base=_MEMORY, per_voxel=_MEMORY_PER_VOXEL)
     return plan, meshes.failed
 
 
@@ -539,10 +533,11 @@ def _is_due(base: _Base, region: str, config: MeshConfig, meshes: Meshes) -> boo
         OutputError: If it cannot be written.
     """
     file = base.of(region)
-    if config.skip_existing and file in base.existing:
+    files = files_of(file, textured=config.is_textured)
+    if config.skip_existing and base.existing.issuperset(files):
         meshes.skipped.append(file)
         return False
-    for each in files_of(file, textured=config.is_textured):
+    for each in files:
         require_writable(each, overwrite=config.is_replacing or each not in base.existing)
     return True
 

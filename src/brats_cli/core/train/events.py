@@ -39,7 +39,11 @@ class Preparing:
 
 @dataclass(frozen=True)
 class CasePrepared:
-    """A case is in the store now."""
+    """A case is in the store now.
+
+    Attributes:
+        case_id: Its id.
+    """
 
     case_id: str
 

@@ -319,6 +319,7 @@ def _costs(config: TrainConfig, device: torch.device) -> NetworkCosts:
         in_channels=len(config.modalities),
         patch_size=config.patch_size,
         dtype=dtype,
+        device=device,
     )
     return NetworkCosts(tuple(parts), config.patch_size, config.batch_size, _name(dtype))
 

@@ -1,1 +1,1 @@
-"""Cases made visible, as pictures and as pages that open without a network."""
+"""Cases as pictures, and as pages that open without a network."""

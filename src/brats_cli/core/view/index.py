@@ -1,4 +1,4 @@
-"""The page that lists all pages of cases in its folder, each with a thumbnail and its numbers."""
+"""The index of a folder of pages: one row per case, with a thumbnail, volumes and scores."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ INDEX = "index.html"
 _SUMMARY = '<script type="application/json" id="summary">'
 
 _SUMMARY_WITHIN = 1 << 18
-"""Bytes of a page within which its summary ends, if it is one of ours."""
+"""A page that brats wrote has its summary within this number of bytes."""
 
 
 def summarise(row: Mapping[str, Any], scene: Scene) -> dict[str, Any]:
     """What the index says of a page: the row of its case, and a thumbnail.
 
-    Where files lie on the disk of whoever made the page is left out.
+    Paths of files on the disk of the page's author are left out.
     """
     known = {key: value for key, value in row.items() if key != "file"}
     return {"format": FORMAT, **known, "thumbnail": _thumbnail(scene)}
@@ -83,7 +83,7 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def read_summary(page: Path) -> dict[str, Any] | None:
-    """What a page says of itself, or None if it is none of ours, or cannot be read."""
+    """The summary in a page; None if brats did not write the page, or it cannot be read."""
     _, _, rest = _start(page, _SUMMARY_WITHIN).partition(_SUMMARY)
     text, end, _ = rest.partition("</script>")
     try:
@@ -94,7 +94,7 @@ def read_summary(page: Path) -> dict[str, Any] | None:
 
 
 def _is_ours(summary: Any) -> bool:
-    """Whether a page's summary is as `summarise` writes it; pages of others may lie beside ours."""
+    """Whether a page's summary is as `summarise` writes it; the folder may hold other pages."""
     if not isinstance(summary, dict) or summary.get("format") != FORMAT:
         return False
     tables = [summary.get("volumes_mm3"), summary.get("scores")]
@@ -116,14 +116,14 @@ def _is_number(value: Any) -> bool:
 
 
 def require_own_index(index: Path, *, overwrite: bool) -> None:
-    """Check that `index` may be written: it is made anew each time, but nobody else's is."""
+    """Check that `index` may be written: only an index that brats wrote is replaced."""
     require_writable(index, overwrite=True)
     if index.exists() and not overwrite and f"brats index {FORMAT}" not in _start(index, 4096):
         raise OutputExistsError(index)
 
 
 def _start(path: Path, most: int) -> str:
-    """The first bytes of a file as text; nothing of what is no file or may not be read."""
+    """The first bytes of a file as text; empty if it is not a regular file or cannot be read."""
     try:
         if not path.is_file():  # a pipe would never end
             return ""

@@ -126,7 +126,7 @@ def render(name: str, **parts: str) -> str:
 
 @cache
 def asset(name: str) -> str:
-    """The text of a file that comes with this room."""
+    """The text of a file in this room's assets."""
     return files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
 
 
@@ -148,7 +148,7 @@ def _plain(content: Any) -> Any:
 
 
 def _describe(scene: Scene, focus: tuple[int, int, int], blobs: dict[str, bytes]) -> dict[str, Any]:
-    """All that the script needs to know; voxels and surfaces are added to `blobs`."""
+    """Everything that the script needs; voxels and surfaces are added to `blobs`."""
     sequences = [_describe_scan(name, title, scene, blobs) for name, title in SEQUENCES.items()]
     # The contrast-enhanced one first, on which a tumour's core is seen best.
     shown = [each["id"] for each in sequences if each["present"]]
@@ -225,7 +225,7 @@ def quantised(scan: Scan, outside: Mask) -> tuple[npt.NDArray[np.uint8], float, 
 def _describe_segmentation(
     number: int, segmentation: Segmentation, scene: Scene, blobs: dict[str, bytes]
 ) -> dict[str, Any]:
-    """The masks as bits of one byte a voxel, the first region in the lowest bit."""
+    """The masks as bits of one byte per voxel, the first region in the lowest bit."""
     bits = np.zeros(scene.shape, dtype=np.uint8, order="F")
     for bit, region in enumerate(scene.regions):
         if region in segmentation.masks:

@@ -19,7 +19,7 @@ from ..data.labels import LabelScheme
 from ..data.meaning import Known, known_of
 from ..data.naming import MODALITIES
 from ..errors import CaseError, UnreadableFileError
-from ..images.grid import Box, Mask, Volume, bounding_box, require_same_grid
+from ..images.grid import Box, Mask, Volume, bounding_box, require_same_grid, spacing_of
 from ..images.nifti import read_labels, read_volume
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Array = npt.NDArray[Any]
 Affine = npt.NDArray[np.float64]
 
 SEQUENCES: Mapping[str, str] = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
-"""How the sequences are written for people, in the order in which they are shown."""
+"""The names of the sequences as they are printed, in the order in which they are shown."""
 
 PLANES: Mapping[str, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
 """The axis of the upright grid that each plane cuts across."""
@@ -152,8 +152,7 @@ class Scene:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Size of a voxel along each axis."""
-        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
-        return float(x), float(y), float(z)
+        return spacing_of(self.affine)
 
     @property
     def regions(self) -> tuple[str, ...]:
@@ -201,7 +200,7 @@ class Scene:
 
 
 def load_scene(case: Case, wanted: Wanted) -> Scene:
-    """Read all that is shown of a case, crop it to the brain and turn it upright.
+    """Read everything that is shown of a case, crop it to the brain and turn it upright.
 
     Raises:
         CaseError: If the case has no image at all.
@@ -429,8 +428,7 @@ class _Upright:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Size of a voxel along each upright axis."""
-        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
-        return float(x), float(y), float(z)
+        return spacing_of(self.affine)
 
     def turn(self, array: Array) -> Array:
         """The part of a file's array (X, Y, Z) that is kept, upright."""

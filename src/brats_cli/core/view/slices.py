@@ -62,7 +62,7 @@ class Cut:
         return PLANES[self.plane]
 
     def of(self, volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The slice of `volume` (X, Y, Z) as one looks at it, (H, W).
+        """The slice of `volume` (X, Y, Z) as it is displayed, (H, W).
 
         Right is on the left, as radiologists see it; anterior above in axial slices and on the
         left in sagittal ones; superior above.
@@ -228,7 +228,7 @@ class _Sheet:
         return _HEAD + _LINE * len(list(self._panel_lines())) + 0.7 * len(self.scene.heats) + _FOOT
 
     def _add_heat(self, heat: Heat, top: float) -> float:
-        """A row of its own: several maps on the first slice, or one map on each slice."""
+        """Add a row for the maps: several maps on the first slice, or one map on each slice."""
         base = next(name for name in ("flair", "t2", "t1ce", "t1") if name in self.scene.scans)
         names = list(heat.maps)
         if len(names) > 1:
@@ -386,7 +386,7 @@ class _Sheet:
     def _describe(self, cut: Cut) -> str:
         """A slice by the voxel index in the case's files, and by its place in space.
 
-        Of an oblique one the place in the tumour, as on a page that opens there.
+        For an oblique slice, the place in the tumour, as on a page that opens there.
         """
         point = np.array([*self.scene.fullest, 1])
         point[cut.axis] = cut.index

@@ -1,10 +1,11 @@
-"""Which cases are shown with which files, and what is written where."""
+"""The function behind `brats view`: which cases are shown with which files, and where."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,17 +13,16 @@ from typing import Any
 
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
-from ..compute.plan import Plan
-from ..compute.processes import process_count
+from ..compute.plan import Plan, by_folder
 from ..data.cases import Case
 from ..data.finding import find_label_maps
 from ..data.folders import nifti_files
-from ..data.given import find_each
+from ..data.given import as_paths, find_each
 from ..data.labels import LabelScheme, as_scheme
+from ..data.manifest import MANIFEST, read_manifest
 from ..data.meaning import known_of
 from ..errors import BratsError, CaseError, ConfigError, NoCasesError
 from ..images.nifti import stem
-from ..reading import parse_json, read_text
 from ..writing import require_writable
 from .index import INDEX, require_own_index, summarise, write_index
 from .page import write_page
@@ -31,22 +31,19 @@ from .slices import FORMATS, draw_slices, parse_slices
 
 _PAGE = ".html"
 
-_MANIFEST = "predictions.jsonl"
-"""Where `brats predict` records the review number of each case, beside its label maps."""
-
 StrPath = str | Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What was drawn of a case.
+    """The picture or page of a case.
 
     Attributes:
         case: Case id.
         file: The picture or page.
         volumes_mm3: By segmentation (prediction, reference) and region.
         scores: Dice and HD95 by region, if there was a reference; NaN where one is undefined.
-        review: The number by which `brats predict` says how soon a person should look, if known.
+        review: The review number of `brats predict` (high values first), if known.
         notes: What a reader should know, one sentence each.
     """
 
@@ -70,7 +67,7 @@ class View:
 
 @dataclass(frozen=True)
 class Views:
-    """What `view` made of its cases.
+    """The result of `view`.
 
     Attributes:
         made: In the order of the cases.
@@ -138,14 +135,14 @@ def view(
         on_progress: Called with the number of cases done and their total.
 
     Returns:
-        What was made; cases of a batch that failed are in it, and stop no other.
+        The files written; cases of a batch that fail are listed, and do not stop the others.
 
     Raises:
         BratsError: If nothing can be shown: no case, no match, or an output that exists.
     """
     scheme = as_scheme(labels)
     path = paths_for(executor)
-    paths = [path(each) for each in ([case] if isinstance(case, str | Path) else case)]
+    paths = [path(each) for each in as_paths(case)]
     cases, wrong = find_each(paths)
     batch = len(cases) + len(wrong) > 1
     if wrong and not (cases and batch):
@@ -170,8 +167,7 @@ def view(
     if index is not None:
         require_own_index(index, overwrite=overwrite)
     left_out = tuple(job.case.id for job in jobs if job not in todo)
-    plan = _plan(todo, left_out, index, workers)
-    plan = plan.require_room() if executor is None else plan.elsewhere().require_room()
+    plan = _plan(todo, left_out, index, workers).over(executor).require_room()
     if dry_run:
         return Views((), tuple(wrong), left_out, unmatched, planned=plan)
     todo = _with_known(todo)
@@ -210,20 +206,17 @@ def _plan(
 ) -> Plan:
     """What would be shown where; estimated from the shapes in the headers."""
     voxels = [job.case.voxels_on_disk() for job in jobs]
-    disk: dict[Path, int] = {}
-    for job, count in zip(jobs, voxels, strict=True):
-        is_picture = job.file.suffix.lower() in FORMATS
-        size = int(count * (_BYTES_OF_PICTURE if is_picture else _BYTES_OF_PAGE))
-        disk[job.file.parent] = disk.get(job.file.parent, 0) + size
-    processes = max(1, process_count(workers, len(jobs)))
-    return Plan(
+    sizes = [
+        int(count * (_BYTES_OF_PICTURE if job.file.suffix.lower() in FORMATS else _BYTES_OF_PAGE))
+        for job, count in zip(jobs, voxels, strict=True)
+    ]
+    plan = Plan(
         cases=tuple(job.case.id for job in jobs),
         outputs=(*(str(job.file) for job in jobs), *([str(index)] if index else [])),
         skipped=left_out,
-        disk_bytes=disk,
-        memory_bytes=processes * (_MEMORY + _MEMORY_PER_VOXEL * max(voxels, default=0)),
-        least_memory_bytes=_MEMORY_PER_VOXEL * min(voxels, default=0),
+        disk_bytes=by_folder(zip((job.file for job in jobs), sizes, strict=True)),
     )
+    return plan.in_processes(workers, voxels, base=_MEMORY, per_voxel=_MEMORY_PER_VOXEL)
 
 
 def _files(cases: Sequence[Case], target: Path, *, montage: int | None) -> dict[str, Path]:
@@ -361,7 +354,11 @@ def _with_known(jobs: Sequence[_Job]) -> list[_Job]:
 
 
 def _of_case(source: Path | Mapping[str, Path], case_id: str) -> Path | None:
-    return source if isinstance(source, Path) else source.get(case_id)
+    """Its file in a source; ids may differ in upper and lower case, as in `evaluate`."""
+    if isinstance(source, Path):
+        return source
+    alike = (path for name, path in source.items() if name.casefold() == case_id.casefold())
+    return source.get(case_id) or next(alike, None)
 
 
 def _same(first: Path, second: Path) -> bool:
@@ -387,16 +384,11 @@ def _maps_in(folder: Path, kind: str) -> dict[str, Path]:
 
 def _reviews(folder: Path) -> dict[str, float]:
     """The review number of each case by the manifest of a folder of predictions; often none."""
-    manifest = folder / _MANIFEST
-    if not manifest.is_file():
-        return {}
-    reviews = {}
-    for line in read_text(manifest).splitlines():
-        try:
-            row = parse_json(line)
-            reviews[str(row["case"])] = float(row["review"])  # of several lines the last holds
-        except (ArithmeticError, LookupError, TypeError, ValueError):
-            continue
+    reviews: dict[str, float] = {}
+    for row in read_manifest(folder / MANIFEST):
+        with suppress(ArithmeticError, LookupError, TypeError, ValueError):
+            reviews.pop(str(row["case"]), None)  # of several lines the last holds
+            reviews[str(row["case"])] = float(row["review"])
     return {case: review for case, review in reviews.items() if math.isfinite(review)}
 
 
@@ -404,7 +396,7 @@ def _reviews(folder: Path) -> dict[str, float]:
 
 
 def _show(job: _Job, *, slices: Sequence[str], montage: int | None) -> View | BratsError:
-    """Draw one case; what is wrong with it comes back as an error, for a batch to go on.
+    """Draw one case; an error is returned, not raised, so that a batch continues.
 
     Its file may be there if the process that drew it before was lost, and is replaced.
     """
