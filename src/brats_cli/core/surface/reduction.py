@@ -22,12 +22,13 @@ _LEAST_SHARE = 0.1  # of the faces of the others
 # Nor are the others reduced to less than this of what is asked for all: where small shells hold a
 # sixth of a ragged prediction's faces, a quarter of all would be a tenth of the others', 0.46 mm
 # off instead of 0.36 (95th percentile).
-_SHARE = 0.85
+_SHARE = 0.9
 
 _LEAST_FACES = 20  # of each of them on average
 
-# How eagerly edges are collapsed, from 0 to 10. From 10 on real tumours lose their shape; with 7
-# they lie as near to their voxels as with 8, which takes a fifth less time.
+# How eagerly edges are collapsed, from 0 to 10. At a quarter of the faces of ragged predictions the
+# 95th percentile is 0.003 mm larger than with 7, which takes a quarter more time, and 0.01 mm
+# smaller than with 9.
 _AGGRESSIVENESS = 8
 
 _OFF_CENTRE = 0.03  # how far the centre of a shell may be off, in parts of the smallest spacing
@@ -83,7 +84,7 @@ def _collapsed(
     """Vertices and faces of about `wanted` triangles; None if they do not close or lose a shell."""
     middle = points.mean(axis=0)
     few_points, few = fast_simplification.simplify(
-        np.ascontiguousarray(points - middle, dtype=np.float32),
+        points - middle,
         np.ascontiguousarray(faces, dtype=np.int32),
         target_count=wanted,
         agg=_AGGRESSIVENESS,

@@ -95,11 +95,12 @@ def _crossed(mask: Mask) -> Mask:
 
     skimage takes a quarter less time if it need not look into the others.
     """
-    some, every = mask, mask
+    inside = mask.view(np.uint8)  # of the corners of each cell how many are inside, up to 8
     for axis in range(3):
         low, high = ((slice(None),) * axis + (side,) for side in (slice(-1), slice(1, None)))
-        some, every = some[low] | some[high], every[low] & every[high]
-    crossed: Mask = np.pad(some & ~every, ((1, 0),) * 3)
+        inside = inside[low] + inside[high]
+    crossed = np.zeros(mask.shape, dtype=bool)
+    np.logical_and(inside != 0, inside != 8, out=crossed[1:, 1:, 1:])
     return crossed
 
 
