@@ -148,6 +148,7 @@ def test_regions_are_scored_in_millimetres(tmp_path):
     assert (whole.sensitivity, whole.precision) == (5 / 6, 1)
 
 
+@pytest.mark.slow
 def test_several_processes_score_as_one_does(folders):
     pairs = match(*folders).pairs
     alone = list(score_pairs(pairs, workers=0))
@@ -184,6 +185,7 @@ class _Deadly:
         return os._exit, (9,)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_told_with_the_case(folders):
     sound, *_ = pairs = list(match(*folders).pairs)
     pairs[1:1] = [replace(sound, case="BraTS20_Training_999", predicted=_Deadly())]
