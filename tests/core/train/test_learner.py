@@ -1,6 +1,8 @@
 import json
 import pickle
 import shutil
+import signal
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,14 +11,16 @@ import torch
 from helpers import launched
 from tinytraining import BRATS2023, CPU, TINY, assert_same_weights, epochs_of, tiny, weights_after
 
+from brats_cli.core.compute.distributed import ALONE
 from brats_cli.core.errors import CheckpointError
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.train.config import AugmentConfig
 from brats_cli.core.train.events import Epoch
-from brats_cli.core.train.learner import TrainingError
+from brats_cli.core.train.learner import Learner, TrainingError
 from brats_cli.core.train.progress import Progress
 from brats_cli.core.train.training import train
+from brats_cli.core.train.transfer import Batch
 
 
 def test_the_average_of_the_weights_is_what_is_kept(cases):
@@ -220,3 +224,26 @@ def test_two_processes_validate_one_network(cases, tmp_path):
     assert launched(TOGETHER, tmp_path).ended() == ("", 0)
     (first,), (second,) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert_same_weights(first, second)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_a_stop_ends_a_backward_pass_before_its_end(monkeypatch):
+    config = tiny(patch_size=48, network=UNetConfig(channels=8, levels=2))
+    learner = Learner(config, BRATS2023, CPU, None, ALONE)
+    backward = torch.Tensor.backward
+
+    def stopped(loss):  # by a signal that comes when C++ computes the gradients
+        signal.setitimer(signal.ITIMER_REAL, 1e-3)
+        backward(loss)
+
+    monkeypatch.setattr(torch.Tensor, "backward", stopped)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    edge = config.patch_size
+    batch = Batch(torch.rand(2, 2, *3 * [edge]).half(), torch.ones(2, *3 * [edge]).byte(), ["a"])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(learner.steps(iter([batch])))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    first = next(learner.network.parameters())  # the last to get its gradient
+    assert first.grad is None
