@@ -334,7 +334,7 @@ def _answer_signals_in_backward(network: torch.nn.Module) -> None:
 
     def hook(_: torch.nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, torch.Tensor) and output.requires_grad:
-            output.register_hook(lambda gradient: None)
+            output.register_hook(lambda gradient: None)  # type: ignore[no-untyped-call]
 
     for module in network.modules():
         if not any(module.children()):
