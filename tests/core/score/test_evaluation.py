@@ -20,6 +20,7 @@ from brats_cli.core.errors import (
     UnreadableFileError,
 )
 from brats_cli.core.images.nifti import read_labels
+from brats_cli.core.score import evaluation
 from brats_cli.core.score.evaluation import evaluate, score_pairs
 from brats_cli.core.score.metrics import MaskScore, score
 from brats_cli.core.score.pairing import match
@@ -306,6 +307,21 @@ def report_of(**pairs):
             for case, (reference, predicted) in pairs.items()
         )
     )
+
+
+def test_a_case_that_memory_does_not_suffice_for_stops_no_other(folders, monkeypatch):
+    read = evaluation.read_pair
+
+    def read_pair(pair, scoring):
+        if pair.case == "BraTS20_Training_001":
+            raise MemoryError
+        return read(pair, scoring)
+
+    monkeypatch.setattr(evaluation, "read_pair", read_pair)
+    report = evaluate(*folders, workers=0)
+    (failure,) = report.failures
+    assert (failure.case, failure.message) == ("BraTS20_Training_001", "not enough memory")
+    assert {score.case for score in report.scores} == {"BraTS20_Training_002"}
 
 
 @pytest.fixture
