@@ -253,8 +253,11 @@ def _jobs(
 ) -> list[_Job]:
     """The run that is meant, or one per fold in folders of their own."""
 
-    def job(run: RunRecord, split: Split, number: int, *, resume: bool) -> _Job:
-        settled = _settled(run, config, overrides, resume=resume, split=split)
+    def job(
+        run: RunRecord, split: Split, number: int, *, resume: bool, like: RunRecord | None = None
+    ) -> _Job:
+        begun = like is not None or resume
+        settled = _settled(like or run, config, overrides, resume=begun, split=split)
         return _Job(run, settled, split.only(number), resume)
 
     if fold.isdecimal() and resume:
@@ -276,7 +279,9 @@ def _jobs(
             each.require_present()
             jobs.append(job(each, Split.load(each.splits, like=whole), 0, resume=True))
         else:
-            jobs.append(job(each, whole, number, resume=False))
+            # Not begun yet: what was typed for the folds before is in their files alone.
+            like = run.fold(0) if resume else None
+            jobs.append(job(each, whole, number, resume=False, like=like))
     return jobs
 
 
