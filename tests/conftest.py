@@ -31,16 +31,19 @@ SLOW_FILES = {
     "test_distributed.py",
     "test_everyday_files_command.py",
     "test_examples.py",
+    "test_executors.py",
     "test_fuzzed_files.py",
+    "test_imported.py",
     "test_imported_real.py",
     "test_interruptions.py",
     "test_learner.py",
     "test_machine.py",
     "test_monai.py",
     "test_names_command.py",
-    "test_onnx_export.py",
     "test_on_a_pretended_gpu.py",
+    "test_onnx_export.py",
     "test_pipeline.py",
+    "test_release.py",
     "test_sampling.py",
     "test_shells.py",
     "test_start.py",
@@ -48,6 +51,15 @@ SLOW_FILES = {
     "test_training.py",
     "test_tutorial.py",
 }
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave slow files unread where no slow test is wanted: what they import takes seconds."""
+    return (
+        True
+        if config.option.markexpr == "not slow" and collection_path.name in SLOW_FILES
+        else None
+    )
 
 
 def pytest_collection_modifyitems(items):

@@ -282,6 +282,7 @@ ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "load", "said"),
     [

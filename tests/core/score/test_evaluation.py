@@ -20,6 +20,7 @@ from brats_cli.core.errors import (
     UnreadableFileError,
 )
 from brats_cli.core.images.nifti import read_labels
+from brats_cli.core.score import evaluation
 from brats_cli.core.score.evaluation import evaluate, score_pairs
 from brats_cli.core.score.metrics import MaskScore, score
 from brats_cli.core.score.pairing import match
@@ -148,6 +149,7 @@ def test_regions_are_scored_in_millimetres(tmp_path):
     assert (whole.sensitivity, whole.precision) == (5 / 6, 1)
 
 
+@pytest.mark.slow
 def test_several_processes_score_as_one_does(folders):
     pairs = match(*folders).pairs
     alone = list(score_pairs(pairs, workers=0))
@@ -184,6 +186,7 @@ class _Deadly:
         return os._exit, (9,)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_told_with_the_case(folders):
     sound, *_ = pairs = list(match(*folders).pairs)
     pairs[1:1] = [replace(sound, case="BraTS20_Training_999", predicted=_Deadly())]
@@ -304,6 +307,21 @@ def report_of(**pairs):
             for case, (reference, predicted) in pairs.items()
         )
     )
+
+
+def test_a_case_that_memory_does_not_suffice_for_stops_no_other(folders, monkeypatch):
+    read = evaluation.read_pair
+
+    def read_pair(pair, scoring):
+        if pair.case == "BraTS20_Training_001":
+            raise MemoryError
+        return read(pair, scoring)
+
+    monkeypatch.setattr(evaluation, "read_pair", read_pair)
+    report = evaluate(*folders, workers=0)
+    (failure,) = report.failures
+    assert (failure.case, failure.message) == ("BraTS20_Training_001", "not enough memory")
+    assert {score.case for score in report.scores} == {"BraTS20_Training_002"}
 
 
 @pytest.fixture

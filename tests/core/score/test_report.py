@@ -17,6 +17,8 @@ from brats_cli.core.score.plots import picture
 from brats_cli.core.score.report import worst_cases, write_page, write_plots
 from brats_cli.core.score.scores import CaseScore, Report
 
+pytestmark = pytest.mark.slow  # each draws plots
+
 SHAPE = (20, 24, 16)
 
 
@@ -113,7 +115,6 @@ def test_a_case_id_is_text_in_the_page_and_no_formula_in_the_csv(tmp_path):
     assert [row["case"] for row in rows] == [evil, f"'{formula}"]
 
 
-@pytest.mark.slow
 def test_plots_are_written_and_not_replaced(evaluated, tmp_path):
     write_plots(evaluated, tmp_path / "plots")
     names = sorted(path.name for path in (tmp_path / "plots").iterdir())

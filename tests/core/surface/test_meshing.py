@@ -21,6 +21,7 @@ from brats_cli.core.errors import (
     OutputExistsError,
     UnreadableFileError,
 )
+from brats_cli.core.surface import meshing
 from brats_cli.core.surface.triangles import TriangleMesh
 
 AFFINE = np.diag([-1.0, -1, 2, 1])
@@ -322,3 +323,20 @@ def test_a_probability_map_alone_is_refused_for_what_it_holds(tmp_path):
     meshes = brats_cli.mesh([path])
     assert meshes.left_out == []
     assert [failure.segmentation for failure in meshes.failed] == [path]
+
+
+def test_a_label_map_that_memory_does_not_suffice_for_stops_no_other(tmp_path, monkeypatch):
+    first, second = (write_seg(tmp_path / f"{name}.nii.gz") for name in "ab")
+    read = meshing.read_labels
+
+    def read_labels(path):
+        if path == first:
+            raise MemoryError("Unable to allocate 9 GiB")
+        return read(path)
+
+    monkeypatch.setattr(meshing, "read_labels", read_labels)
+    meshes = brats_cli.mesh([first, second], region="WT", labels="brats2020", workers=0)
+    assert [Path(each.segmentation) for each in meshes.made] == [second]
+    (failure,) = meshes.failed
+    assert failure.segmentation == first
+    assert str(failure.error) == "not enough memory: Unable to allocate 9 GiB"

@@ -16,6 +16,7 @@ from brats_cli.core.errors import (
     NoCasesError,
     OutputExistsError,
 )
+from brats_cli.core.view import views
 from brats_cli.core.view.index import read_summary
 from brats_cli.core.view.views import view
 
@@ -168,6 +169,21 @@ def test_one_bad_case_stops_no_other(data, tmp_path):
     assert shown.index.read_text().count("<tr>") == 3
     with pytest.raises(BratsError, match="BraTS2021_00002_t2"):
         view(tmp_path / "data/BraTS2021_00002", output=tmp_path / "one.png")
+
+
+def test_a_case_that_memory_does_not_suffice_for_stops_no_other(data, tmp_path, monkeypatch):
+    load = views.load_scene
+
+    def load_scene(case, wanted):
+        if case.id == "BraTS2021_00002":
+            raise MemoryError("Unable to allocate 9 GiB")
+        return load(case, wanted)
+
+    monkeypatch.setattr(views, "load_scene", load_scene)
+    shown = view(data / "data", output=tmp_path / "views", workers=0)
+    assert [each.case for each in shown.made] == ["BraTS2021_00001", "BraTS2021_00003"]
+    (error,) = shown.failed
+    assert "not enough memory: Unable to allocate 9 GiB" in str(error)
 
 
 def test_maps_are_found_in_folders(data, tmp_path):

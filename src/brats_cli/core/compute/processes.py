@@ -113,7 +113,7 @@ def outcome_of(work: Callable[[], Outcome]) -> Outcome | BratsError:
         return error
     except MemoryError as error:
         return BratsError(
-            f"not enough memory: {error}",
+            ": ".join(filter(None, ["not enough memory", str(error)])),
             hint="end other programs, or use a machine with more memory",
         )
 

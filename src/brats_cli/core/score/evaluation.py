@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
 from ..compute.machine import keep_freed_memory
+from ..compute.processes import outcome_of
 from ..data.folders import nifti_files
 from ..data.labels import LabelScheme, as_scheme
 from ..data.naming import case_id_of
@@ -242,10 +243,10 @@ def _brain_masks(folder: Path) -> dict[str, Path]:
 
 def _outcome(pair: Pair, *, scoring: Scoring) -> Outcome:
     keep_freed_memory()  # else a tenth of the time is page faults
-    try:
-        return _score_pair(pair, scoring)
-    except BratsError as error:
-        return Failure(pair.case, str(error), error.hint)
+    found = outcome_of(partial(_score_pair, pair, scoring))
+    if isinstance(found, BratsError):
+        return Failure(pair.case, str(found), found.hint)
+    return found
 
 
 def _score_pair(pair: Pair, scoring: Scoring) -> tuple[CaseScore, ...]:

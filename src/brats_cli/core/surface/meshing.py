@@ -14,6 +14,7 @@ from ..compute.cluster import paths_for
 from ..compute.executors import in_order
 from ..compute.machine import keep_freed_memory
 from ..compute.plan import Plan, by_folder
+from ..compute.processes import outcome_of
 from ..data.labels import REGION_COLOURS, SCHEMES, LabelScheme, scheme_named
 from ..data.meaning import Known, known_of
 from ..data.naming import case_id_of, lies_beside
@@ -365,16 +366,19 @@ def _meshes_of(job: _Job, config: MeshConfig) -> Meshes:
     """What came of one label map; a failure is part of the result and does not stop the others."""
     meshes = Meshes()
     keep_freed_memory()  # in a process of its own
-    try:
-        is_known = config.region != "all" or config.is_scene
-        if is_known and not _is_due(job.base, config.region, config, meshes):
-            return meshes
-        image = read_image(job.path) if config.region == BRAIN else read_labels(job.path)
-        for result in _written(image, job.base, job.known, config, meshes):
-            meshes.made.append(result)
-    except BratsError as error:
+    error = outcome_of(partial(_make, job, config, meshes))
+    if error is not None:
         meshes.failed.append(MeshFailure(job.path, error))
     return meshes
+
+
+def _make(job: _Job, config: MeshConfig, meshes: Meshes) -> None:
+    is_known = config.region != "all" or config.is_scene
+    if is_known and not _is_due(job.base, config.region, config, meshes):
+        return
+    image = read_image(job.path) if config.region == BRAIN else read_labels(job.path)
+    for result in _written(image, job.base, job.known, config, meshes):
+        meshes.made.append(result)
 
 
 def _is_due(base: _Base, region: str, config: MeshConfig, meshes: Meshes) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from ..compute.cluster import paths_for
 from ..compute.executors import in_order
 from ..compute.plan import Plan, by_folder
+from ..compute.processes import outcome_of
 from ..data.cases import Case
 from ..data.finding import find_label_maps
 from ..data.folders import nifti_files
@@ -396,35 +397,37 @@ def _reviews(folder: Path) -> dict[str, float]:
 
 
 def _show(job: _Job, *, slices: Sequence[str], montage: int | None) -> View | BratsError:
-    """Draw one case; an error is returned, not raised, so that a batch continues.
+    """Draw one case; an error is returned, not raised, so that a batch continues."""
+    return outcome_of(partial(_drawn, job, slices, montage))
+
+
+def _drawn(job: _Job, slices: Sequence[str], montage: int | None) -> View:
+    """Draw one case.
 
     Its file may be there if the process that drew it before was lost, and is replaced.
     """
-    try:
-        scene = load_scene(job.case, job.wanted)
-        made = View(
-            case=job.case.id,
-            file=str(job.file),
-            volumes_mm3={each.name: each.volumes_mm3 for each in scene.segmentations},
-            scores={
-                region: {"dice": found.dice, "hausdorff95_mm": found.hausdorff95_mm}
-                for region, found in scene.scores.items()
-            },
-            review=job.review,
-            notes=scene.notes,
+    scene = load_scene(job.case, job.wanted)
+    made = View(
+        case=job.case.id,
+        file=str(job.file),
+        volumes_mm3={each.name: each.volumes_mm3 for each in scene.segmentations},
+        scores={
+            region: {"dice": found.dice, "hausdorff95_mm": found.hausdorff95_mm}
+            for region, found in scene.scores.items()
+        },
+        review=job.review,
+        notes=scene.notes,
+    )
+    if job.file.suffix.lower() in FORMATS:
+        draw_slices(scene, job.file, slices=slices, montage=montage, overwrite=True)
+    else:
+        chosen = parse_slices(scene, slices)
+        focus = [chosen.get(plane, scene.fullest[axis]) for plane, axis in PLANES.items()]
+        write_page(
+            scene,
+            job.file,
+            summary=summarise(made.row(), scene),
+            focus=(focus[2], focus[1], focus[0]),
+            overwrite=True,
         )
-        if job.file.suffix.lower() in FORMATS:
-            draw_slices(scene, job.file, slices=slices, montage=montage, overwrite=True)
-        else:
-            chosen = parse_slices(scene, slices)
-            focus = [chosen.get(plane, scene.fullest[axis]) for plane, axis in PLANES.items()]
-            write_page(
-                scene,
-                job.file,
-                summary=summarise(made.row(), scene),
-                focus=(focus[2], focus[1], focus[0]),
-                overwrite=True,
-            )
-    except BratsError as error:
-        return error
     return made
