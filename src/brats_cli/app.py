@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -136,3 +137,5 @@ def main() -> None:
             app(prog_name="brats")
     finally:
         end_at_once_on_stops()
+        # Else Python, as it exits, looks for cycles in all that torch has loaded: a second or more.
+        gc.freeze()

@@ -101,7 +101,7 @@ def test_a_newest_run_that_was_removed_is_named():
     run = made(RunFolder(Path("runs/a")))
     run.note_as_newest()
     run.folder.rmdir()
-    with pytest.raises(CheckpointError, match=r"no best\.pt in runs/a"):
+    with pytest.raises(CheckpointError, match=r"no best\.pt in runs/a, the newest run$"):
         checkpoint_paths(None)
 
 

@@ -150,8 +150,9 @@ def checkpoint_paths(model: Path | None) -> tuple[Path, ...]:
     run = RunFolder(model) if model is not None else RunFolder.newest()
     folds = sorted(run.folder.glob("fold_*/best.pt"))
     if not run.best.is_file() and not folds:
+        which = run.folder if model is not None else f"{run.folder}, the newest run"
         raise CheckpointError(
-            f"there is no best.pt in {run.folder}",
+            f"there is no best.pt in {which}",
             hint="give a run's folder or a checkpoint with --model; `brats train` makes them",
         )
     return (run.best,) if run.best.is_file() else tuple(folds)
