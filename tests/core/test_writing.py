@@ -294,9 +294,11 @@ def test_a_failure_among_several_files_leaves_all_old_ones(tmp_path):
     assert first.read_text() == "later"  # at once, as nothing is waited for any more
 
 
-def test_nothing_to_write_together_is_no_error():
+def test_nothing_to_write_together_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with together():
         pass
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- names of other formats --------------------------------------------------------------------
@@ -311,4 +313,4 @@ def test_a_name_of_another_format_is_refused(name):
 
 @pytest.mark.parametrize("name", ["a.csv", "a.CSV", "a.txt", "a", "scores_0.5", "a.b"])
 def test_other_names_are_fine(name):
-    require_ending(Path(name), ".csv", ".txt")
+    assert require_ending(Path(name), ".csv", ".txt") is None
