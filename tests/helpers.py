@@ -66,6 +66,24 @@ def assert_refused(result, error, hint=""):
     assert hint in second
 
 
+class KilledError(BaseException):
+    """Nothing catches it, as nothing catches a SIGKILL."""
+
+
+def kill_at_rename(patch, number):
+    """Of all renames, the one with this number is not done, nor any after it."""
+    rename, count = Path.replace, 0
+
+    def replace(self, target):
+        nonlocal count
+        count += 1
+        if count >= number:
+            raise KilledError
+        return rename(self, target)
+
+    patch.setattr(Path, "replace", replace)
+
+
 def save_nifti(path, data, affine=None):
     """Write an array as NIfTI, in a folder that need not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)

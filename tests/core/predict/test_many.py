@@ -1,8 +1,8 @@
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import KilledError, kill_at_rename
 
 from brats_cli.core.data.finding import find_cases
 from brats_cli.core.data.manifest import MANIFEST
@@ -63,24 +63,6 @@ def test_no_case_at_all_is_an_error_that_is_raised(tmp_path):
 
 
 # --- killed while outputs are replaced ---------------------------------------------------------
-
-
-class KilledError(BaseException):
-    """Nothing catches it, as nothing catches a SIGKILL."""
-
-
-def kill_at_rename(patch, number):
-    """Of all renames, the one with this number is not done, nor any after it."""
-    rename, count = Path.replace, 0
-
-    def replace(self, target):
-        nonlocal count
-        count += 1
-        if count >= number:
-            raise KilledError
-        return rename(self, target)
-
-    patch.setattr(Path, "replace", replace)
 
 
 def versions(folder, new):

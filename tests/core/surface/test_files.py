@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import stl
 import trimesh
+from helpers import KilledError, kill_at_rename
 from PIL import Image
 
 from brats_cli import __version__
@@ -274,10 +275,6 @@ def test_an_empty_mesh_is_not_written(tmp_path):
 # --- killed while a mesh is replaced -----------------------------------------------------------
 
 
-class KilledError(BaseException):
-    """Nothing catches it, as nothing catches a SIGKILL."""
-
-
 @pytest.mark.parametrize(
     ("rename", "left"),
     [(1, {"obj": "old"}), (2, {"obj": "new"}), (3, {"obj": "new", "png": "new"})],
@@ -287,16 +284,7 @@ def test_a_kill_leaves_no_new_colours_beside_an_old_mesh(tmp_path, monkeypatch, 
     kinds = ("obj", "mtl", "png")
     for kind in kinds:
         path.with_suffix(f".{kind}").write_text("old")
-    put, count = Path.replace, 0
-
-    def replace(self, target):
-        nonlocal count
-        count += 1
-        if count >= rename:
-            raise KilledError
-        return put(self, target)
-
-    monkeypatch.setattr(Path, "replace", replace)
+    kill_at_rename(monkeypatch, rename)
     with pytest.raises(KilledError):
         write_models(path, [textured(blob)], overwrite=True)
     files = {kind: path.with_suffix(f".{kind}") for kind in kinds}

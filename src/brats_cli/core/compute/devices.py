@@ -180,7 +180,7 @@ def memory_text(device: torch.device) -> str:
 
 
 def more_memory(device: torch.device) -> str:
-    """How a device gets memory, as a hint tells it."""
+    """The hint for a device whose memory does not suffice."""
     if device.type == "cpu":
         return "end other programs, or use a larger machine"
     return "free memory there (see nvidia-smi), or use --device cpu"
