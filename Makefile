@@ -37,9 +37,9 @@ FAULTS ?= split compare evaluate evaluate--report mesh view view--png check--fix
 faults: $(READY)
 	@for each in $(FAULTS); do $(BIN)/python tests/interruptions.py $$each || exit 1; done
 
-# Nightly: so many inputs, other ones each time, for every reader of files.
+# Nightly: so many inputs, other ones each time, for every reader of files; says how many it took.
 fuzz: $(READY)
-	FUZZ=$(FUZZ) $(BIN)/pytest tests/test_fuzzed_files.py
+	FUZZ=$(FUZZ) $(PYTEST) --dist worksteal --hypothesis-show-statistics tests/test_fuzzed_files.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
