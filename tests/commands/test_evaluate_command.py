@@ -104,8 +104,9 @@ def test_every_score_goes_to_the_csv(folders, tmp_path):
     assert len(path.read_text().splitlines()) == 1 + 2 * 3
 
 
-def test_plots_that_exist_are_reported_before_anything_is_scored(folders, tmp_path):
-    path = tmp_path / "plots" / "distributions.png"
+@pytest.mark.parametrize("name", ["distributions.png", "worst_5.png"])
+def test_plots_that_exist_are_reported_before_anything_is_scored(folders, tmp_path, name):
+    path = tmp_path / "plots" / name
     path.parent.mkdir()
     path.touch()
     result = brats(*folders, "-o", tmp_path / "scores.csv", "--plots", path.parent)
