@@ -304,7 +304,9 @@ def as_process(words: tuple[str, ...], folder: Path, seconds: float, stop: int) 
             os.killpg(process.pid, stop)
     # Until the last process has closed it: those that it started end as well.
     _, said = process.communicate(timeout=120)
-    return Ended(process.returncode, said, time.perf_counter() - began)
+    # As a shell has it: 130 for a process that ended by SIGINT. SIGKILL stays what it is.
+    status = INTERRUPTED if process.returncode == -signal.SIGINT else process.returncode
+    return Ended(status, said, time.perf_counter() - began)
 
 
 def _be_brats(words: tuple[str, ...], folder: Path, said: int, arm: Callable[[], None]) -> None:
