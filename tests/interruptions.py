@@ -83,6 +83,7 @@ class Scenario:
         clears: Whether the outputs of an earlier run are removed when the next one starts.
         together: Pattern of the names of files that belong together if what stands before it is the
             same: some may be missing after a fault, but none is new beside an old one.
+        stale: Outputs of an earlier, larger run: they go when others replace those beside them.
         needs: A module that is not always installed.
     """
 
@@ -94,6 +95,7 @@ class Scenario:
     summaries: tuple[str, ...] = ()
     clears: bool = False
     together: str = ""
+    stale: tuple[str, ...] = ()
     needs: str | None = None
 
 
@@ -124,6 +126,7 @@ def _scenarios() -> list[Scenario]:
             inputs="predictions/*.nii.gz",
             summaries=("report.html", "plots/"),
             together=r"(report.html|plots/.*)$",
+            stale=("plots/worst_5.png",),
         ),
         Scenario(
             "compare",
@@ -301,7 +304,9 @@ def as_process(words: tuple[str, ...], folder: Path, seconds: float, stop: int) 
             os.killpg(process.pid, stop)
     # Until the last process has closed it: those that it started end as well.
     _, said = process.communicate(timeout=120)
-    return Ended(process.returncode, said, time.perf_counter() - began)
+    # As a shell has it: 130 for a process that ended by SIGINT. SIGKILL stays what it is.
+    status = INTERRUPTED if process.returncode == -signal.SIGINT else process.returncode
+    return Ended(status, said, time.perf_counter() - began)
 
 
 def _be_brats(words: tuple[str, ...], folder: Path, said: int, arm: Callable[[], None]) -> None:
@@ -718,6 +723,8 @@ def write_old(bench: Bench) -> None:
                 # The lines of a manifest are of the old files, and are to be withdrawn.
                 is_manifest = path.name == "predictions.jsonl"
                 target.write_bytes(path.read_bytes() if is_manifest else OLD)
+    for name in bench.scenario.stale:
+        (bench.work / name).write_bytes(OLD)
 
 
 _GROWING = ("log.csv", "last.pt", "best.pt", "predictions.jsonl", "index.html")

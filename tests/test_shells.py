@@ -96,3 +96,22 @@ def test_a_tab_completes_commands_options_values_and_files(terminal):
         terminal.type(f"{typed}\t")
         terminal.wait_for(completed)
         terminal.type("\x15")  # Ctrl-U empties the line
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has other terminals")
+@pytest.mark.parametrize("terminal", ["bash", "zsh"], indirect=True)
+def test_ctrl_c_ends_the_loop_that_a_command_runs_in(terminal, tmp_path):
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import time\n"
+        "from brats_cli.__main__ import main\n"
+        "from brats_cli.app import app\n"
+        "app.command('wait')(lambda: (print('wai' 'ting', flush=True), time.sleep(20)))\n"
+        "main()\n"
+    )
+    terminal.type(f"for round in 1 2; do {sys.executable} {script} wait; done\n")
+    terminal.wait_for("waiting")
+    terminal.type("\x03")
+    terminal.type("echo status=$?\n")
+    terminal.wait_for("status=130")
+    assert terminal.shown.count(b"waiting") == 1

@@ -15,6 +15,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -45,11 +46,13 @@ def detail(text: str) -> None:
 
 def result(text: str) -> None:
     """Print one line of results on stdout, never wrapped."""
+    _end_bars()
     sys.stdout.write(printable(text) + "\n")
 
 
 def result_json(content: Any) -> None:
     """Print results as JSON on stdout; a number that is not finite becomes null."""
+    _end_bars()
     sys.stdout.write(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
 
 
@@ -81,6 +84,7 @@ def table(
     left: Sequence[str] = (),
 ) -> None:
     """Print a table on stdout; columns are right-aligned except the first and those in `left`."""
+    _end_bars()
     rows = list(rows)
     # Case ids are never folded; longer names, such as paths, may be.
     name = min(24, max((len(row[0]) for row in rows), default=0))
@@ -122,18 +126,43 @@ def is_live() -> bool:
     return _stderr.is_terminal and verbosity >= 0
 
 
+_shown: list[Progress] = []
+
+
+@contextmanager
+def _bars(*columns: ProgressColumn, refresh_per_second: float = 10) -> Iterator[Progress]:
+    """Bars on stderr while the block runs, or until a result is printed."""
+    bars = Progress(
+        *columns,
+        console=_stderr,
+        transient=True,
+        disable=not is_live(),
+        refresh_per_second=refresh_per_second,
+        redirect_stdout=False,  # it would send results to stderr, also those meant for a file
+    )
+    _shown.append(bars)
+    try:
+        with bars:
+            yield bars
+    finally:
+        _end_bars()
+
+
+def _end_bars() -> None:
+    """Remove the bars: stdout may be the same terminal, where they would mix with the results."""
+    while _shown:
+        _shown.pop().stop()
+
+
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Progress bars on stderr; none if stderr is not a terminal, or with -q."""
-    with Progress(
+    with _bars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=_stderr,
-        transient=True,
-        disable=not is_live(),
     ) as bars:
         yield bars
 
@@ -155,13 +184,10 @@ def last_line() -> Iterator[ShowLine]:
 
     It is not shown if `is_live` is false.
     """
-    with Progress(
+    with _bars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
         TextColumn("{task.fields[behind]}"),
-        console=_stderr,
-        transient=True,
-        disable=not is_live(),
         refresh_per_second=4,
     ) as bars:
         task = bars.add_task("", total=1, behind="")

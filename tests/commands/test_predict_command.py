@@ -100,8 +100,8 @@ def test_the_missions_line_writes_the_label_map_of_the_newest_run(here):
     # Voxels of 1 mm3, all core: in millilitres a thousandth of their number.
     ml = f"{(labels == 1).sum() / 1000:.2f}"
     header, row = result.stdout.splitlines()
-    assert header.split() == ["file", "WT", "TC", "ET", "review", "seconds"]
-    assert row.split()[:7] == ["seg.nii.gz", ml, "ml", ml, "ml", "0.00", "ml"]
+    assert header.split() == ["file", "WT", "ml", "TC", "ml", "ET", "ml", "review", "seconds"]
+    assert row.split()[:4] == ["seg.nii.gz", ml, ml, "0.00"]
     assert result.stderr.splitlines() == [
         f"model runs/a/best.pt on cpu ({torch.get_num_threads()} threads)",
         f"see it: brats view data/{IDS[0]} --seg seg.nii.gz -o view.html",

@@ -241,18 +241,18 @@ folder, names = Path(sys.argv[2]), ("a", "b", "main")
 for step in range(1, 99):
     for left in folder.iterdir():
         left.unlink()  # else the steps that remove it would count
-    for name in names:
+    for name in (*names, "left"):
         (folder / name).write_text("old")
     child = os.fork()
     if not child:
         send_at_step(folder, step, signal.SIGKILL)
-        with together():
+        with together(folder / name for name in ("left", "none", "main")):
             for name in names:
                 with whole_file(folder / name) as partial:
                     partial.write_text("new")
         os._exit(0)
     _, how = os.waitpid(child, 0)
-    print(json.dumps({p.name: p.read_text() for p in folder.iterdir() if p.name in names}))
+    print(json.dumps({p.name: p.read_text() for p in folder.iterdir() if "." not in p.name}))
     if not how:
         break
 """
@@ -264,8 +264,10 @@ def test_a_kill_at_any_step_leaves_none_of_several_files_new_beside_an_old_one(t
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     states = [json.loads(line) for line in done.stdout.splitlines()]
     assert all(len(set(state.values())) == 1 and "main" in state for state in states)
-    # The old ones go, the main file is replaced, and the others follow.
+    # What is not written now goes, then the old ones; the main file is replaced, and the others
+    # follow.
     assert [state for before, state in pairwise(states) if state != before] == [
+        {"a": "old", "b": "old", "main": "old"},
         {"b": "old", "main": "old"},
         {"main": "old"},
         {"main": "new"},

@@ -217,11 +217,11 @@ def follow(
 def show_predictions(done: Sequence[Prediction]) -> None:
     """One row per case."""
     console.table(
-        ["file", "WT", "TC", "ET", "review", "seconds"],
+        ["file", "WT ml", "TC ml", "ET ml", "review", "seconds"],
         [
             [
                 each.file,
-                *(console.volume(each.volumes_mm3[name]) for name in ("WT", "TC", "ET")),
+                *(console.number(each.volumes_mm3[name] / 1000, 2) for name in ("WT", "TC", "ET")),
                 console.number(each.review),
                 f"{each.seconds:.1f}",
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -140,11 +141,12 @@ def _table(made: tuple[View, ...]) -> None:
         rows.append(
             [
                 each.file,
-                *(console.volume(volumes[name]) if name in volumes else "-" for name in regions),
+                *(console.number(volumes.get(name, math.nan) / 1000, 2) for name in regions),
                 *(console.number(each.scores.get(name, {}).get("dice")) for name in scored),
             ]
         )
-    console.table(["file", *regions, *(f"Dice {name}" for name in scored)], rows)
+    volume_headings = (f"{name} ml" for name in regions)
+    console.table(["file", *volume_headings, *(f"Dice {name}" for name in scored)], rows)
     for each in made:
         for note in each.notes:
             console.message(f"{each.case}: {note}")

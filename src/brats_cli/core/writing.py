@@ -115,7 +115,7 @@ def together(stale: Iterable[Path] = ()) -> Iterator[None]:
     others, and `--skip-existing`, which looks for all of them, does that case again.
 
     Args:
-        stale: Others that may be there of an earlier run, and are not written now.
+        stale: Others that may be there of an earlier run. Those that are not written now go.
 
     Raises:
         OutputError: If the system refuses.
@@ -127,8 +127,10 @@ def together(stale: Iterable[Path] = ()) -> Iterator[None]:
             yield
         finally:
             _waiting.reset(before)
-        for path in (*stale, *(path for _, path in files[:-1])):
-            path.unlink(missing_ok=True)
+        main = files[-1][1] if files else None
+        for path in (*stale, *(path for _, path in files)):
+            if path != main:
+                path.unlink(missing_ok=True)
         for partial, path in (*files[-1:], *files[:-1]):
             partial.replace(path)
     except OSError as error:

@@ -127,6 +127,20 @@ def test_plots_are_written_and_not_replaced(evaluated, tmp_path):
     write_plots(evaluated, tmp_path / "plots", overwrite=True)
 
 
+def test_the_plots_of_an_earlier_larger_evaluation_go(evaluated, tmp_path):
+    plots, pair = tmp_path / "plots", evaluated.pairs[0]
+    write_plots(evaluated, plots)
+    (plots / "mine.png").touch()
+    before = (plots / "worst_1.png").read_bytes()
+    evaluate(pair.predicted, pair.reference, plots=plots, workers=0, overwrite=True)
+    names = sorted(path.name for path in plots.iterdir())
+    # One case is the worst case.
+    assert names == [
+        *("dice_by_volume.png", "distributions.png", "mine.png", "volumes.png", "worst_1.png")
+    ]
+    assert (plots / "worst_1.png").read_bytes() != before
+
+
 def test_a_case_without_scans_is_drawn_on_black(tmp_path):
     put(tmp_path / "ref/BraTS2021_00000_seg.nii.gz", tumour())
     put(tmp_path / "pred/BraTS2021_00000.nii.gz", tumour(1))

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status that Typer gives a command that Ctrl-C ended."""
+
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a process that SIGTERM ended, as shells report it: 143."""
 
@@ -65,7 +68,7 @@ def end_at_once_on_stops() -> None:
     As Python exits it waits for threads, and prints a traceback if that is interrupted.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda stop, _: os._exit(128 + stop))
+        signal.signal(number, signal.SIG_DFL)
 
 
 _clears_up = True
@@ -97,6 +100,9 @@ def program() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):  # nobody reads any more
                 stream.flush()
+        if status == INTERRUPTED:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
         os._exit(status if isinstance(status, int) else int(status is not None))
 
 

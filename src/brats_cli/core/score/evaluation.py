@@ -29,7 +29,7 @@ from .lesions import YEARS, LesionRules, LesionScore, lesion_rules, require_chal
 from .metrics import score
 from .pairing import Matching, Pair, Scoring, Side, match, read_pair, shared_regions
 from .reliability import reliability_of, require_probabilities
-from .scores import CaseScore, Failure, Outcome, Report, Threshold
+from .scores import CaseScore, Failure, Outcome, Report, Threshold, plot_files
 from .surfaces import weighted_hausdorff95_mm
 from .uncertainty import UncertaintyScore, read_uncertainty, score_uncertainty
 
@@ -121,15 +121,14 @@ def evaluate(
     )
     if scoring.lesion_wise and scoring.challenge:
         require_challenge(scoring.lesion_wise, scoring.challenge)
-    # One plot stands for all of them: which there are depends on the scores.
-    plot = None if plots is None else Path(plots) / "distributions.png"
+    drawn = () if plots is None else plot_files(Path(plots)).values()
     for file, *endings in (
         (output, ".csv", ".txt"),
         (lesions, ".csv", ".txt"),
         (report, ".html", ".htm"),
         (reliability, ".png"),
         (markdown, ".md", ".txt"),
-        (plot, ".png"),
+        *((plot, ".png") for plot in drawn),
     ):
         if file is not None:
             require_ending(Path(file), *map(str, endings))
@@ -148,7 +147,7 @@ def evaluate(
         found = replace(found, reliability=reliability_of(scored, scoring))
     on_report(found)
     if found.scores:
-        with together():
+        with together(drawn if overwrite else ()):
             _write(
                 found, output, lesions, report, plots, markdown, reliability, overwrite=overwrite
             )

@@ -15,11 +15,8 @@ from ..errors import BratsError, OutputExistsError
 from ..wording import listing
 from ..writing import whole_file
 from . import plots
-from .scores import HEADINGS, Report, digits_of, lower_is_better
+from .scores import HEADINGS, WORST, Report, digits_of, lower_is_better, plot_files
 from .statistics import Statistics, Summary
-
-WORST = 5
-"""Cases that are shown in slices."""
 
 _MEANINGS = {
     "dice": "Overlap of prediction and reference: twice the common volume over the sum of both. "
@@ -57,12 +54,12 @@ def write_plots(report: Report, folder: Path, *, overwrite: bool = False) -> Non
     for number, found in enumerate(plots.worst_pictures(report, worst_cases(report)).values(), 1):
         if isinstance(found, plots.CasePicture):
             pictures[f"worst_{number}"] = found.figure
-    files = {folder / f"{name}.png": figure for name, figure in pictures.items()}
-    for path in files:
+    files = plot_files(folder)
+    for path in files.values():
         if path.exists() and not overwrite:
             raise OutputExistsError(path)
-    for path, figure in files.items():
-        plots.save(figure, path, overwrite=overwrite)
+    for name, figure in pictures.items():
+        plots.save(figure, files[name], overwrite=overwrite)
 
 
 def write_page(report: Report, path: Path, *, overwrite: bool = False) -> None:

@@ -34,6 +34,9 @@ UNCERTAINTY_METRICS = tuple(each.name for each in fields(UncertaintyScore))
 SURFACE_DICE_OF_LESIONS = ("lesion_surface_dice_05", "lesion_surface_dice_1")
 """Those of them that only the rules of 2024 give."""
 
+WORST = 5
+"""Cases that a report shows in slices."""
+
 
 @dataclass(frozen=True)
 class CaseScore:
@@ -369,6 +372,13 @@ def write_csv(
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def plot_files(folder: Path) -> dict[str, Path]:
+    """The plots that an evaluation may write into a folder, by name; which, its scores decide."""
+    worst = (f"worst_{number}" for number in range(1, WORST + 1))
+    names = ("distributions", "dice_by_volume", "volumes", *worst)
+    return {name: folder / f"{name}.png" for name in names}
 
 
 def _cell(value: Any) -> Any:

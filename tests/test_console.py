@@ -1,0 +1,64 @@
+"""Results and progress bars, on a terminal and with only one of them on it."""
+
+import io
+import sys
+
+import pytest
+from rich.console import Console
+
+from brats_cli import console
+
+LIVE = {
+    "progress": (console.progress, lambda bars: bars.add_task("1/2", total=2, completed=1)),
+    "counted": (lambda: console.counted("cases"), lambda count: count(1, 2)),
+    "last_line": (console.last_line, lambda show: show("1/2", 0.5, "behind")),
+}
+"""Each bar, and how it is drawn."""
+
+PRINT = {
+    "result": (lambda: console.result("a b"), "a b\n"),
+    # Longer than a terminal's 80 columns.
+    "json": (lambda: console.result_json({"a": "b " * 60}), '{\n  "a": "' + "b " * 60 + '"\n}\n'),
+    "table": (lambda: console.table(["a", "b"], [["c", "1"]]), "a  b\nc  1\n"),
+}
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal of 80 columns as stderr: what it is sent."""
+    sent = io.StringIO()
+    monkeypatch.setattr(
+        console, "_stderr", Console(file=sent, force_terminal=True, width=80, stderr=True)
+    )
+    return sent
+
+
+@pytest.mark.parametrize("live", LIVE)
+@pytest.mark.parametrize("kind", PRINT)
+def test_results_beside_a_bar_go_to_stdout_unchanged(terminal, capsys, live, kind):
+    (shown, draw), (show, expected) = LIVE[live], PRINT[kind]
+    with shown() as bars:
+        draw(bars)
+        show()
+    assert capsys.readouterr().out == expected
+    assert "1/2" in terminal.getvalue()
+    assert "b" not in terminal.getvalue().replace("behind", "")
+
+
+@pytest.mark.parametrize("live", LIVE)
+@pytest.mark.parametrize("kind", PRINT)
+def test_a_bar_is_gone_before_a_result_appears_on_the_same_terminal(
+    terminal, monkeypatch, live, kind
+):
+    monkeypatch.setattr(sys, "stdout", terminal)
+    (shown, draw), (show, expected) = LIVE[live], PRINT[kind]
+    with shown() as bars:
+        draw(bars)
+        show()
+        draw(bars)
+    before, found, after = terminal.getvalue().partition(expected)
+    assert found == expected
+    # The bar's line is erased last, and the cursor, which was hidden, shown again.
+    assert before.endswith("\x1b[2K")
+    assert before.count("\x1b[?25l") == before.count("\x1b[?25h") == 1
+    assert after == ""
