@@ -27,8 +27,8 @@ from .commands.train import train
 from .commands.view import view
 from .core.compute.signals import (
     end_at_once_on_stops,
-    exit_on_sigterm,
     program,
+    raise_on_stops,
     repeat_dropped_stops,
 )
 from .core.errors import BratsError, BratsWarning
@@ -127,7 +127,7 @@ _command()(demo)
 
 def main() -> None:
     """Entry point of the `brats` command."""
-    exit_on_sigterm()
+    raise_on_stops()
     repeat_dropped_stops()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every letter

@@ -37,14 +37,25 @@ def test_a_program_that_is_cut_off_ends_with_its_status_and_no_clearing_up(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
+@pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.parametrize(
     ("stop", "raised"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)]
 )
-def test_a_stop_that_python_drops_is_obeyed_a_moment_later(stop, raised):
-    code = (
+def test_a_stop_that_python_drops_is_obeyed_a_moment_later(stop, raised, busy):
+    """Also where the machine is so busy that it comes again before Python has cleared up."""
+    slow = (
+        "import threading, time\n"
+        "class Slow(threading.Timer):\n"
+        "    def start(self):\n"
+        "        threading.Timer = usual\n"
+        "        super().start()\n"
+        "        time.sleep(600)\n"
+        "usual, threading.Timer = threading.Timer, Slow\n"
+    )
+    code = (slow if busy else "") + (
         "import signal, sys, time\n"
-        "from brats_cli.core.compute.signals import exit_on_sigterm, repeat_dropped_stops\n"
-        "exit_on_sigterm()\n"
+        "from brats_cli.core.compute.signals import raise_on_stops, repeat_dropped_stops\n"
+        "raise_on_stops()\n"
         "repeat_dropped_stops()\n"
         "class Cleared:\n"
         "    def __del__(self):\n"
@@ -74,3 +85,26 @@ def test_other_errors_that_python_drops_are_still_printed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ValueError: seen" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
+@pytest.mark.parametrize("cut", ["end_without_clearing_up()", "pass"])
+@pytest.mark.parametrize(("stop", "status"), [("SIGINT", -2), ("SIGTERM", 143), (None, 1)])
+def test_an_error_after_a_stop_that_was_dropped_is_that_stop(stop, status, cut):
+    """As numpy's was, whose import Ctrl-C had broken off."""
+    code = (
+        "import signal\n"
+        "from brats_cli.core.compute.signals import "
+        "end_without_clearing_up, program, raise_on_stops\n"
+        "raise_on_stops()\n"
+        "with program():\n"
+        f"    {cut}\n"
+        "    try:\n"
+        f"        {f'signal.raise_signal(signal.{stop})' if stop else 'pass'}\n"
+        "    except BaseException:\n"
+        "        pass\n"
+        "    raise RecursionError('half imported')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == status
+    assert ("half imported" in done.stderr) == (stop is None)

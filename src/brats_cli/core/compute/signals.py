@@ -17,12 +17,27 @@ TERMINATED = 128 + signal.SIGTERM
 """Exit status of a process that SIGTERM ended, as shells report it: 143."""
 
 
-def exit_on_sigterm(status: int = TERMINATED) -> None:
-    """Let SIGTERM end this process as Ctrl-C does, by an exception.
+_heard: list[int] = []
+"""The signals that `raise_on_stops` has answered."""
 
-    So it leaves neither files half written nor processes behind.
+
+def raise_on_stops() -> None:
+    """Let Ctrl-C and SIGTERM end this process by an exception.
+
+    So they leave neither files half written nor processes behind.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(status))
+
+    def answer(number: int, _: object) -> None:
+        _heard.append(number)
+        raise _stop(number)
+
+    signal.signal(signal.SIGTERM, answer)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, answer)
+
+
+def _stop(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def repeat_dropped_stops() -> None:
@@ -33,13 +48,19 @@ def repeat_dropped_stops() -> None:
     before = sys.unraisablehook
 
     def answer(dropped: Any) -> None:
-        if issubclass(dropped.exc_type, KeyboardInterrupt | SystemExit):
-            number = signal.SIGINT if dropped.exc_type is KeyboardInterrupt else signal.SIGTERM
-            again = threading.Timer(0.01, _send_to_main_thread, [number])
-            again.daemon = True
-            again.start()
-        else:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt | SystemExit):
             before(dropped)
+            return
+        number = signal.SIGINT if dropped.exc_type is KeyboardInterrupt else signal.SIGTERM
+        ready = False
+        while not ready:  # on a busy machine the signal may come while its thread starts
+            try:
+                again = threading.Timer(0.05, _send_to_main_thread, [number])
+                again.daemon = True
+                again.start()
+                ready = True
+            except (KeyboardInterrupt, SystemExit):
+                continue
 
     sys.unraisablehook = answer
 
@@ -59,7 +80,7 @@ def leave_ctrl_c_to_parent() -> None:
     leave no file half written.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    exit_on_sigterm(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
 
 def end_at_once_on_stops() -> None:
@@ -88,14 +109,27 @@ def end_without_clearing_up() -> None:
 
 @contextmanager
 def program() -> Iterator[None]:
-    """Around all that a command does; after `end_without_clearing_up` the process ends with it."""
+    """Around all that a command does; after `end_without_clearing_up` the process ends with it.
+
+    An error after a stop is that stop: an import that it broke off may have dropped it, and left
+    modules that fail later.
+    """
     try:
-        yield
+        try:
+            yield
+        except Exception:
+            if not _heard:
+                raise
+            raise _stop(_heard[0]) from None
     except BaseException as error:
         if _clears_up:
             raise
-        status = error.code if isinstance(error, SystemExit) else 1
-        if not isinstance(error, SystemExit):
+        status: str | int | None = 1
+        if isinstance(error, SystemExit):
+            status = error.code
+        elif isinstance(error, KeyboardInterrupt):
+            status = INTERRUPTED
+        else:
             sys.excepthook(type(error), error, error.__traceback__)
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):  # nobody reads any more
@@ -137,10 +171,8 @@ class Stops:
 
     def ask(self) -> None:
         """Stop here, if that was asked for."""
-        if self._heard == signal.SIGINT:
-            raise KeyboardInterrupt
         if self._heard is not None:
-            sys.exit(128 + self._heard)
+            raise _stop(self._heard)
 
     @contextmanager
     def later(self) -> Iterator[None]:
