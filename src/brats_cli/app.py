@@ -125,10 +125,18 @@ _command()(export)
 _command()(demo)
 
 
+def _open_closed_streams() -> None:
+    """Let a standard stream that is closed, as by `>&-`, be empty: a file would get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
 def main() -> None:
     """Entry point of the `brats` command."""
     exit_on_sigterm()
     repeat_dropped_stops()
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every letter
             stream.reconfigure(errors="backslashreplace")

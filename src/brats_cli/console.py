@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from .core.errors import OutputError
 from .core.wording import printable
 
 _stderr = Console(stderr=True)  # a single one, so that messages and progress bars do not mix
@@ -46,14 +49,15 @@ def detail(text: str) -> None:
 
 def result(text: str) -> None:
     """Print one line of results on stdout, never wrapped."""
-    _end_bars()
-    sys.stdout.write(printable(text) + "\n")
+    with _stdout() as stdout:
+        stdout.write(printable(text) + "\n")
 
 
 def result_json(content: Any) -> None:
     """Print results as JSON on stdout; a number that is not finite becomes null."""
-    _end_bars()
-    sys.stdout.write(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    with _stdout() as stdout:
+        stdout.write(text + "\n")
 
 
 def _finite(content: Any) -> Any:
@@ -84,7 +88,6 @@ def table(
     left: Sequence[str] = (),
 ) -> None:
     """Print a table on stdout; columns are right-aligned except the first and those in `left`."""
-    _end_bars()
     rows = list(rows)
     # Case ids are never folded; longer names, such as paths, may be.
     name = min(24, max((len(row[0]) for row in rows), default=0))
@@ -100,8 +103,31 @@ def table(
     for row in rows:
         view.add_row(*(escape(printable(cell)) for cell in row))
     # In a file or a pipe, where the width of a line is not limited, each row is one line.
-    width = None if sys.stdout.isatty() else _PIPED_WIDTH
-    Console(highlight=False, width=width).print(view)
+    with _stdout() as stdout:
+        width = None if stdout.isatty() else _PIPED_WIDTH
+        Console(highlight=False, width=width).print(view)
+
+
+@contextmanager
+def _stdout() -> Iterator[TextIO]:
+    """Give stdout, with no progress bar on the terminal, to print results on.
+
+    Raises:
+        OutputError: If it cannot be written, as a file on a full disk.
+    """
+    _end_bars()
+    try:
+        yield sys.stdout
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # as of `brats ... | head`: Typer ends the command
+    except OSError as error:
+        # Python would try again at its end, and print what it thinks of it.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(
+            Path("standard output"), error.strerror or str(error), hint="is the disk full?"
+        ) from error
 
 
 def number(value: float | None, digits: int = 3) -> str:
