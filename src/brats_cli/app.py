@@ -68,6 +68,9 @@ class _Brats(TyperGroup):
             if error.__cause__ is not None:
                 console.detail(f"cause: {error.__cause__!r}")
             raise typer.Exit(DATA_ERROR) from error
+        except console.PrintError as error:
+            console.error(f"cannot write standard output: {error}", "is the disk full?")
+            raise typer.Exit(DATA_ERROR) from error
 
 
 def _without_flag_values(params: list[Any]) -> list[Any]:

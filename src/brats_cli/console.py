@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -24,12 +23,16 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from .core.errors import OutputError
 from .core.wording import printable
 
 _stderr = Console(stderr=True)  # a single one, so that messages and progress bars do not mix
 
 _PIPED_WIDTH = 1000
+
+
+class PrintError(Exception):
+    """Results that cannot be printed."""
+
 
 verbosity = 0
 """-1 for -q, 0, or 1 for -v; set once by the app."""
@@ -113,7 +116,7 @@ def _stdout() -> Iterator[TextIO]:
     """Give stdout, with no progress bar on the terminal, to print results on.
 
     Raises:
-        OutputError: If it cannot be written, as a file on a full disk.
+        PrintError: If it cannot be written, as a file on a full disk.
     """
     _end_bars()
     try:
@@ -125,9 +128,7 @@ def _stdout() -> Iterator[TextIO]:
         # Python would try again at its end, and print what it thinks of it.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OutputError(
-            Path("standard output"), error.strerror or str(error), hint="is the disk full?"
-        ) from error
+        raise PrintError(error.strerror or str(error)) from error
 
 
 def number(value: float | None, digits: int = 3) -> str:
