@@ -38,6 +38,8 @@ def main(data: Path, out: Path, **training: object) -> None:
 
 
 if __name__ == "__main__":  # needed, because some steps start processes that import this file
+    if len(sys.argv) != 3:
+        sys.exit("usage: python examples/python_api.py DATA OUT")
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]), epochs=100)
     except brats_cli.BratsError as error:

@@ -1,7 +1,10 @@
 """Results and progress bars, on a terminal and with only one of them on it."""
 
 import io
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -62,3 +65,44 @@ def test_a_bar_is_gone_before_a_result_appears_on_the_same_terminal(
     assert before.endswith("\x1b[2K")
     assert before.count("\x1b[?25l") == before.count("\x1b[?25h") == 1
     assert after == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("kind", PRINT)
+def test_results_that_cannot_be_printed_are_an_error_with_a_hint(kind):
+    # In a process of its own, because Python tries once more as it ends.
+    code = (
+        "from test_console import PRINT\n"
+        "from brats_cli.app import app, main\n"
+        f"app.command('show')(PRINT[{kind!r}][0])\n"
+        "main()\n"
+    )
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-c", code, "show"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent,
+        )
+    assert done.returncode == 3
+    assert done.stderr == (
+        "error: cannot write standard output: No space left on device\n hint: is the disk full?\n"
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("closed", "status", "error"),
+    [(">&-", 0, ""), ("<&-", 3, "error: standard input is empty"), ("2>&-", 3, "")],
+)
+def test_a_closed_stream_is_an_empty_one(tmp_path, closed, status, error):
+    words = "--version" if closed == ">&-" else "predict - -o out"
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m brats_cli {words} {closed}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr.partition("\n")[0]) == (status, error)

@@ -68,6 +68,9 @@ class _Brats(TyperGroup):
             if error.__cause__ is not None:
                 console.detail(f"cause: {error.__cause__!r}")
             raise typer.Exit(DATA_ERROR) from error
+        except console.PrintError as error:
+            console.error(f"cannot write standard output: {error}", "is the disk full?")
+            raise typer.Exit(DATA_ERROR) from error
 
 
 def _without_flag_values(params: list[Any]) -> list[Any]:
@@ -125,10 +128,18 @@ _command()(export)
 _command()(demo)
 
 
+def _open_closed_streams() -> None:
+    """Let a standard stream that is closed, as by `>&-`, be empty: a file would get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
 def main() -> None:
     """Entry point of the `brats` command."""
     raise_on_stops()
     repeat_dropped_stops()
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every letter
             stream.reconfigure(errors="backslashreplace")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +29,11 @@ _stderr = Console(stderr=True)  # a single one, so that messages and progress ba
 
 _PIPED_WIDTH = 1000
 
+
+class PrintError(Exception):
+    """Results that cannot be printed."""
+
+
 verbosity = 0
 """-1 for -q, 0, or 1 for -v; set once by the app."""
 
@@ -46,14 +52,15 @@ def detail(text: str) -> None:
 
 def result(text: str) -> None:
     """Print one line of results on stdout, never wrapped."""
-    _end_bars()
-    sys.stdout.write(printable(text) + "\n")
+    with _stdout() as stdout:
+        stdout.write(printable(text) + "\n")
 
 
 def result_json(content: Any) -> None:
     """Print results as JSON on stdout; a number that is not finite becomes null."""
-    _end_bars()
-    sys.stdout.write(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    with _stdout() as stdout:
+        stdout.write(text + "\n")
 
 
 def _finite(content: Any) -> Any:
@@ -84,7 +91,6 @@ def table(
     left: Sequence[str] = (),
 ) -> None:
     """Print a table on stdout; columns are right-aligned except the first and those in `left`."""
-    _end_bars()
     rows = list(rows)
     # Case ids are never folded; longer names, such as paths, may be.
     name = min(24, max((len(row[0]) for row in rows), default=0))
@@ -100,8 +106,29 @@ def table(
     for row in rows:
         view.add_row(*(escape(printable(cell)) for cell in row))
     # In a file or a pipe, where the width of a line is not limited, each row is one line.
-    width = None if sys.stdout.isatty() else _PIPED_WIDTH
-    Console(highlight=False, width=width).print(view)
+    with _stdout() as stdout:
+        width = None if stdout.isatty() else _PIPED_WIDTH
+        Console(highlight=False, width=width).print(view)
+
+
+@contextmanager
+def _stdout() -> Iterator[TextIO]:
+    """Give stdout, with no progress bar on the terminal, to print results on.
+
+    Raises:
+        PrintError: If it cannot be written, as a file on a full disk.
+    """
+    _end_bars()
+    try:
+        yield sys.stdout
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # as of `brats ... | head`: Typer ends the command
+    except OSError as error:
+        # Python would try again at its end, and print what it thinks of it.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise PrintError(error.strerror or str(error)) from error
 
 
 def number(value: float | None, digits: int = 3) -> str:

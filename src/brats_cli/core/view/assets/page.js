@@ -254,8 +254,11 @@
     pen.textBaseline = "top";
     const file = data.fileStart[plane.axis] + data.fileStep[plane.axis] * index;
     const mm = nv.frac2mm(nv.scene.crosshairPos, 0, true)[plane.axis];
-    const placeText = wide > 280 * dpr ? `   ${"xyz"[plane.axis]} = ${signed(mm)} mm` : "";
-    pen.fillText(`${plane.name} ${file}${placeText}`, left + margin, top + margin);
+    const words = [`${plane.name} ${file}`, `${"xyz"[plane.axis]} = ${signed(mm)} mm`];
+    const both = words.join("   ");
+    // On one line if that ends before the letter in the middle.
+    const lines = pen.measureText(both).width < wide / 2 - 3 * margin ? [both] : words;
+    lines.forEach((line, row) => pen.fillText(line, left + margin, top + margin + row * 16 * dpr));
     const bar = (50 / data.spacing[plane.across]) * Math.abs(place.dx);
     if (bar < wide * 0.8) {
       const y = top + high - 10 * dpr;
