@@ -19,8 +19,14 @@ shift 3   # what follows goes to brats predict, such as --tta
 
 # Every fourth case, beginning with the one of this job's number.
 number=0
+cases=()
 for case in "$data"/*/; do
     if ((number++ % SLURM_ARRAY_TASK_COUNT == SLURM_ARRAY_TASK_ID)); then
-        echo "$case"
+        cases+=("$case")
     fi
-done | brats predict - -o "$out" --model "$model" --skip-existing "$@"
+done
+
+# With more jobs than cases, some have nothing to do.
+if ((${#cases[@]})); then
+    printf '%s\n' "${cases[@]}" | brats predict - -o "$out" --model "$model" --skip-existing "$@"
+fi

@@ -157,6 +157,31 @@ def test_xargs_shows_four_cases_at_a_time_and_one_bad_one_stops_no_other(shell, 
     assert names == {"a case.png", f"{second.name}.png"}
 
 
+@bash
+def test_xargs_goes_on_after_a_signal_and_keeps_pictures_that_exist(shell, tmp_path):
+    first, second = sorted(path for path in (shell.folder / "data").iterdir() if path.is_dir())[:2]
+    for path in (first, second):
+        shutil.copytree(path, tmp_path / "data" / path.name)
+    words = ("xargs.sh", tmp_path / "data", tmp_path / "out")
+    kills = Shell(tmp_path)  # each case that is not there yet, but for the second
+    kills.program(
+        "brats", f'[[ $2 == *{second.name} ]] || kill -9 $$; exec "$PYTHON" -m brats_cli "$@"'
+    )
+    kills.run(*words, status=123, JOBS="1")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{second.name}.png"]
+    drawn = (tmp_path / "out" / f"{second.name}.png").stat().st_mtime_ns
+    shell.run(*words)
+    assert (tmp_path / "out" / f"{first.name}.png").is_file()
+    assert (tmp_path / "out" / f"{second.name}.png").stat().st_mtime_ns == drawn
+
+
+@bash
+def test_a_job_of_slurm_without_a_case_has_done_its_work(shell, tmp_path):
+    (tmp_path / "data/a").mkdir(parents=True)
+    job = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "4"}
+    assert shell.run("slurm_predict.sh", tmp_path / "data", "runs/no", tmp_path, **job) == ""
+
+
 def free_port():
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))

@@ -115,6 +115,25 @@ def test_all_regions_are_named_by_a_pattern(here):
     assert stdout_of(*words).split() == [f"meshes/{CASES[0]}-seg_*.stl"]
 
 
+def test_the_disk_space_of_meshes_follows_what_is_asked_for(here):
+    scan = f"data/{CASES[0]}/{CASES[0]}-t1c.nii.gz"
+
+    def needed(*more, image=WORK["mesh"][1]):
+        words = ("mesh", image, "-o", "meshes", "--dry-run", "--json", *more)
+        [disk] = json.loads(stdout_of(*words))["disk"].values()
+        return disk["needed_bytes"]
+
+    whole = needed()
+    # Binary STL has 50 bytes per triangle.
+    assert needed("--faces", "1000") == 50_000
+    assert needed("--region", "all", "--faces", "1000") == 3 * 50_000
+    assert needed("--reduce", "0.1") == whole // 10
+    assert needed("--format", "glb", "--region", "all") > needed("--format", "glb")
+    painted = ("--format", "glb", "--paint", scan)
+    assert needed(*painted, "--texture") > 2 * needed(*painted)
+    assert needed("--region", "brain", image=scan) > 2 * whole
+
+
 def test_split_shows_the_table_and_writes_nothing(here):
     before = files()
     words = ("split", "data", "--ratios", "50/25/25", "-o", "new.yaml")

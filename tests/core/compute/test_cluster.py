@@ -1,9 +1,13 @@
 """A real Dask scheduler and its workers on this machine, which are killed half way."""
 
 import json
+import logging
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +16,8 @@ import torch
 from helpers import assert_refused, brats
 
 import brats_cli
+from brats_cli.core.compute import cluster as connecting
+from brats_cli.core.compute import executors
 from brats_cli.core.compute.executors import in_order
 from brats_cli.core.errors import BratsError
 from brats_cli.core.model.checkpoint import Checkpoint
@@ -306,7 +312,32 @@ def test_ctrl_c_ends_the_command_and_its_work(cluster, data, tmp_path):
 # --- what is refused ------------------------------------------------------------------------------
 
 
-def test_a_scheduler_that_dies_is_reported(cluster, data):
+class Log(logging.Handler):
+    """What Dask's own loggers would print."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def log():
+    handler = Log()
+    loggers = [
+        logging.getLogger(name)
+        for name in ("distributed", "distributed.client", "tornado.application")
+    ]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield handler
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+def test_a_scheduler_that_dies_is_reported_once(cluster, log):
     cluster.add_workers()
     outcomes = in_order(time.sleep, [0.2] * 40, executor=cluster.address)
     next(outcomes)
@@ -315,6 +346,46 @@ def test_a_scheduler_that_dies_is_reported(cluster, data):
         list(outcomes)
     assert str(caught.value) == "the connection to the scheduler was lost"
     assert caught.value.hint == "see the scheduler's log, and run the same command again"
+    assert log.lines == []
+
+
+def test_a_cluster_whose_workers_are_all_gone_is_reported_once(cluster, log, monkeypatch):
+    monkeypatch.setattr(executors, "_SECONDS_OF_IDLING", 0.2)
+    monkeypatch.setattr(connecting, "_SECONDS_WITHOUT_WORKERS", 2)
+    cluster.add_workers()
+    outcomes = in_order(time.sleep, [0.2] * 400, executor=cluster.address)
+    next(outcomes)
+    cluster.kill_a_worker()
+    cluster.kill_a_worker()
+    with pytest.raises(BratsError) as caught:
+        list(outcomes)
+    assert str(caught.value) == "the scheduler has had no workers for 2 seconds"
+    assert caught.value.hint.endswith("run the same command again")
+    assert log.lines == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_a_worker_or_a_scheduler_that_has_stopped_is_not_waited_for_without_end(
+    cluster, monkeypatch
+):
+    monkeypatch.setattr(executors, "_SECONDS_OF_IDLING", 0.2)
+    for name, seconds in (("", 0.5), ("_OF_A_WORKER", 1), ("_WITHOUT_WORKERS", 2)):
+        monkeypatch.setattr(connecting, f"_SECONDS{name}", seconds)
+    cluster.add_workers(1)
+    outcomes = in_order(time.sleep, [0.1, 20], executor=cluster.address)
+    next(outcomes)
+    cluster.scheduler.send_signal(signal.SIGSTOP)
+    with pytest.raises(BratsError, match="the scheduler has not answered for 2 seconds"):
+        list(outcomes)
+    cluster.scheduler.send_signal(signal.SIGCONT)
+    cluster.workers[0].send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(connecting, "_SECONDS", 5)
+    with pytest.raises(BratsError) as caught:
+        list(in_order(abs, [1], executor=cluster.address))
+    cluster.workers[0].send_signal(signal.SIGCONT)
+    assert str(caught.value).startswith("the worker at tcp://127.0.0.1:")
+    assert str(caught.value).endswith(" does not answer")
+    assert caught.value.hint == "see its log, and end it or start it again"
 
 
 def test_a_scheduler_without_workers_or_with_others_is_refused(cluster, data, tmp_path):
@@ -350,6 +421,54 @@ def test_a_device_that_the_workers_lack_is_refused_before_any_case(cluster, data
         result = brats(*words, "--gpu", "0")
         assert_refused(result, "this machine has no GPU 0 (CUDA devices found: 0)")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_address_of_a_worker_is_refused(cluster):
+    cluster.add_workers(1)
+    with cluster.client() as client:
+        [worker] = client.scheduler_info()["workers"]
+    with pytest.raises(BratsError) as caught:
+        list(in_order(abs, [1], executor=worker))
+    assert str(caught.value) == f"{worker} is the address of a worker"
+    assert caught.value.hint == "give that of its scheduler, which `dask scheduler` prints"
+
+
+@pytest.mark.parametrize("greeting", [b"", b"SSH-2.0-OpenSSH_9.6\r\n" * 3], ids=["none", "ssh"])
+def test_another_server_at_the_address_is_refused_within_seconds(greeting, monkeypatch):
+    monkeypatch.setattr(connecting, "_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(greeting)
+                connection.recv(1 << 20)  # what Dask says
+                connection.recv(1)  # until it goes
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(BratsError) as caught:
+            list(in_order(abs, [1], executor=address))
+    assert time.monotonic() - started < 10
+    assert str(caught.value) == f"no scheduler answers at {address}"
+
+
+def test_tls_without_a_certificate_says_where_dask_looks_for_one(tmp_path):
+    from dask import config
+
+    nothing = str(tmp_path / "no.pem")
+    for settings, error in (
+        ({}, "there is no certificate to connect to tls://127.0.0.1:1 with"),
+        (
+            {f"distributed.comm.tls.{key}": nothing for key in ("ca-file", "client.cert")},
+            "cannot read Dask's certificate: [Errno 2] No such file or directory",
+        ),
+    ):
+        with config.set(settings), pytest.raises(BratsError) as caught:
+            list(in_order(abs, [1], executor="tls://127.0.0.1:1"))
+        assert str(caught.value) == error
+        assert "distributed.comm.tls.ca-file" in caught.value.hint
 
 
 def test_an_address_where_no_scheduler_is_is_refused_within_seconds():

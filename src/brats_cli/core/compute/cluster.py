@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,12 @@ from ..errors import BratsError, ConfigError
 
 # A scheduler answers within a second, or not at all.
 _SECONDS = 5
+
+# A worker answers while it computes, unless one of its libraries keeps Python from running.
+_SECONDS_OF_A_WORKER = 30
+
+# For which a cluster may be without workers: one that was lost is started again within seconds.
+_SECONDS_WITHOUT_WORKERS = 60
 
 
 def paths_for(executor: Executor | str | None) -> Callable[[str | Path], Path]:
@@ -56,18 +65,68 @@ def _client(address: str) -> Any:
             hint="give the one that `dask scheduler` prints, such as tcp://HOST:8786",
         )
     # What it logs of lost connections is reported once, as an error.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("distributed", "distributed.client", "tornado.application"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _require_scheduler(distributed, address)
     try:
         return distributed.Client(address, timeout=_SECONDS, set_as_default=False)
-    except OSError as error:
-        raise BratsError(
-            f"no scheduler answers at {address}",
-            hint="start one with `dask scheduler`, and give the address that it prints",
-        ) from error
+    except OSError as error:  # it ended just now
+        raise _no_answer(address) from error
+
+
+def _require_scheduler(distributed: Any, address: str) -> None:
+    """Check that a scheduler is who answers: a client waits without end for who says nothing."""
+    arguments = _connection_arguments(distributed, address)
+
+    async def kind() -> str:
+        async with distributed.rpc(address, timeout=_SECONDS, connection_args=arguments) as other:
+            return str((await other.identity())["type"])
+
+    try:
+        found = _answer(asyncio.wait_for(kind(), 2 * _SECONDS))
+    except Exception as error:  # whatever else is there answers anything, which fails anyhow
+        raise _no_answer(address) from error
+    if found != "Scheduler":
+        raise ConfigError(
+            f"{address} is the address of a {found.lower()}",
+            hint="give that of its scheduler, which `dask scheduler` prints",
+        )
+
+
+def _connection_arguments(distributed: Any, address: str) -> Any:
+    """What Dask's configuration has for connections, such as certificates."""
+    where = "Dask's configuration names it: distributed.comm.tls.ca-file and .client.cert"
+    try:
+        arguments = distributed.Security().get_connection_args("client")
+    except OSError as error:  # also of a file that holds none
+        raise ConfigError(f"cannot read Dask's certificate: {error}", hint=where) from error
+    if address.startswith("tls") and arguments.get("ssl_context") is None:
+        raise ConfigError(f"there is no certificate to connect to {address} with", hint=where)
+    return arguments
+
+
+def _no_answer(address: str) -> BratsError:
+    return BratsError(
+        f"no scheduler answers at {address}",
+        hint="start one with `dask scheduler`, and give the address that it prints",
+    )
+
+
+def _answer(question: Coroutine[Any, Any, str]) -> str:
+    """What comes of a question: asked in a thread, as a notebook's own has a loop already."""
+    answer: Future[str] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(asyncio.run(question))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()  # nobody waits for it after Ctrl-C
+    return answer.result()
 
 
 def _require_workers(client: Any, address: str) -> None:
-    import asyncio
     from importlib.metadata import version
 
     try:
@@ -78,8 +137,14 @@ def _require_workers(client: Any, address: str) -> None:
             hint=f"start some on your machines with `dask worker {address}`",
         ) from error
     wanted = version("brats-cli")
-    # A function of Python's, as a worker without brats could not load one of ours.
-    for worker, there in client.run(version, "brats-cli", on_error="return").items():
+    for worker, there in client.sync(_versions, client).items():
+        if isinstance(there, asyncio.TimeoutError):
+            raise BratsError(
+                f"the worker at {worker} does not answer",
+                hint="see its log, and end it or start it again",
+            )
+        if isinstance(there, OSError):  # it ended just now, and gets no case
+            continue
         if there != wanted:
             raise BratsError(
                 f"the worker at {worker} has "
@@ -87,6 +152,54 @@ def _require_workers(client: Any, address: str) -> None:
                 f"has brats {wanted}",
                 hint="install the same version on all machines",
             )
+
+
+async def _versions(client: Any) -> dict[str, object]:
+    """The version of brats on every worker, or the error in its place."""
+    from importlib.metadata import version
+
+    async def ask(worker: str) -> object:
+        # A function of Python's, as a worker without brats could not load one of ours.
+        asked = client.run(version, "brats-cli", workers=[worker], on_error="return")
+        return (await asyncio.wait_for(asked, _SECONDS_OF_A_WORKER))[worker]
+
+    workers = list((await client.scheduler.identity())["workers"])
+    found = await asyncio.gather(*map(ask, workers), return_exceptions=True)
+    return dict(zip(workers, found, strict=True))
+
+
+def watch_over(executor: Executor) -> Callable[[], None]:
+    """What to call while nothing comes of an executor: a cluster without workers does not end.
+
+    The function that is returned raises a `BratsError` when the scheduler has had no workers, or
+    has not answered, for a minute.
+    """
+    client = getattr(executor, "_client", None)
+    if client is None or not _is_of_dask(executor):
+        return lambda: None
+    seen = time.monotonic()
+
+    def look() -> None:
+        nonlocal seen
+        if client.status != "running":  # it has lost the scheduler, and cancels all
+            return
+        state = "had no workers"
+        try:
+            if client.sync(client.scheduler.identity, callback_timeout=_SECONDS)["workers"]:
+                seen = time.monotonic()
+        except (OSError, asyncio.TimeoutError):
+            state = "not answered"
+        if time.monotonic() - seen > _SECONDS_WITHOUT_WORKERS:
+            raise BratsError(
+                f"the scheduler has {state} for {_SECONDS_WITHOUT_WORKERS} seconds",
+                hint="see its log and those of the workers, and run the same command again",
+            )
+
+    return look
+
+
+def _is_of_dask(executor: Executor) -> bool:
+    return type(executor).__module__.split(".")[0] == "distributed"
 
 
 def lost_workers(error: BaseException, name: str) -> BratsError | None:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from ..errors import BratsError, BratsWarning, ConfigError
 from ..wording import KILLED
-from .cluster import connected, lost_workers
+from .cluster import connected, lost_workers, watch_over
 from .processes import process_count, process_pool
 from .signals import interrupts_held_back
 
@@ -26,6 +26,8 @@ Outcome = TypeVar("Outcome")
 # Items that an executor which is given has at a time: enough for the workers of a large cluster,
 # and few enough for any scheduler's memory.
 _AT_A_TIME = 512
+
+_SECONDS_OF_IDLING = 5
 
 
 def in_order(
@@ -125,7 +127,10 @@ class _Work(Generic[Item, Outcome]):
         sent = _Sent(self.task)
         coming = deque(range(len(self.items)))
         for number, future in _going(
-            lambda number: executor.submit(sent, self.items[number]), coming, _AT_A_TIME
+            lambda number: executor.submit(sent, self.items[number]),
+            coming,
+            _AT_A_TIME,
+            idle=watch_over(executor),
         ):
             try:
                 error = future.exception()
@@ -196,10 +201,17 @@ class _Work(Generic[Item, Outcome]):
         return _settled(self.lost(self.items[number], error))
 
 
-def _going(submit: Callable[[int], Future[Any]], coming: deque[int], at_a_time: int) -> Ended:
+def _going(
+    submit: Callable[[int], Future[Any]],
+    coming: deque[int],
+    at_a_time: int,
+    *,
+    idle: Callable[[], None] = lambda: None,
+) -> Ended:
     """Submit what is coming, so much at a time, and yield each when it has ended.
 
-    What has not been submitted when an executor breaks is still coming.
+    What has not been submitted when an executor breaks is still coming. `idle` is called now and
+    then while none ends.
     """
     ended: SimpleQueue[Future[Any]] = SimpleQueue()
     numbers: dict[Future[Any], int] = {}
@@ -215,7 +227,11 @@ def _going(submit: Callable[[int], Future[Any]], coming: deque[int], at_a_time: 
                     numbers[future] = coming.popleft()
                     future.add_done_callback(ended.put)
             if numbers:
-                future = ended.get()
+                try:
+                    future = ended.get(timeout=_SECONDS_OF_IDLING)
+                except Empty:
+                    idle()
+                    continue
                 broken = broken or _is_broken(future)
                 yield numbers.pop(future), future
     finally:
