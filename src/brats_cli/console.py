@@ -23,7 +23,8 @@ from rich.table import Table
 
 from .core.wording import printable
 
-_stderr = Console(stderr=True)  # a single one, so that messages and progress bars do not mix
+# A single one, so that messages and progress bars do not mix. `:name:` in a path is no picture.
+_stderr = Console(stderr=True, emoji=False)
 
 _PIPED_WIDTH = 1000
 
@@ -97,7 +98,7 @@ def table(
         view.add_row(*(escape(printable(cell)) for cell in row))
     # In a file or a pipe, where the width of a line is not limited, each row is one line.
     width = None if sys.stdout.isatty() else _PIPED_WIDTH
-    Console(highlight=False, width=width).print(view)
+    Console(highlight=False, width=width, emoji=False).print(view)
 
 
 def number(value: float | None, digits: int = 3) -> str:

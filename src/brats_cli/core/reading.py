@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -60,6 +61,11 @@ def read_text(path: Path, *, hint: str = "check the path") -> str:
         if "\0" not in text:
             return text
     raise UnreadableFileError(path, "it is not text", hint=hint)
+
+
+def real_path(path: Path) -> Path:
+    """`path` without links; unlike `Path.resolve`, also where links lead to each other."""
+    return Path(os.path.realpath(path))
 
 
 def sha256_of(path: Path) -> str:
