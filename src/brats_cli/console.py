@@ -85,11 +85,12 @@ def table(
     rows = list(rows)
     # Case ids are never folded; longer names, such as paths, may be.
     name = min(24, max((len(row[0]) for row in rows), default=0))
-    view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    shown = None if title is None else escape(printable(title))
+    view = Table(title=shown, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
         to_left = index == 0 or column in left
         view.add_column(
-            column,
+            escape(printable(column)),
             justify="left" if to_left else "right",
             overflow="fold",
             min_width=None if index else name,
