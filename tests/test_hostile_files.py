@@ -9,21 +9,23 @@ import json
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import TINY, brats, write_case
+from helpers import TINY, assert_refused, brats, write_case
 
 from brats_cli.core.data.splits import Split
 from brats_cli.core.errors import BratsError
-from brats_cli.core.images.nifti import MOST_VOXELS
+from brats_cli.core.images.nifti import MOST_VOXELS, read_volume
+from brats_cli.core.model.archive import load_archive
 from brats_cli.core.model.checkpoint import FORMAT, Checkpoint
 from brats_cli.core.model.network import make_network
 from brats_cli.core.reading import parse_json, parse_yaml, read_table
@@ -303,6 +305,107 @@ def test_aliases_of_yaml_are_not_written_out(tmp_path, module, load, said):
     assert found == [said.format(path) for path in files]
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        # 4 GB of zeros in front of eight voxels would be 4 MB of gzip.
+        ("vox_offset", float(1 << 32), "its header puts the voxels behind 4,294,967,296 bytes"),
+        ("datatype", 32, "its voxels are complex64, not numbers"),
+        ("datatype", 128, "its voxels are colours, not numbers"),
+    ],
+)
+def test_what_is_no_image_of_numbers_is_refused_by_its_header(tmp_path, field, value, said):
+    header = nib.Nifti1Header()
+    header.set_data_shape((512, 512, 512))
+    header["vox_offset"], header[field] = 352, value
+    path = tmp_path / "x.nii.gz"
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4)) + ZEROS * 64)  # and no more
+    with pytest.raises(BratsError, match=said):
+        read_volume(path)
+
+
+def test_an_image_for_which_there_is_no_memory_is_named(tmp_path, monkeypatch):
+    image(tmp_path / "x.nii.gz", (4, 4, 4), gzip.compress(bytes(64)))
+
+    def unzipped(file):
+        raise MemoryError
+        yield
+
+    monkeypatch.setattr("brats_cli.core.images.gzipped.unzipped", unzipped)
+    with pytest.raises(BratsError, match=r"x.nii.gz: there is not enough memory for it"):
+        read_volume(tmp_path / "x.nii.gz")
+
+
+# --- what PyTorch lets pass --------------------------------------------------------------------
+
+
+def _calls(name, *arguments, times=1):
+    """A pickle of a list of what a function returns, called again and again."""
+    stored = b"".join(pickle.dumps(each, 2)[2:-1] for each in arguments)
+    packed = {0: b")", 1: b"\x85", 2: b"\x86"}[len(arguments)]
+    module, _, function = name.rpartition(".")
+    return (
+        b"\x80\x02(" + stored + packed + b"r\xff\x00\x00\x001("  # 255 is the arguments, alone
+        + f"c{module}\n{function}\nr\xfe\0\0\0".encode("latin-1") + b"0"
+        + b"j\xfe\x00\x00\x00j\xff\x00\x00\x00R" * times + b"l."
+    )  # fmt: skip
+
+
+PICKLES = {
+    "builtins.bytearray": ((10,), 1, "it calls builtins.bytearray"),
+    "torch.Tensor": ((10,), 1, "it calls torch.Tensor"),
+    "torch.FloatTensor": ((10,), 1, "it calls torch.FloatTensor"),
+    "numpy.dtype": (("V2000000000",), 1, "it calls numpy.dtype"),
+    "builtins.set": ((list(range(1000)),), 1001, "it makes too much of itself by builtins.set"),
+    "collections.Counter": ((["a"],), 1, "it calls collections.Counter"),
+    "collections.OrderedDict": (([("a", 1)] * 1000,), 1001, "it makes too much of itself"),
+    "_codecs.encode": (("x" * 1000, "latin1"), 1001, "it makes too much of itself"),
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_a_pickle_that_makes_much_of_little_is_refused(tmp_path, name):
+    arguments, times, said = PICKLES[name]
+    path = tmp_path / "m.pt"
+    with ZipFile(path, "w", ZIP_STORED) as archive:
+        archive.writestr("m/data.pkl", _calls(name, *arguments, times=times))
+        archive.writestr("m/version", "3\n")
+    with pytest.raises(pickle.UnpicklingError, match=said):
+        load_archive(path)
+
+
+def test_a_pickle_as_large_as_weights_is_refused(tmp_path):
+    path = tmp_path / "m.pt"
+    with ZipFile(path, "w", ZIP_STORED) as archive:
+        archive.writestr("m/data.pkl", b"\x80\x02(" + b"]" * (6 << 20) + b"l.")
+    with pytest.raises(pickle.UnpicklingError, match="too much beside tensors"):
+        load_archive(path)
+
+
+def test_an_archive_has_one_directory(tmp_path):
+    """PyTorch reads the first, of compressed entries, and Python's zipfile the second."""
+    path = tmp_path / "m.pt"
+    torch.save({"a": torch.zeros(1000)}, path)
+    with ZipFile(path) as archive:
+        kept = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        for name, content in kept.items():
+            archive.writestr(name, content)
+    content = path.read_bytes()
+    end = content.rindex(b"PK\5\6")
+    size, start = struct.unpack_from("<2L", content, end + 12)
+    directory = bytearray(content[start : start + size])
+    at = 0
+    while at < size:
+        directory[at + 10 : at + 12] = b"\0\0"  # stored
+        directory[at + 24 : at + 28] = directory[at + 20 : at + 24]  # as large as it is packed
+        at += 46 + sum(struct.unpack_from("<3H", directory, at + 28))
+    path.write_bytes(content[:end] + directory + content[end:])
+    assert torch.load(path, weights_only=True)["a"].shape == (1000,)  # it unpacks
+    with pytest.raises(BadZipFile, match="it has two directories"):
+        load_archive(path)
+
+
 # --- nothing is run ----------------------------------------------------------------------------
 
 
@@ -497,6 +600,70 @@ def test_a_pipe_in_a_run_or_a_store_is_passed_over(run, in_time):
     os.mkfifo(run / "log.csv")
     with pytest.raises(BratsError, match=r"log.csv: it is not a regular file"):
         RunRecord(run).rows()
+
+
+LONG = "x" * 300
+TOO_LONG = {
+    "check": ["check", LONG],
+    "check --fix": ["check", "data", "--fix", LONG],
+    "split": ["split", LONG, "-o", "new.yaml"],
+    "train --store": [*TRAIN, "--store", LONG],
+    "train --init": [*TRAIN, "--init", LONG],
+    "predict": ["predict", LONG, "--model", "model.pt", "--device", "cpu"],
+    "predict --model": ["predict", "data", "--device", "cpu", "--model", LONG],
+    "evaluate": ["evaluate", LONG, "data"],
+    "evaluate --brain": ["evaluate", "data", "data", "--within-brain", "--brain", LONG],
+    "mesh -o": ["mesh", f"{CASE}_seg.nii.gz", "-o", LONG],
+    "view": ["view", LONG],
+    "view --seg": ["view", "data/BraTS2021_00001", "--seg", LONG],
+    "import": ["import", LONG],
+    "compare": ["compare", LONG, LONG + "x"],
+}
+
+
+@pytest.mark.parametrize("call", TOO_LONG)
+def test_what_the_system_says_of_a_path_is_two_lines(run, call):
+    """A name that is too long stands for all that the system refuses, as it does for root too."""
+    result = brats(*TOO_LONG[call])
+    assert result.exit_code == 3, result.output
+    first, second = result.stderr.splitlines()[-2:]
+    assert first.startswith("error: cannot ")
+    assert LONG in first
+    assert first.endswith(": File name too long")
+    assert second.startswith(" hint: ")
+
+
+def test_a_path_that_the_system_refuses_stops_no_other(run):
+    result = brats(
+        "view", "-", "-o", "views", "--workers", "0", stdin=f"{LONG}\ndata/BraTS2021_00001\n"
+    )
+    assert result.exit_code == 3
+    assert f"error: cannot use {LONG}: File name too long\n hint: " in result.stderr
+    assert (run.parent / "views/BraTS2021_00001.html").is_file()
+
+
+@pytest.mark.parametrize("content", ["data\0data\0", "x\n" * (1 << 23)], ids=["-print0", "endless"])
+def test_what_is_no_list_of_paths_is_refused(content):
+    result = brats("predict", "-", "--dry-run", stdin=content)
+    assert_refused(result, "standard input is no list of paths", "one per line")
+
+
+def test_links_that_lead_to_themselves_are_refused(run):
+    place = Path(f"{CASE}_seg.nii.gz")  # the working folder is that of the data
+    place.unlink()
+    place.symlink_to(place.name)
+    (run.parent / "out").symlink_to("out")
+    result = brats("view", "data/BraTS2021_00001", "--seg", place, "--workers", "0")
+    assert_refused(result, f"cannot read {place}: Too many levels of symbolic links")
+    assert brats("check", "data", "--fix", "out", "--workers", "0").exit_code == 3
+    result = brats(*TRAIN, "-o", "new", "--dry-run")
+    assert result.exit_code == 3
+    assert "Too many levels of symbolic links" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["mesh", "."], ["compare", ".", "splits.yaml"]])
+def test_the_folder_itself_is_no_file(run, words):
+    assert_refused(brats(*words), "cannot read .: it is a folder")
 
 
 # --- too long, too deep ------------------------------------------------------------------------

@@ -64,13 +64,21 @@ class _Brats(TyperGroup):
                 warnings.showwarning = lambda text, *_: console.warning(str(text))
                 return super().invoke(ctx)
         except BratsError as error:
-            console.error(str(error), error.hint)
-            if error.__cause__ is not None:
-                console.detail(f"cause: {error.__cause__!r}")
-            raise typer.Exit(DATA_ERROR) from error
+            raise _told(error) from error
         except console.PrintError as error:
             console.error(f"cannot write standard output: {error}", "is the disk full?")
             raise typer.Exit(DATA_ERROR) from error
+        except OSError as error:
+            if error.filename is None:  # of stdout, which `| head` closes
+                raise
+            raise _told(BratsError.of_system(error)) from error
+
+
+def _told(error: BratsError) -> typer.Exit:
+    console.error(str(error), error.hint)
+    if error.__cause__ is not None:
+        console.detail(f"cause: {error.__cause__!r}")
+    return typer.Exit(DATA_ERROR)
 
 
 def _without_flag_values(params: list[Any]) -> list[Any]:

@@ -25,7 +25,8 @@ from rich.table import Table
 
 from .core.wording import printable
 
-_stderr = Console(stderr=True)  # a single one, so that messages and progress bars do not mix
+# A single one, so that messages and progress bars do not mix. `:name:` in a path is no picture.
+_stderr = Console(stderr=True, emoji=False)
 
 _PIPED_WIDTH = 1000
 
@@ -94,11 +95,12 @@ def table(
     rows = list(rows)
     # Case ids are never folded; longer names, such as paths, may be.
     name = min(24, max((len(row[0]) for row in rows), default=0))
-    view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    shown = None if title is None else escape(printable(title))
+    view = Table(title=shown, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
         to_left = index == 0 or column in left
         view.add_column(
-            column,
+            escape(printable(column)),
             justify="left" if to_left else "right",
             overflow="fold",
             min_width=None if index else name,
@@ -108,7 +110,7 @@ def table(
     # In a file or a pipe, where the width of a line is not limited, each row is one line.
     with _stdout() as stdout:
         width = None if stdout.isatty() else _PIPED_WIDTH
-        Console(highlight=False, width=width).print(view)
+        Console(highlight=False, width=width, emoji=False).print(view)
 
 
 @contextmanager

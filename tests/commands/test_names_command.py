@@ -9,8 +9,10 @@ import pytest
 import yaml
 from helpers import TINY, brats, write_case
 
+from brats_cli import console
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.model.network import make_network
+from brats_cli.core.score.scores import write_csv
 from brats_cli.core.train.config import TrainConfig
 
 RED = "\x1b[31m"
@@ -108,3 +110,25 @@ def test_errors_show_such_names(name, tmp_path):
         result = brats(*words)
         assert result.exit_code in (2, 3)
         assert not set(result.output) & {"\x1b", "\x07"}, words
+
+
+def test_models_and_regions_of_such_names_are_drawn(tmp_path):
+    names = ["a$x^$", "\udce9", "b$\\frac{$"]
+    for number, model in enumerate(names):
+        rows = "".join(f"{case},$x^$,0.{number}{case},{case}\n" for case in range(1, 5))
+        (tmp_path / f"{model}.csv").write_text(f"case,region,dice,hausdorff95_mm\n{rows}")
+    files = [tmp_path / f"{model}.csv" for model in names]
+    for some in (files, files[:2]):
+        assert "$x^$" in printed("compare", *some, "-o", tmp_path / "c.png", "--overwrite")
+
+
+def test_a_line_in_a_name_begins_no_formula(tmp_path):
+    write_csv(tmp_path / "x.csv", ["case"], [{"case": "a\r=1+1"}, {"case": "=1"}], overwrite=True)
+    with (tmp_path / "x.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["case"], ["a\\r=1+1"], ["'=1"]]
+
+
+def test_a_word_between_colons_is_no_picture(capsys):
+    console.message("a:bomb:b")
+    console.table(["case"], [["a:bomb:b"]])
+    assert "a:bomb:b" in capsys.readouterr().out

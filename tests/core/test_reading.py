@@ -3,7 +3,14 @@ import os
 import pytest
 
 from brats_cli.core.errors import UnreadableFileError
-from brats_cli.core.reading import parse_yaml, read_table, read_text, sha256_of
+from brats_cli.core.reading import (
+    parse_json,
+    parse_yaml,
+    read_table,
+    read_text,
+    real_path,
+    sha256_of,
+)
 
 ROWS = [{"ID": "a", "Größe": "groß"}, {"ID": "b", "Größe": ""}]
 
@@ -86,3 +93,44 @@ def test_a_checksum_is_that_of_the_standard(tmp_path):
     )
     with pytest.raises(UnreadableFileError, match=r"cannot read .*gone: No such file"):
         sha256_of(tmp_path / "gone")
+
+
+# --- bounds ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ",".join(f"c{n}" for n in range(10_000)) + "\n" + "a\n" * 401,  # 4 million cells in 60 kB
+        "ID\n" + "a\n" * 2_000_000,
+        "ID," + "," * 2_000_000,
+    ],
+)
+def test_a_table_of_millions_of_cells_is_refused(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UnreadableFileError, match="it holds too many values"):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (parse_json, "[" + "[]," * 1_000_001 + "0]"),
+        (parse_yaml, "a: 1\n" * 250_001),
+        (parse_yaml, "\n" * 500_001),
+        (parse_yaml, "a: " + "x" * (1 << 24)),
+    ],
+)
+def test_a_text_of_very_many_values_is_refused_before_it_is_parsed(monkeypatch, parse, text):
+    monkeypatch.setattr("json.loads", None)
+    monkeypatch.setattr("yaml.safe_load", None)
+    with pytest.raises(ValueError, match=r"it holds too many values|it has 16,777,219 characters"):
+        parse(text)
+
+
+def test_links_that_lead_to_each_other_have_a_real_path(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "c").symlink_to("d")
+    assert real_path(tmp_path / "a").parent == tmp_path.resolve()
+    assert real_path(tmp_path / "c") == (tmp_path / "d").resolve()

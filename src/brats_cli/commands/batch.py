@@ -19,13 +19,29 @@ def paths_of(given: Sequence[Path]) -> list[Path]:
     """The paths given, without duplicates; `-` is replaced by the lines of standard input.
 
     Raises:
-        BratsError: If there is a `-` and standard input is empty.
+        BratsError: If there is a `-` and standard input is empty, or is no list of paths.
     """
-    piped = [Path(line.strip()) for line in sys.stdin if line.strip()] if Path("-") in given else []
+    piped = _piped() if Path("-") in given else []
     paths = [each for path in given for each in (piped if path == Path("-") else [path])]
     if not paths:
         raise BratsError("standard input is empty", hint="pipe paths into it, one per line")
     return list(dict.fromkeys(paths))
+
+
+_MOST_PIPED = 1 << 24
+
+
+def _piped() -> list[Path]:
+    """The lines of standard input, as far as there is something in them."""
+    try:
+        text = sys.stdin.read(_MOST_PIPED)
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text or len(text) == _MOST_PIPED:
+        raise BratsError(
+            "standard input is no list of paths", hint="pipe paths into it, one per line"
+        )
+    return [Path(line.strip()) for line in text.split("\n") if line.strip()]
 
 
 def raise_failures(failed: Sequence[BratsError], *, tried: int, of: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,16 @@ class BratsError(Exception):
     def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(" ".join(message.split()))
         self.hint = " ".join(hint.split())
+
+    @classmethod
+    def of_system(cls, error: OSError) -> BratsError:
+        """What the system says of a path: too long a name, no permission, a disk that is gone."""
+        name = error.filename
+        return BratsError(
+            f"cannot use {os.fsdecode(name) if isinstance(name, bytes) else name}: "
+            f"{error.strerror}",
+            hint="check the path, and the permissions of its folders",
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # To travel between processes: a subclass cannot be created again from its message alone.

@@ -5,16 +5,24 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
+import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import UnreadableFileError
 
-_MOST_BYTES = 1 << 28
+# What follows keeps every reader below half a gigabyte and a minute, whatever a file holds: Python
+# takes some 100 bytes for the smallest value, and PyYAML 650 bytes and 60 microseconds.
+
+_MOST_BYTES, _MOST_BYTES_OF_YAML = 1 << 26, 1 << 24
 """No settings, split or table is longer."""
 
 _MOST_VALUES, _DEEPEST = 1_000_000, 50
+
+_MOST_CELLS, _MOST_VALUES_OF_YAML = 2_000_000, 500_000
 
 Value = TypeVar("Value")
 
@@ -55,6 +63,11 @@ def read_text(path: Path, *, hint: str = "check the path") -> str:
     raise UnreadableFileError(path, "it is not text", hint=hint)
 
 
+def real_path(path: Path) -> Path:
+    """`path` without links; unlike `Path.resolve`, also where links lead to each other."""
+    return Path(os.path.realpath(path))
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal.
 
@@ -76,10 +89,13 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         ValueError: If it is not YAML, or names a value that there cannot be, such as the date
-            2001-99-99.
+            2001-99-99; or if it is very long.
     """
     import yaml  # not needed to read tables
 
+    if len(text) > _MOST_BYTES_OF_YAML:
+        raise ValueError(f"it has {len(text):,} characters")
+    require_few(text, "\n\r\x85\u2028\u2029,:[{", _MOST_VALUES_OF_YAML)
     try:
         return require_small(yaml.safe_load(text))
     # PyYAML's constructors let through what they stumble on.
@@ -96,6 +112,7 @@ def parse_json(text: str) -> Any:
     Raises:
         ValueError: If it is not JSON, or nested without end.
     """
+    require_few(text, ",[{", 2 * _MOST_VALUES)
     try:
         return require_small(json.loads(text))
     except RecursionError as error:
@@ -140,6 +157,35 @@ def require_small(tree: Value) -> Value:
     return tree
 
 
+def require_few(text: str, marks: str, most: int) -> None:
+    """Check, before a text is parsed, that it does not hold too many values.
+
+    Args:
+        text: The text.
+        marks: The characters of which one stands before or behind every value.
+        most: How many of them there may be.
+
+    Raises:
+        ValueError: If there are more.
+    """
+    if sum(text.count(mark) for mark in marks) > most:
+        raise ValueError("it holds too many values")
+
+
+def table_lines(path: Path) -> list[str]:
+    """The lines of a table in a text file, without their ends.
+
+    Raises:
+        UnreadableFileError: If it may not be read, or has more cells than a table of scores.
+    """
+    text = read_text(path)
+    try:
+        require_few(text, "\n\r,;\t", _MOST_CELLS)
+    except ValueError as error:
+        raise UnreadableFileError(path, str(error), hint="is it a table of cases?") from error
+    return re.split("\r\n|\n|\r", text)
+
+
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a table with a line of column names, separated by comma, semicolon or tab.
 
@@ -148,21 +194,33 @@ def read_table(path: Path) -> list[dict[str, str]]:
     Raises:
         UnreadableFileError: If it is no table.
     """
-    text = read_text(path).lstrip("\r\n")
-    first = text.partition("\n")[0]
+    lines = table_lines(path)
+    first = next(filter(None, lines), "")
     separator = max(",;\t", key=first.count)
     try:
-        names, *lines = list(csv.reader(text.splitlines(), delimiter=separator)) or [[]]
+        return list(_rows(lines, separator))
     except csv.Error as error:
         raise UnreadableFileError(
             path, f"it is not a readable table ({error})", hint="save it again as CSV"
         ) from error
+
+
+def _rows(lines: list[str], separator: str) -> Iterator[dict[str, str]]:
+    """The rows of a table, by column.
+
+    Raises:
+        csv.Error: If it is none, or would be far larger with its missing fields than without.
+    """
+    rows = csv.reader(lines, delimiter=separator)
+    names = next((row for row in rows if row), [])
     columns: dict[str, int] = {}
     for number, name in enumerate(names):
         if name.strip():
             columns.setdefault(name.strip(), number)
-    return [
-        {name: line[number] if number < len(line) else "" for name, number in columns.items()}
-        for line in lines
-        if any(field.strip() for field in line)
-    ]
+    cells = 0
+    for row in rows:
+        if any(field.strip() for field in row):
+            cells += len(columns)
+            if cells > 2 * _MOST_CELLS:
+                raise csv.Error("it holds too many values")
+            yield {name: row[n] if n < len(row) else "" for name, n in columns.items()}

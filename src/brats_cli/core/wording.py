@@ -73,3 +73,8 @@ def printable(text: str) -> str:
         return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
     return _UNPRINTABLE.sub(escaped, text)
+
+
+def drawable(text: str) -> str:
+    """`text` as matplotlib may draw it: printable, and no `$` of it begins a formula."""
+    return printable(text).replace("$", r"\$")

@@ -32,6 +32,15 @@ def test_a_process_is_alone_unless_torchrun_says_otherwise(monkeypatch):
     assert Group.from_environment() == Group(3, 4, local_rank=1, local_size=2)
 
 
+def test_an_environment_of_other_words_is_refused(monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "gold")
+    with pytest.raises(ConfigError, match="the environment says RANK=gold, which") as caught:
+        Group.from_environment()
+    assert "torchrun sets these variables" in caught.value.hint
+
+
 def test_one_process_leads_and_does_everything():
     with ALONE.joined(CPU), ALONE.one_by_machine():
         assert ALONE.leads

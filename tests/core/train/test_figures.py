@@ -142,7 +142,8 @@ def test_a_drawn_preview_has_a_contour_of_each_where_it_is():
 @pytest.mark.parametrize("fill", [False, True], ids=["empty", "full"])
 def test_masks_without_an_edge_and_an_empty_image_can_be_drawn(fill):
     masks = np.full((3, 8, 9), fill)
-    assert Preview("case", np.zeros((8, 9), np.float32), masks, masks).draw().shape[2] == 3
+    for name in ("case", "$x^$", "caf\udce9"):  # the latter two are no formula and no text
+        assert Preview(name, np.zeros((8, 9), np.float32), masks, masks).draw().shape[2] == 3
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from ..data.finding import survey
 from ..errors import OutputError, OutputExistsError, UnreadableFileError
 from ..images.grid import Grid, Volume
 from ..images.nifti import read_volume, stem, write_image
+from ..reading import real_path
 from ..writing import whole_file, whole_folder
 from .report import CaseReport, DataReport, read_case, reference_of
 from .rules import not_orthonormal
@@ -62,7 +63,7 @@ def require_place(out: Path, root: Path) -> None:
         OutputError: If `out` lies inside the data set.
         OutputExistsError: If `out` is a folder that is not empty.
     """
-    if out.resolve().is_relative_to(root.resolve()):
+    if real_path(out).is_relative_to(real_path(root)):
         raise OutputError(out, "it lies inside the data set, which is left unchanged")
     if out.is_dir() and any(out.iterdir()):
         raise OutputExistsError(out, hint="give an empty folder, or one that does not exist yet")
@@ -120,7 +121,7 @@ def _copy_description(source: Path, target: Path, root: Path) -> None:
     for above, beside in ((source, target), (source.parent, target.parent)):
         description = above / "dataset.json"
         copied = beside / "dataset.json"
-        inside = above.resolve().is_relative_to(root.resolve())
+        inside = real_path(above).is_relative_to(real_path(root))
         if inside and description.is_file() and not copied.exists():
             content = _bytes_of(description)
             with whole_file(copied) as partial:

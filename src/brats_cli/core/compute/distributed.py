@@ -61,17 +61,22 @@ class Group:
 
     @classmethod
     def from_environment(cls) -> Group:
-        """The group that `torchrun` put this process into."""
-        rank, size, local, beside = (
-            int(os.environ.get(name, default))
-            for name, default in (
-                ("RANK", 0),
-                ("WORLD_SIZE", 1),
-                ("LOCAL_RANK", 0),
-                ("LOCAL_WORLD_SIZE", 1),
+        """The group that `torchrun` put this process into.
+
+        Raises:
+            ConfigError: If the environment does not say it in whole numbers.
+        """
+        defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+        try:
+            return cls(*(int(os.environ.get(name, value)) for name, value in defaults.items()))
+        except ValueError as error:
+            said = ", ".join(
+                f"{name}={os.environ[name]}" for name in defaults if name in os.environ
             )
-        )
-        return cls(rank, size, local, beside)
+            raise ConfigError(
+                f"the environment says {said}, which are not whole numbers",
+                hint="torchrun sets these variables: unset them to train without it",
+            ) from error
 
     @property
     def leads(self) -> bool:

@@ -95,7 +95,7 @@ def overlapped(
             coming.extend(loading.submit(load, item) for item in items[behind : behind + 1])
             try:
                 leaving.append(finishing.submit(finish, compute(loaded.result())))
-            except (BratsError, MemoryError) as error:
+            except (BratsError, MemoryError, OSError) as error:
                 leaving.append(Future())
                 leaving[-1].set_exception(error)
             del loaded  # a case's images, which take as much as the network
@@ -106,11 +106,15 @@ def overlapped(
 
 
 def outcome_of(work: Callable[[], Outcome]) -> Outcome | BratsError:
-    """What `work` returns, or the error that it ended with, which may be for lack of memory."""
+    """What `work` returns, or the error that it ended with, which may be the system's."""
     try:
         return work()
     except BratsError as error:
         return error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return BratsError.of_system(error)
     except MemoryError as error:
         return BratsError(
             ": ".join(filter(None, ["not enough memory", str(error)])),

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import BratsWarning, UnreadableFileError
 from ..images.nifti import NIFTI_ENDINGS, is_nifti, stem
+from ..reading import real_path
 from .dataset_json import read_description, read_dseg, read_dseg_above
 from .naming import parse_name
 
@@ -138,11 +139,11 @@ class _Entered:
     def __init__(self, root: Path) -> None:
         self.folders: set[Path] = set()
         self._around: set[Path] = set()
-        self._add(root.resolve())
+        self._add(real_path(root))
 
     def met(self, link: Path) -> bool:
         """Whether `link` leads in or around a folder that was entered; if not, it counts as one."""
-        real = link.resolve()
+        real = real_path(link)
         if real in self._around or not self.folders.isdisjoint((real, *real.parents)):
             return True
         self._add(real)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import BratsError, CaseError, SplitError
+from ..reading import real_path
 from .cases import Case
 from .finding import case_at, survey
 from .splits import Split
@@ -33,10 +34,14 @@ def find_each(paths: Sequence[Path]) -> tuple[list[Case], list[BratsError]]:
             found, clashes = _at(path)
         except BratsError as error:
             found, clashes = [], [error]
+        except OSError as error:  # a name that is too long, a folder without permission
+            if error.filename is None:
+                raise
+            found, clashes = [], [BratsError.of_system(error)]
         wrong += clashes
         for case in found:
             other = cases.setdefault(case.id, case)
-            if other.folder.resolve() != case.folder.resolve():
+            if real_path(other.folder) != real_path(case.folder):
                 wrong.append(CaseError.twice(case.id, other.folder, case.folder))
     return list(cases.values()), wrong
 

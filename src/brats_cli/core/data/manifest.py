@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..reading import parse_json, read_text
+from ..errors import UnreadableFileError
+from ..reading import parse_json, read_text, require_few
 
 MANIFEST = "predictions.jsonl"
 """File in a folder of predictions with one line per prediction, in the order they were made; if a
 case has several lines, the last one is valid. One without `finished` says that the case's files are
 being replaced, so that no line is of others than those that lie there."""
+
+
+_MOST_VALUES = 4_000_000  # a line has some forty
 
 
 def read_manifest(path: Path) -> list[dict[str, Any]]:
@@ -19,8 +23,13 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
     Raises:
         UnreadableFileError: If it is there and cannot be read.
     """
+    text = read_text(path) if path.is_file() else ""
+    try:
+        require_few(text, "\n,[{", _MOST_VALUES)
+    except ValueError as error:
+        raise UnreadableFileError(path, str(error), hint="is it a list of predictions?") from error
     rows = []
-    for line in read_text(path).splitlines() if path.is_file() else ():
+    for line in text.split("\n"):
         try:
             row = parse_json(line)
         except ValueError:

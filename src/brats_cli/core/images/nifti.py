@@ -41,13 +41,16 @@ _KINDS = {
 MOST_VOXELS = 4 * 512**3
 """No image of more voxels is read: a small file of zeros, zipped, would fill any memory."""
 
+_MOST_BEFORE = 1 << 26
+"""Voxels begin within so many bytes: in front of them there are only notes of programs."""
+
 _CHUNK = 1 << 20
 """Bytes that are read at once of a file that is not gzipped."""
 
 # What nibabel raises for headers that say something impossible.
 _DAMAGED = (
-    HeaderDataError, ImageFileError, WrapStructError, EOFError, KeyError, MemoryError, OSError,
-    OverflowError, ValueError, np.linalg.LinAlgError,
+    HeaderDataError, ImageFileError, WrapStructError, EOFError, KeyError, OSError, OverflowError,
+    ValueError, np.linalg.LinAlgError,
 )  # fmt: skip
 
 # nibabel logs what it repairs in a header; `brats check` reports that with the file's name.
@@ -131,7 +134,8 @@ def read_volume(path: Path) -> Volume:
     Scaled values are float64; axes of length 1 behind the third are dropped.
 
     Raises:
-        UnreadableFileError: Saying in which way it is damaged, or that its voxels are not numbers.
+        UnreadableFileError: Saying in which way it is damaged, that its voxels are not numbers, or
+            that there is too little memory for it.
     """
     content, was_gzipped = _content(path)
     written = _header(content, path)
@@ -141,15 +145,12 @@ def read_volume(path: Path) -> Volume:
         with np.errstate(all="ignore"):  # as in `_qform`
             affine = np.asarray(header.get_best_affine(), dtype=float)
         data = np.asanyarray(ArrayProxy(io.BytesIO(content), header))
+    except MemoryError as error:
+        raise _too_large(path) from error
     except _DAMAGED as error:
         raise UnreadableFileError(path, f"its header is damaged ({_short(error)})") from error
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
-    if data.dtype.kind not in "biuf":
-        kind = "colours" if data.dtype.kind == "V" else str(data.dtype)
-        raise UnreadableFileError(
-            path, f"its voxels are {kind}, not numbers", hint="export it as a greyscale image"
-        )
     if 0 in data.shape:
         raise UnreadableFileError(path, f"it has {times(data.shape)} voxels")
     x, y, z = (*data.shape, 1, 1)[:3]
@@ -342,8 +343,18 @@ def _content(path: Path) -> tuple[bytes, bool]:
         raise UnreadableFileError(path, "it is cut short") from error
     except gzipped.DamagedGzipError as error:
         raise UnreadableFileError(path, "its bytes are damaged (checksum)") from error
+    except MemoryError as error:
+        raise _too_large(path) from error
     except OSError as error:
         raise UnreadableFileError(path, error.strerror or str(error)) from error
+
+
+def _too_large(path: Path) -> UnreadableFileError:
+    return UnreadableFileError(
+        path,
+        "there is not enough memory for it",
+        hint="end other programs, or use a machine with more memory",
+    )
 
 
 def _gathered(pieces: Iterator[bytes], path: Path, *, most: int) -> bytes:
@@ -370,17 +381,17 @@ def _gathered(pieces: Iterator[bytes], path: Path, *, most: int) -> bytes:
             f"its header claims {times(shape)} voxels, which is no head scan",
             hint=f"brats reads up to {MOST_VOXELS:,} voxels, four volumes of 512 x 512 x 512",
         )
-    kept, size = [start], len(start)
+    kept, size = [start[:due]], len(start)
     for piece in pieces:
         if size < due:
-            kept.append(piece)
+            kept.append(piece[: due - size])
         size += len(piece)
         # Bytes behind the image are read for the sake of the checksum, but not without end.
         if size > 2 * due + _CHUNK:
             raise UnreadableFileError(path, f"it holds more than the {due:,} bytes it claims")
     if size < due:
         raise UnreadableFileError(path, "it is cut short, or its header is damaged")
-    return b"".join(kept)[:due]
+    return b"".join(kept)
 
 
 _HEADER_BYTES = nib.Nifti2Header.template_dtype.itemsize  # the larger of the two
@@ -409,9 +420,17 @@ def _bytes_due(header: Any, path: Path) -> int:
     try:
         shape = [int(side) for side in header.get_data_shape()]
         start = max(int(header.get_data_offset()), header.template_dtype.itemsize)
-        itemsize = int(header.get_data_dtype().itemsize)
+        kind = header.get_data_dtype()
+        itemsize = int(kind.itemsize)
     except _DAMAGED as error:
         raise UnreadableFileError(path, f"its header is damaged ({_short(error)})") from error
+    if kind.kind not in "biuf":
+        words = "colours" if kind.names else header.get_value_label("datatype")
+        raise UnreadableFileError(
+            path, f"its voxels are {words}, not numbers", hint="export it as a greyscale image"
+        )
+    if start > _MOST_BEFORE:
+        raise UnreadableFileError(path, f"its header puts the voxels behind {start:,} bytes")
     if not 1 <= int(header["dim"][0]) <= 7 or min(shape) < 0 or not itemsize:
         raise UnreadableFileError(path, f"its header is damaged (dim {header['dim'].tolist()})")
     return int(start + math.prod(shape) * itemsize)

@@ -154,7 +154,7 @@ class Checkpoint:
         if not path.is_file():
             raise UnreadableFileError(path, "there is no such checkpoint", hint="check --model")
         try:
-            content = load_archive(path, zipped=True)
+            content = load_archive(path)
         except DAMAGED as error:
             raise CheckpointError(
                 f"{path} is not a brats checkpoint",

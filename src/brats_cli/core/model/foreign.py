@@ -70,7 +70,7 @@ def read_weights(path: Path) -> Any:
 def _reason(error: BaseException) -> str:
     """Why torch cannot read a file, in a few words."""
     text = str(error)
-    named = re.search(r"GLOBAL ([\w.]+)", text)
+    named = re.search(r"(?:GLOBAL|it calls) ([\w.]+)", text)
     if named or re.search(r"unrecognized function|Can only (build|create)", text):
         return f"it would run code ({named[1]})" if named else "it would run code"
     return "it is not a whole file of torch.save"

@@ -43,6 +43,7 @@ from ..data.naming import MODALITIES
 from ..errors import LabelError, OutputError, UnreadableFileError
 from ..images.grid import require_same_grid
 from ..images.nifti import MOST_VOXELS, read_labels
+from ..reading import real_path
 from ..wording import size_text
 from .preparation import PREPARATION, prepare_labels
 from .recipe import RECIPE, Recipe, prepare_by
@@ -219,7 +220,7 @@ class Store:
         assert case.label is not None
         assert case.scheme is not None
         images = [case.images[name] for name in self.modalities]
-        paths = [*(image.path.resolve() for image in images), case.label.resolve()]
+        paths = [*(real_path(image.path) for image in images), real_path(case.label)]
         wanted: list[Any] = [self.scheme.name, case.scheme.name, self.modalities, *map(str, paths)]
         wanted += [image.channel for image in images]
         wanted += [RECIPE, self.recipe.content()] if self.recipe else []
@@ -421,7 +422,7 @@ def _some_voxels(mask: npt.NDArray[np.bool_], case_id: str) -> npt.NDArray[np.in
     """At most `CENTRES` voxels of a mask, (3, N); the same at every preparation."""
     inside = np.flatnonzero(mask)
     if inside.size > CENTRES:
-        seed = int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "little")
+        seed = int.from_bytes(hashlib.sha256(os.fsencode(case_id)).digest()[:8], "little")
         inside = np.sort(np.random.default_rng(seed).choice(inside, CENTRES, replace=False))
     return np.stack(np.unravel_index(inside, mask.shape)).astype(np.int16)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BratsWarning, CaseError, ConfigError, UnreadableFileError
-from ..reading import read_text
+from ..reading import table_lines
 from ..wording import did_you_mean, listing
 from ..writing import require_ending, require_writable
 from .paired import Comparison, Key, differences, ranking
@@ -108,7 +108,7 @@ def model_names(paths: Sequence[Path]) -> list[str]:
     ['a/scores', 'b/scores']
     """
     for depth in range(1, 1 + max(len(path.parts) for path in paths)):
-        names = ["/".join(path.with_suffix("").parts[-depth:]) for path in paths]
+        names = ["/".join((*path.parent.parts, path.stem)[-depth:]) for path in paths]
         if len(set(names)) == len(names):
             return names
     raise ConfigError("the same file is given twice", hint="give each model's scores once")
@@ -123,7 +123,7 @@ def read_scores(path: Path, model: str) -> Scores:
     values: dict[str, dict[Key, float]] = {}
     rules: dict[str, str] = {}
     try:
-        rows = csv.DictReader(read_text(path).splitlines())
+        rows = csv.DictReader(table_lines(path))
         names = list(rows.fieldnames or ())
         if names[:2] != ["case", "region"]:
             raise UnreadableFileError(

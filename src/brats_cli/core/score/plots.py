@@ -23,6 +23,7 @@ from ..data.naming import MODALITIES
 from ..errors import BratsError
 from ..images.grid import Grid, Mask, to_canonical
 from ..images.nifti import read_image
+from ..wording import drawable
 from ..writing import whole_file
 from .paired import Comparison
 from .pairing import Pair, Scoring, read_pair, shared_regions
@@ -170,7 +171,8 @@ def compared(found: Comparison) -> Figure:
             for line, region in enumerate(regions):
                 place = number * (len(regions) + 0.8) + line
                 places.append(place)
-                names.append(f"{a} − {b}, {region}" if len(pairs) > 1 else region)  # noqa: RUF001
+                name = f"{a} − {b}, {region}" if len(pairs) > 1 else region  # noqa: RUF001
+                names.append(drawable(name))
                 (each,) = (
                     each
                     for each in found.differences
@@ -186,7 +188,7 @@ def compared(found: Comparison) -> Figure:
         axes.set_title(HEADINGS.get(metric, metric), fontsize=11)
         _plain(axes)
     a, b = pairs[0]
-    title = f"{a} minus {b}" if len(pairs) == 1 else "differences between models"
+    title = drawable(f"{a} minus {b}") if len(pairs) == 1 else "differences between models"
     figure.suptitle(
         f"{title}: mean of {len(found.cases)} cases, 95 % bootstrap interval\n"
         "filled: significant after Holm's correction (5 %)",

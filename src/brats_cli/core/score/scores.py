@@ -363,15 +363,18 @@ def write_csv(
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            writer.writerow(
-                {
-                    key: f"'{value}" if isinstance(value, str) and value[:1] in _FORMULA else value
-                    for key, value in row.items()
-                }
-            )
+            writer.writerow({key: _text(value) for key, value in row.items()})
 
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+def _text(value: Any) -> Any:
+    """A value without what would begin a formula, or a line in which something may begin one."""
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r", "\\r")  # the csv module quotes it from Python 3.13 on
+    return f"'{value}" if value[:1] in _FORMULA else value
+
+
+_FORMULA = ("=", "+", "-", "@", "\t")
 
 
 def plot_files(folder: Path) -> dict[str, Path]:

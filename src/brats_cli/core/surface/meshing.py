@@ -343,7 +343,7 @@ class _Base:
 
     def of(self, region: str) -> Path:
         region = "" if self.is_whole else f"_{region}"
-        return self.path.with_name(f"{self.path.name}{region}{self.suffix}")
+        return self.path.parent / f"{self.path.name}{region}{self.suffix}"  # it may be `.`
 
 
 def _existing(base: _Base, config: MeshConfig) -> frozenset[Path]:

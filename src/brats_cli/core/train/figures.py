@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ..data.labels import REGION_COLOURS, REGIONS
 from ..images.grid import Mask
+from ..wording import drawable
 from ..writing import whole_file
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Preview:
         lines = [Line2D([], [], color=colour) for colour in (_EXPERT, _PREDICTION)]
         figure.legend(
             lines,
-            [f"expert, {self.case_id}", "network"],
+            [f"expert, {drawable(self.case_id)}", "network"],
             loc="outside lower center",
             ncols=2,
             frameon=False,

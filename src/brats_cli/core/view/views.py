@@ -24,6 +24,7 @@ from ..data.manifest import MANIFEST, read_manifest
 from ..data.meaning import known_of
 from ..errors import BratsError, CaseError, ConfigError, NoCasesError
 from ..images.nifti import stem
+from ..reading import real_path
 from ..writing import require_writable
 from .index import INDEX, require_own_index, summarise, write_index
 from .page import write_page
@@ -363,7 +364,7 @@ def _of_case(source: Path | Mapping[str, Path], case_id: str) -> Path | None:
 
 
 def _same(first: Path, second: Path) -> bool:
-    return first.resolve() == second.resolve()
+    return real_path(first) == real_path(second)
 
 
 def _maps_in(folder: Path, kind: str) -> dict[str, Path]:
