@@ -60,7 +60,6 @@ class PredictConfig:
         tta: Average over the eight flips of a case (test-time augmentation).
         overlap: Overlap of neighbouring windows, as a fraction of a window; by default as suits
             the network.
-        batch_windows: Number of windows computed at the same time.
         allow_missing: Segment cases without all modalities, even if the network was never trained
             on such cases.
         probabilities: Return the probability of each region.
@@ -75,7 +74,6 @@ class PredictConfig:
     labels: LabelScheme | None = None
     tta: bool = False
     overlap: float | None = None
-    batch_windows: int = 1
     allow_missing: bool = False
     probabilities: bool = False
     uncertainty: bool = False
@@ -391,7 +389,6 @@ class Predictor:
             dtype=arithmetic(self.device, checkpoint.precision),
             patch_size=checkpoint.patch_size,
             overlap=self.config.overlap,
-            batch_windows=self.config.batch_windows,
             sliding=checkpoint.sliding,
         )
 
