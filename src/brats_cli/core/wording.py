@@ -73,3 +73,12 @@ def printable(text: str) -> str:
         return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
     return _UNPRINTABLE.sub(escaped, text)
+
+
+def drawable(text: str) -> str:
+    r"""`text` as matplotlib draws it: printable, and `$` begins no formula.
+
+    >>> drawable("A$x^$")
+    'A\\$x^\\$'
+    """
+    return printable(text).replace("$", r"\$")

@@ -174,6 +174,12 @@ def test_a_region_that_is_not_there_has_no_centres(store, phantoms):
     assert len(found.centres["TC"]) > 0
 
 
+def test_a_large_case_may_have_a_name_that_is_not_utf_8(store, case):
+    named = replace(case, id=os.fsdecode(b"caf\xe9"))
+    assert stored(store, [named]) == [named.id]
+    assert len(store.open(named).centres["brain"]) == CENTRES
+
+
 def test_centres_are_the_same_at_every_preparation(tmp_path, case):
     chosen = []
     for name in ("first", "second"):

@@ -421,7 +421,8 @@ def _some_voxels(mask: npt.NDArray[np.bool_], case_id: str) -> npt.NDArray[np.in
     """At most `CENTRES` voxels of a mask, (3, N); the same at every preparation."""
     inside = np.flatnonzero(mask)
     if inside.size > CENTRES:
-        seed = int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "little")
+        digest = hashlib.sha256(case_id.encode("utf-8", "surrogateescape")).digest()
+        seed = int.from_bytes(digest[:8], "little")
         inside = np.sort(np.random.default_rng(seed).choice(inside, CENTRES, replace=False))
     return np.stack(np.unravel_index(inside, mask.shape)).astype(np.int16)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..data.naming import MODALITIES
 from ..errors import BratsError
 from ..images.grid import Grid, Mask, to_canonical
 from ..images.nifti import read_image
+from ..wording import drawable
 from ..writing import whole_file
 from .paired import Comparison
 from .pairing import Pair, Scoring, read_pair, shared_regions
@@ -169,7 +171,8 @@ def compared(found: Comparison) -> Figure:
             for line, region in enumerate(regions):
                 place = number * (len(regions) + 0.8) + line
                 places.append(place)
-                names.append(f"{a} − {b}, {region}" if len(pairs) > 1 else region)  # noqa: RUF001
+                pair = drawable(f"{a} − {b}, {region}")  # noqa: RUF001
+                names.append(pair if len(pairs) > 1 else region)
                 (each,) = (
                     each
                     for each in found.differences
@@ -185,7 +188,7 @@ def compared(found: Comparison) -> Figure:
         axes.set_title(HEADINGS.get(metric, metric), fontsize=11)
         _plain(axes)
     a, b = pairs[0]
-    title = f"{a} minus {b}" if len(pairs) == 1 else "differences between models"
+    title = drawable(f"{a} minus {b}") if len(pairs) == 1 else "differences between models"
     figure.suptitle(
         f"{title}: mean of {len(found.cases)} cases, 95 % bootstrap interval\n"
         "filled: significant after Holm's correction (5 %)",
@@ -359,7 +362,10 @@ def figures(report: Report) -> Mapping[str, Figure]:
 def png(figure: Figure) -> bytes:
     """A figure as PNG."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        # A letter that the font lacks, as in a Chinese name, is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        figure.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()
 
 

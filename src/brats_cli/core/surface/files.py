@@ -190,7 +190,7 @@ def _write_obj(path: Path, model: Model, placing: Placing, *, overwrite: bool) -
             material += ["Kd 1 1 1", f"map_Kd {picture.name}"]
         else:
             material += ["Kd {:.4f} {:.4f} {:.4f}".format(*(each / 255 for each in model.rgb))]
-        described = ("\n".join(material) + "\n").encode()
+        described = _encoded("\n".join(material) + "\n")
         _write(path.with_suffix(".mtl"), described, overwrite=overwrite)
         _write(path, _obj(path, model, placing), overwrite=overwrite)
 
@@ -216,7 +216,12 @@ def _obj(path: Path, model: Model, placing: Placing) -> bytes:
                 np.stack((corners, numbers, corners), axis=2).reshape(-1, 9),
             )
         )
-    return "".join(parts).encode()
+    return _encoded("".join(parts))
+
+
+def _encoded(text: str) -> bytes:
+    """A text with names of files, of which some hold bytes that are not UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _lines(line: str, rows: npt.NDArray[Any]) -> str:

@@ -6,6 +6,7 @@ matplotlib is imported when the first is drawn; nothing else has to wait for it.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from ..data.labels import REGION_COLOURS, REGIONS
 from ..images.grid import Mask
+from ..wording import drawable
 from ..writing import whole_file
 
 if TYPE_CHECKING:
@@ -85,7 +87,7 @@ class Preview:
         lines = [Line2D([], [], color=colour) for colour in (_EXPERT, _PREDICTION)]
         figure.legend(
             lines,
-            [f"expert, {self.case_id}", "network"],
+            [drawable(f"expert, {self.case_id}"), "network"],
             loc="outside lower center",
             ncols=2,
             frameon=False,
@@ -200,5 +202,8 @@ def _pixels(figure: Figure) -> npt.NDArray[np.uint8]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        # A letter that the font lacks, as in a Chinese name, is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
