@@ -2,7 +2,6 @@ import itertools
 import math
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from brats_cli.core.data.cases import read_images
 from brats_cli.core.data.finding import case_at
 from brats_cli.core.data.labels import SCHEMES, noted_scheme
+from brats_cli.core.data.naming import companion
 from brats_cli.core.errors import (
     BratsError,
     ConfigError,
@@ -30,7 +30,6 @@ from brats_cli.core.predict.predictor import (
     Predictor,
     Samples,
     Segmentation,
-    companion,
     doubt,
     entropy,
 )
@@ -419,11 +418,6 @@ def test_uncertainty_is_written_from_0_to_100(case, tmp_path, answers, expected)
 def test_flips_that_agree_are_certain(case):
     found = segment(case, checkpoint(answer=(0.9, 0.5, 0.2)), tta=True, uncertainty=True)
     assert not found.maps["uncertainty"].any()
-
-
-def test_the_file_beside_a_label_map():
-    assert companion(Path("out/a.b.nii.gz"), "x") == Path("out/a.b_x.nii.gz")
-    assert companion(Path("seg.nii"), "x") == Path("seg_x.nii.gz")
 
 
 # --- missing sequences -------------------------------------------------------------------------

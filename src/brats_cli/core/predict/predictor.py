@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..compute.devices import arithmetic
+from ..compute.devices import arithmetic, dtype_name
 from ..compute.machine import free_memory, keep_freed_memory
 from ..data.cases import Case, read_images
 from ..data.labels import LabelScheme, write_labels
-from ..data.naming import BESIDE, MODALITIES, UNCERTAINTY_OF
+from ..data.naming import BESIDE, MODALITIES, UNCERTAINTY_OF, companion
 from ..errors import BratsError, BratsWarning, ConfigError, MissingModalityError
 from ..images.background import signs_of_skull
 from ..images.grid import Grid, Volume, times
-from ..images.nifti import shape_on_disk, stem, write_image
+from ..images.nifti import shape_on_disk, write_image
 from ..model.checkpoint import Checkpoint
 from ..model.decision import Decision
 from ..model.network import on_device
@@ -212,11 +212,6 @@ class Segmentation:
             )
 
 
-def companion(path: Path, name: str) -> Path:
-    """The file of a further map, beside a label map."""
-    return path.with_name(f"{stem(path)}_{name}.nii.gz")
-
-
 class Predictor:
     """Checkpoints on a device, ready to segment one case after another.
 
@@ -253,8 +248,7 @@ class Predictor:
     @property
     def precision(self) -> str:
         """Number type that the networks compute in (that of the first, if they differ)."""
-        dtype = arithmetic(self.device, self.checkpoints[0].precision)
-        return str(dtype).removeprefix("torch.")
+        return dtype_name(arithmetic(self.device, self.checkpoints[0].precision))
 
     def segment(self, case: Case) -> Segmentation:
         """Segment a case.

@@ -189,14 +189,6 @@ class Store:
         missing = tuple(case for case, found in zip(cases, whole, strict=True) if not found)
         return Preparation(self, places, missing)
 
-    def open(self, case: Case) -> StoredCase:
-        """The stored case.
-
-        Raises:
-            UnreadableFileError: If it is not stored, or damaged.
-        """
-        return _open(case.id, self._place(case))
-
     def bytes_needed(self, cases: Sequence[Case]) -> int:
         """About what it takes to store `cases`, estimated from the size of their images."""
         paths = {case.images[name].path for case in cases for name in self.modalities}

@@ -268,7 +268,7 @@ def _compared(lesion: Mask, parts: Mask, rules: LesionRules, grid: Grid) -> Lesi
     """A lesion and the predicted components that touch it."""
     spacing_mm, voxel_mm3 = grid.spacing_mm, grid.voxel_mm3
     size, predicted = np.count_nonzero(lesion), np.count_nonzero(parts)
-    x, y, z = _centre_mm(lesion, grid)
+    x, y, z = grid.centre_mm(lesion).tolist()
     if rules.surface_dice:
         surface = _surface_dice(lesion, parts, spacing_mm) if predicted else (0.0, 0.0)
     else:
@@ -299,7 +299,7 @@ def _surface_dice(lesion: Mask, parts: Mask, spacing_mm: Spacing) -> tuple[float
 
 def _invented(part: Mask, rules: LesionRules, grid: Grid) -> Lesion:
     no_surface = 0.0 if rules.surface_dice else math.nan
-    x, y, z = _centre_mm(part, grid)
+    x, y, z = grid.centre_mm(part).tolist()
     return Lesion(
         kind="invented",
         counts=rules.counts_invented,
@@ -416,16 +416,3 @@ def _around(boxes: Sequence[Box]) -> Box:
         for axis in zip(*boxes, strict=True)
     )
     return x, y, z
-
-
-def _centre_mm(mask: Mask, grid: Grid) -> tuple[float, float, float]:
-    # Sums by slice: where each voxel lies is not asked.
-    size = np.count_nonzero(mask)
-    centre = [
-        mask.sum(axis=tuple(other for other in range(3) if other != axis))
-        @ np.arange(length)
-        / size
-        for axis, length in enumerate(mask.shape)
-    ]
-    x, y, z = grid.affine[:3, :3] @ centre + grid.affine[:3, 3]
-    return float(x), float(y), float(z)

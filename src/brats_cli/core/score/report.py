@@ -11,9 +11,9 @@ from string import Template
 
 import numpy as np
 
-from ..errors import BratsError, OutputExistsError
+from ..errors import BratsError
 from ..wording import listing
-from ..writing import whole_file
+from ..writing import require_writable, whole_file
 from . import plots
 from .scores import HEADINGS, Report, digits_of, lower_is_better
 from .statistics import Statistics, Summary
@@ -59,8 +59,7 @@ def write_plots(report: Report, folder: Path, *, overwrite: bool = False) -> Non
             pictures[f"worst_{number}"] = found.figure
     files = {folder / f"{name}.png": figure for name, figure in pictures.items()}
     for path in files:
-        if path.exists() and not overwrite:
-            raise OutputExistsError(path)
+        require_writable(path, overwrite=overwrite)
     for path, figure in files.items():
         plots.save(figure, path, overwrite=overwrite)
 
