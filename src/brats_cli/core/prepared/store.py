@@ -35,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..compute.executors import in_order
+from ..compute.machine import keep_freed_memory
 from ..compute.plan import free_disk
 from ..compute.processes import in_threads
 from ..data.cases import Case, read_images
@@ -257,6 +258,7 @@ class Store:
 
     def _prepare_case(self, job: tuple[Case, Path]) -> str:
         case, place = job
+        keep_freed_memory()  # else a tenth of the time is page faults
         if not _is_whole(place):  # another training may have stored it meanwhile
             _write(place, self._packed(case))
         return case.id
