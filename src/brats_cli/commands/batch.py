@@ -19,7 +19,7 @@ def paths_of(given: Sequence[Path]) -> list[Path]:
     """The paths given, without duplicates; `-` is replaced by the lines of standard input.
 
     Raises:
-        BratsError: If there is a `-` and standard input is empty.
+        BratsError: If only `-` was given and standard input is empty.
     """
     piped = [Path(line.strip()) for line in sys.stdin if line.strip()] if Path("-") in given else []
     paths = [each for path in given for each in (piped if path == Path("-") else [path])]

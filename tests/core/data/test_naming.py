@@ -178,7 +178,14 @@ def test_folders_that_name_no_case_or_are_named_like_files(path, case_id):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("A_uncertainty", True), ("A_unc_core", True), ("A_unc_edema", False), ("A_seg", False)],
+    [
+        ("A_uncertainty", True),
+        ("A_unc_core", True),
+        ("uncertainty", True),
+        ("A_unc_edema", False),
+        ("Aunc_core", False),
+        ("A_seg", False),
+    ],
 )
 def test_maps_of_predict_are_known_by_their_names(name, expected):
     assert lies_beside(name) is expected

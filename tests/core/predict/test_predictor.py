@@ -159,8 +159,7 @@ def test_a_case_that_no_memory_suffices_for_is_refused_before_it_is_read(case, m
         segment(case, checkpoint())
     # 32 * 36 * 34 voxels of 4 * 9 + 8 bytes are 1.6 MiB.
     assert str(caught.value) == (
-        "case BraTS-GLI-00000-000 has 32 x 36 x 34 voxels and needs 0.0 GiB of memory; "
-        "0.0 GiB are free"
+        "case BraTS-GLI-00000-000 has 39,168 voxels and needs 0.0 GiB of memory; 0.0 GiB are free"
     )
     assert "crop its images" in caught.value.hint
 

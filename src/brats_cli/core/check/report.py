@@ -373,7 +373,7 @@ def _with_scheme(report: CaseReport, case: Case, scheme: LabelScheme) -> CaseRep
 
 
 def _judge_twins(cases: Sequence[Case], reports: dict[str, CaseReport]) -> None:
-    """Add an error to every case that has an image, or a tumour, in common with another."""
+    """Add an error to each case that shares an image, or a tumour, with one before it."""
     first: dict[tuple[bool, str], Case] = {}
     for case in cases:
         for role, voxels in reports[case.id].prints.items():

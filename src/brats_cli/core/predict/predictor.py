@@ -19,8 +19,8 @@ from ..data.labels import LabelScheme, write_labels
 from ..data.naming import BESIDE, MODALITIES, UNCERTAINTY_OF, companion
 from ..errors import BratsError, BratsWarning, ConfigError, MissingModalityError
 from ..images.background import signs_of_skull
-from ..images.grid import Grid, Volume, times
-from ..images.nifti import shape_on_disk, write_image
+from ..images.grid import Grid, Volume
+from ..images.nifti import write_image
 from ..model.checkpoint import Checkpoint
 from ..model.decision import Decision
 from ..model.network import on_device
@@ -464,12 +464,10 @@ def memory_of(case: Case, modalities: int) -> int:
 
 def _require_memory(case: Case, modalities: int) -> None:
     """Refuse a case, before it is read, if it needs more memory than is free."""
-    shape = shape_on_disk(next(iter(case.images.values())).path) or ()
-    needed = int(np.prod(shape[:3])) * (_BYTES_A_VALUE * modalities + _BYTES_A_VOXEL)
-    free = free_memory()
+    needed, free = memory_of(case, modalities), free_memory()
     if needed > free:
         raise BratsError(
-            f"case {case.id} has {times(shape[:3])} voxels and needs {needed / 2**30:.1f} GiB "
-            f"of memory; {free / 2**30:.1f} GiB are free",
+            f"case {case.id} has {case.voxels_on_disk():,} voxels and needs "
+            f"{needed / 2**30:.1f} GiB of memory; {free / 2**30:.1f} GiB are free",
             hint="crop its images to the head, resample them to 1 mm, or use a larger machine",
         )

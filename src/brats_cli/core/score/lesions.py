@@ -155,9 +155,8 @@ class Lesion:
 class LesionScore:
     """The lesions of one region of one case, and the case's score.
 
-    All but the last are columns of `scores.csv`. A lesion and a predicted component that touches
-    two lesions may count several times: as in the challenge, both lesions are found then, each is
-    compared with the whole component.
+    All but the last are columns of `scores.csv`. A predicted component that touches two lesions
+    counts for both, as in the challenge: both are found, each compared with the whole component.
     """
 
     lesion_dice: float
