@@ -18,6 +18,7 @@ from brats_cli.core.check.report import (
 )
 from brats_cli.core.check.rules import (
     ERROR,
+    IMAGE_RULES,
     NOTE,
     WARNING,
     Finding,
@@ -258,6 +259,24 @@ def test_a_tumour_lies_in_the_brain_and_is_a_part_of_it(inside, outside, finding
 def test_brains_of_one_case_overlap_by_four_fifths(shift, findings):
     # Of ten slices 8 or 7 are shared: a Dice of 0.8 or 0.7.
     assert found_by_comparing(t1=brain(), t2=brain(shift) * 2) == findings
+
+
+@pytest.mark.parametrize(
+    ("name", "odd", "count", "is_noted"),
+    [
+        ("negative", -1, 100, False),
+        ("negative", -1, 101, True),
+        ("coarse", 401, 1, False),
+        ("coarse", 400, 1, True),
+    ],
+)
+def test_a_hundredth_of_negative_voxels_and_400_grey_levels_are_noted(name, odd, count, is_noted):
+    data = np.tile(np.arange(1, 101, dtype=np.int16), 100)
+    data[:count] = odd
+    if name == "negative":
+        data[-1] = 1000
+    [rule] = [each for each in IMAGE_RULES if each.name == name]
+    assert bool(list(rule.find(scan(data.reshape(100, 10, 10))))) is is_noted
 
 
 @pytest.mark.parametrize(("voxels", "is_little"), [(499, True), (500, False)])

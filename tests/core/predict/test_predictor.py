@@ -392,6 +392,13 @@ def test_probabilities_are_written_so_that_the_threshold_gives_the_same_masks(ca
     assert b"WT,TC,ET" in bytes(image.header["descrip"])
 
 
+def test_a_probability_just_below_the_threshold_is_written_below_it(case):
+    # A quarter of a step below: rounded to the nearest step, it would be 0.5.
+    found = segment(case, checkpoint(answer=(0.5 - 2**-16, 0.1, 0.1)), probabilities=True)
+    assert found.maps["probabilities"][..., 0].max() == 2**13 - 1
+    assert not found.labels.any()
+
+
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [

@@ -221,7 +221,7 @@ def score_lesions(
         reference_tissues: The masks of the tissues of `rules.united_by`, in the reference.
         predicted_tissues: The same in the prediction.
     """
-    box = _reach(reference | predicted, rules, reference_tissues or {}, predicted_tissues or {})
+    box = _box_of(reference | predicted, reference_tissues or {}, predicted_tissues or {})
     reference, predicted, grid = reference[box], predicted[box], grid.crop(box)
     if not reference.size:
         return LesionScore.of([], rules)
@@ -250,13 +250,16 @@ def score_lesions(
     return LesionScore.of(table, rules)
 
 
-def _reach(mask: Mask, rules: LesionRules, *tissues: Mapping[str, Mask]) -> Box:
-    """The box that holds both masks, dilated."""
+def _box_of(mask: Mask, *tissues: Mapping[str, Mask]) -> Box:
+    """The box that holds a mask and all tissues.
+
+    What meets when dilated meets inside it: of the voxels where two dilated masks touch, those
+    nearest to the box are no farther from either mask.
+    """
     for masks in tissues:
         for each in masks.values():
             mask = mask | each
-    times = max(rules.dilations, *(each.dilations for each in rules.united_by), 1)
-    return bounding_box(mask, margin=times)
+    return bounding_box(mask)
 
 
 def _cut(masks: Mapping[str, Mask] | None, box: Box) -> dict[str, Mask]:
