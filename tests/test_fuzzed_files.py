@@ -534,7 +534,7 @@ def test_a_prepared_case(stored, files, fitting):
         (place / "sums.json").write_text(json.dumps(sums))
 
     def read():
-        found = store.open(case).read()
+        found = store.plan([case]).cases([case.id])[0].read()
         assert found.images.shape[1:] == found.labels.shape
         return found.masks(store.scheme), found.centres
 

@@ -60,10 +60,6 @@ Overlap = Annotated[
         "0.5 for networks with instance normalisation.",
     ),
 ]
-BatchWindows = Annotated[
-    int,
-    typer.Option(min=1, metavar="N", help="Number of windows computed at the same time."),
-]
 AllowMissing = Annotated[
     bool,
     typer.Option(
@@ -105,7 +101,6 @@ def predict(
     labels: Labels = None,
     tta: Tta = False,
     overlap: Overlap = None,
-    batch_windows: BatchWindows = 1,
     allow_missing: AllowMissing = False,
     probabilities: Probabilities = False,
     uncertainty: Uncertainty = False,
@@ -142,7 +137,6 @@ def predict(
             labels=labels,
             tta=tta,
             overlap=overlap,
-            batch_windows=batch_windows,
             allow_missing=allow_missing,
             probabilities=probabilities,
             uncertainty=uncertainty,

@@ -76,5 +76,9 @@ def printable(text: str) -> str:
 
 
 def drawable(text: str) -> str:
-    """`text` as matplotlib may draw it: printable, and no `$` of it begins a formula."""
+    r"""`text` as matplotlib draws it: printable, and `$` begins no formula.
+
+    >>> drawable("A$x^$")
+    'A\\$x^\\$'
+    """
     return printable(text).replace("$", r"\$")

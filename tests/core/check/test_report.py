@@ -16,7 +16,16 @@ from brats_cli.core.check.report import (
     reference_of,
     summarize,
 )
-from brats_cli.core.check.rules import ERROR, NOTE, WARNING, Finding, not_orthonormal, print_of
+from brats_cli.core.check.rules import (
+    ERROR,
+    IMAGE_RULES,
+    NOTE,
+    WARNING,
+    Finding,
+    compare,
+    not_orthonormal,
+    print_of,
+)
 from brats_cli.core.data.finding import case_at
 from brats_cli.core.images.grid import Grid, Volume
 
@@ -205,3 +214,76 @@ def test_progress_is_reported(tmp_path):
     seen = []
     check_data_set(tmp_path, on_progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 2), (2, 2)]
+
+
+# --- limits ------------------------------------------------------------------------------------
+
+
+def brain(start=0):
+    """1,000 voxels of a grid of 20 x 10 x 20."""
+    data = np.zeros((20, 10, 20))
+    data[start : start + 10, :, 5:15] = np.random.default_rng(0).uniform(1, 9, (10, 10, 10))
+    return data
+
+
+def found_by_comparing(label=None, **images):
+    volumes = {role: scan(data) for role, data in images.items()}
+    if label is not None:
+        volumes["label"] = scan(label)
+    return {each.rule: each.level for each in compare(volumes, next(iter(volumes.values())))}
+
+
+def labelled(inside, outside):
+    """So many voxels of tumour in the brain and beside it."""
+    label = np.zeros((20, 10, 20), np.uint8)
+    for places, count in ((brain() != 0, inside), (brain() == 0, outside)):
+        label[tuple(np.argwhere(places)[:count].T)] = 1
+    return label
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "findings"),
+    [
+        (100, 0, {}),
+        (95, 5, {"outside": WARNING}),
+        (94, 6, {"outside": ERROR}),
+        (600, 0, {}),
+        (601, 0, {"tissues": WARNING}),
+    ],
+)
+def test_a_tumour_lies_in_the_brain_and_is_a_part_of_it(inside, outside, findings):
+    assert found_by_comparing(labelled(inside, outside), t1=brain()) == findings
+
+
+@pytest.mark.parametrize(("shift", "findings"), [(2, {}), (3, {"registration": ERROR})])
+def test_brains_of_one_case_overlap_by_four_fifths(shift, findings):
+    # Of ten slices 8 or 7 are shared: a Dice of 0.8 or 0.7.
+    assert found_by_comparing(t1=brain(), t2=brain(shift) * 2) == findings
+
+
+@pytest.mark.parametrize(
+    ("name", "odd", "count", "is_noted"),
+    [
+        ("negative", -1, 100, False),
+        ("negative", -1, 101, True),
+        ("coarse", 401, 1, False),
+        ("coarse", 400, 1, True),
+    ],
+)
+def test_a_hundredth_of_negative_voxels_and_400_grey_levels_are_noted(name, odd, count, is_noted):
+    data = np.tile(np.arange(1, 101, dtype=np.int16), 100)
+    data[:count] = odd
+    if name == "negative":
+        data[-1] = 1000
+    [rule] = [each for each in IMAGE_RULES if each.name == name]
+    assert bool(list(rule.find(scan(data.reshape(100, 10, 10))))) is is_noted
+
+
+@pytest.mark.parametrize(("voxels", "is_little"), [(499, True), (500, False)])
+def test_enhancing_tumour_below_500_mm3_is_little(tmp_path, voxels, is_little):
+    labels = np.full((12, 12, 12), 2, np.uint8)
+    labels[:2] = 0
+    labels.reshape(-1)[-voxels:] = 4
+    write_case(tmp_path, "BraTS2021_00000", labels, seed=0)
+    [case] = check_data_set(tmp_path, workers=0).cases
+    assert ("little-et" in {finding.rule for finding in case.findings}) is is_little

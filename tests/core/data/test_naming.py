@@ -5,6 +5,7 @@ import pytest
 from brats_cli.core.data.naming import (
     VISITS,
     case_id_of,
+    companion,
     folder_id,
     lies_beside,
     naming_of,
@@ -177,7 +178,19 @@ def test_folders_that_name_no_case_or_are_named_like_files(path, case_id):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("A_uncertainty", True), ("A_unc_core", True), ("A_unc_edema", False), ("A_seg", False)],
+    [
+        ("A_uncertainty", True),
+        ("A_unc_core", True),
+        ("uncertainty", True),
+        ("A_unc_edema", False),
+        ("Aunc_core", False),
+        ("A_seg", False),
+    ],
 )
 def test_maps_of_predict_are_known_by_their_names(name, expected):
     assert lies_beside(name) is expected
+
+
+def test_the_file_beside_a_label_map():
+    assert companion(Path("out/a.b.nii.gz"), "x") == Path("out/a.b_x.nii.gz")
+    assert companion(Path("seg.nii"), "x") == Path("seg_x.nii.gz")

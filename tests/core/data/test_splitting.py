@@ -257,6 +257,23 @@ def test_a_few_numbers_are_codes(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("values", "are_numbers"),
+    [
+        (range(6), False),  # codes, such as of a site
+        (range(7), True),
+        ([*range(8), "x", "x"], True),  # four fifths
+        ([*range(7), "x", "x"], False),
+    ],
+)
+def test_numbers_are_more_than_six_and_nearly_all_of_a_column(tmp_path, values, are_numbers):
+    rows = [f"BraTS-GLI-{n:05}-000,{value}" for n, value in enumerate(values)]
+    path = table(tmp_path, "id,x\n" + "\n".join(rows))
+    strata = table_strata(f"{path}:x", visits(len(values)))
+    assert ("low" in strata.values()) is are_numbers
+    assert (strata["BraTS-GLI-00000-000"] == "0") is not are_numbers
+
+
+@pytest.mark.parametrize(
     ("option", "message"),
     [
         ("table.csv:Grad", r"table.csv has no column 'Grad'"),

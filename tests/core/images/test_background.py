@@ -28,6 +28,22 @@ def test_a_background_is_the_value_of_corners_and_faces(background):
     assert np.array_equal(on_zero(volume(image)).data, np.where(ellipsoid(0.84), image, 0))
 
 
+@pytest.mark.parametrize(("corners", "found"), [(6, -1), (5, None)])
+def test_a_background_is_the_value_of_six_corners_at_least(corners, found):
+    image = np.where(ellipsoid(0.84), brain(), -1)
+    for place in [(0, 0, 0), (0, 0, -1), (0, -1, 0)][: 8 - corners]:
+        image[place] = 9
+    assert odd_background(image) == found
+
+
+@pytest.mark.parametrize(("rows", "found"), [(12, -1), (13, None)])
+def test_a_background_takes_half_of_the_faces(rows, found):
+    # Of 2 * 10 * 10 + 4 * 10 * 20 voxels on the faces, each row along z takes 40: 520 or 480 stay.
+    image = np.full((10, 10, 20), -1.0)
+    image[:, :, 3 : 3 + rows] = 5
+    assert odd_background(image) == found
+
+
 @pytest.mark.parametrize(
     "image",
     [
@@ -57,6 +73,8 @@ def test_a_shell_brighter_than_the_brain_is_a_scalp_in_t1(scalp):
 def test_a_head_has_more_litres_than_a_brain():
     # 4/3 pi * 19.5 * 21.5 * 17.5 * 0.84^3 are 18,216 voxels: of 64 mm3 1.2, of 216 mm3 3.9 litres.
     assert signs_of_skull(brain(), 64, is_t1=True) == ""
+    assert signs_of_skull(brain(), 125, is_t1=True) == ""  # 2.28
+    assert signs_of_skull(brain(), 130, is_t1=True).startswith("2.4 litres")
     assert signs_of_skull(brain(), 216, is_t1=True) == (
         "3.9 litres are not 0, and a brain has 1 to 2"
     )

@@ -115,7 +115,7 @@ def test_whole_numbers_of_any_type_are_labels(tmp_path, dtype):
     assert count_labels(path).voxels == {0: 1, 1: 1, 2: 1, 4: 1}
 
 
-@pytest.mark.parametrize("value", [2.98, -1, 256, 300, np.nan, np.inf, 0.5])
+@pytest.mark.parametrize("value", [2.98, 2.011, -1, 256, 300, np.nan, np.inf, 0.5])
 def test_other_numbers_are_not(tmp_path, value):
     path = save(tmp_path / "a.nii.gz", np.array([0, value, 1], np.float64).reshape(3, 1, 1))
     for read in (read_labels, count_labels):
@@ -387,6 +387,14 @@ def test_sform_and_qform_are_written_as_they_were_read(tmp_path):
     assert (int(header["sform_code"]), int(header["qform_code"])) == (4, 1)
     assert header.get_xyzt_units() == ("mm", "sec")
     assert bytes(header["descrip"]).rstrip(b"\0") == b"mine"
+
+
+@pytest.mark.parametrize(("code", "written"), [(5, 5), (6, 1), (-1, 0)])
+def test_codes_of_niftis_are_written_and_others_by_whether_they_mean_a_place(
+    tmp_path, code, written
+):
+    write_image(tmp_path / "a.nii", RAMP, Grid(RAMP.shape, AFFINE, codes=(code, 1)))
+    assert int(nib.load(tmp_path / "a.nii").header["sform_code"]) == written
 
 
 def test_a_step_scales_what_is_read(tmp_path):

@@ -96,13 +96,11 @@ def test_mirrors_are_all_sets_of_axes():
     assert len(rule().mirrors) == 8
 
 
-def test_batches_overlap_and_shares():
+def test_overlap_and_shares():
     torch.manual_seed(0)
     network = UNet3D(UNetConfig(channels=2, levels=2), in_channels=2, out_channels=3).eval()
     images, shares = torch.randn(2, 16, 12, 8), []
-    one = probabilities(network, images, rule(), device=CPU, on_share=shares.append)
-    two = probabilities(network, images, rule(), device=CPU, batch_windows=4)
-    np.testing.assert_allclose(one, two, atol=1e-6)
+    probabilities(network, images, rule(), device=CPU, on_share=shares.append)
     assert len(shares) == 3 * 2
     assert sum(shares) == pytest.approx(1)
     shares.clear()

@@ -388,28 +388,6 @@ def test_more_overlap_takes_more_windows(memory):
     assert counts == [2, 3, 6]
 
 
-@pytest.mark.parametrize("padding", ["same", "valid"])
-def test_windows_at_once_compute_what_each_would(memory, padding):
-    net = network(padding=padding)
-    images = torch.randn(1, 40, 11, 9)
-    memory(net, *HALF[padding])
-    alone = run(net, images)
-    memory(net, *(edge * 2 ** (axis == 0) for axis, edge in enumerate(HALF[padding])))
-    shapes = watch(net)
-    found = run(net, images, batch_windows=2)
-    assert shapes[0][0] == 2
-    torch.testing.assert_close(found, alone)
-
-
-def test_windows_at_once_share_the_memory(memory):
-    # Where 28 x 8 x 8 fit, two windows of 10 (read as 14) do, but not two of 20 (read as 24).
-    net = network()
-    memory(net, 28, 8, 8)
-    shapes = watch(net)
-    run(net, torch.randn(1, 20, 4, 4), batch_windows=2)
-    assert shapes == [(2, 1, 14, 8, 8), (1, 1, 14, 8, 8)]
-
-
 @pytest.mark.parametrize(("edges", "parts"), [((99, 99, 99), [1]), ((14, 8, 8), [1 / 3] * 3)])
 def test_progress_is_told_in_shares_of_the_work(memory, edges, parts):
     net = network()
@@ -437,15 +415,6 @@ def test_out_of_memory_goes_on_in_smaller_windows():
     net = constant(0.3)
     found = run(lets_in(net, 14 * 12 * 12), torch.randn(1, 20, 8, 8))
     torch.testing.assert_close(found, torch.full((3, 20, 8, 8), 0.3))
-
-
-def test_out_of_memory_first_gives_up_computing_windows_at_once(memory):
-    net = constant(0.3)
-    memory(net, 28, 8, 8)
-    shapes = watch(net)
-    found = run(lets_in(net, 14 * 8 * 8), torch.randn(1, 20, 4, 4), batch_windows=2)
-    assert shapes == [(2, 1, 14, 8, 8), *[(1, 1, 14, 8, 8)] * 3]
-    torch.testing.assert_close(found, torch.full((3, 20, 4, 4), 0.3))
 
 
 @pytest.mark.parametrize(

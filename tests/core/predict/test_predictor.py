@@ -2,7 +2,6 @@ import itertools
 import math
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from brats_cli.core.data.cases import read_images
 from brats_cli.core.data.finding import case_at
 from brats_cli.core.data.labels import SCHEMES, noted_scheme
+from brats_cli.core.data.naming import companion
 from brats_cli.core.errors import (
     BratsError,
     ConfigError,
@@ -30,7 +30,6 @@ from brats_cli.core.predict.predictor import (
     Predictor,
     Samples,
     Segmentation,
-    companion,
     doubt,
     entropy,
 )
@@ -160,8 +159,7 @@ def test_a_case_that_no_memory_suffices_for_is_refused_before_it_is_read(case, m
         segment(case, checkpoint())
     # 32 * 36 * 34 voxels of 4 * 9 + 8 bytes are 1.6 MiB.
     assert str(caught.value) == (
-        "case BraTS-GLI-00000-000 has 32 x 36 x 34 voxels and needs 0.0 GiB of memory; "
-        "0.0 GiB are free"
+        "case BraTS-GLI-00000-000 has 39,168 voxels and needs 0.0 GiB of memory; 0.0 GiB are free"
     )
     assert "crop its images" in caught.value.hint
 
@@ -394,6 +392,13 @@ def test_probabilities_are_written_so_that_the_threshold_gives_the_same_masks(ca
     assert b"WT,TC,ET" in bytes(image.header["descrip"])
 
 
+def test_a_probability_just_below_the_threshold_is_written_below_it(case):
+    # A quarter of a step below: rounded to the nearest step, it would be 0.5.
+    found = segment(case, checkpoint(answer=(0.5 - 2**-16, 0.1, 0.1)), probabilities=True)
+    assert found.maps["probabilities"][..., 0].max() == 2**13 - 1
+    assert not found.labels.any()
+
+
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
@@ -419,11 +424,6 @@ def test_uncertainty_is_written_from_0_to_100(case, tmp_path, answers, expected)
 def test_flips_that_agree_are_certain(case):
     found = segment(case, checkpoint(answer=(0.9, 0.5, 0.2)), tta=True, uncertainty=True)
     assert not found.maps["uncertainty"].any()
-
-
-def test_the_file_beside_a_label_map():
-    assert companion(Path("out/a.b.nii.gz"), "x") == Path("out/a.b_x.nii.gz")
-    assert companion(Path("seg.nii"), "x") == Path("seg_x.nii.gz")
 
 
 # --- missing sequences -------------------------------------------------------------------------

@@ -131,6 +131,7 @@ def test_there_and_back():
         ("limit", 0),
         ("spacing_mm", [1.0, 1.0]),
         ("spacing_mm", [1.0, 1.0, 0.0]),
+        ("spacing_mm", [1.0, 1.0, 0.3]),  # a head of more than a thousand million voxels
         ("spacing_mm", ["1", "1", "1"]),
         ("tolerance", "much"),
         ("shell", "rm"),

@@ -71,6 +71,11 @@ def touch(path):
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
 
 
+def opened(store, case):
+    """A case as a training opens it."""
+    return store.plan([case]).cases([case.id])[0]
+
+
 def places(store):
     return sorted(path.name for path in store.folder.iterdir())
 
@@ -99,7 +104,7 @@ def case(phantoms, tmp_path):
 
 def test_a_case_is_stored_as_preparation_has_it(store, case):
     assert stored(store, [case]) == [case.id]
-    found = store.open(case)
+    found = opened(store, case)
     folder = case.folder
     volumes = [read_image(folder / f"{case.id}-{suffix}.nii.gz") for suffix in SUFFIX.values()]
     expected = prepare(volumes)
@@ -121,7 +126,7 @@ def test_a_case_is_stored_as_preparation_has_it(store, case):
 
 def test_a_slice_of_a_stored_array_is_that_of_the_array(store, case):
     stored(store, [case])
-    images = store.open(case).images
+    images = opened(store, case).images
     whole = np.array(images)
     assert (images.shape, images[:].dtype) == (whole.shape, np.float16)
     for box in (np.s_[:, 3:9, 20:, 5:6], np.s_[1, :, 7], np.s_[..., 40:], np.s_[:, 9:9]):
@@ -144,13 +149,13 @@ def test_only_the_modalities_asked_for_are_stored_in_their_order(tmp_path, case)
     other_way = Store(tmp_path / "store", BRATS2023, ("flair", "t1"))
     stored(one_way, [case])
     assert stored(other_way, [case]) == [case.id]  # beside the other, not in its place
-    images = one_way.open(case).images[:]
-    np.testing.assert_array_equal(other_way.open(case).images[:], images[::-1])
+    images = opened(one_way, case).images[:]
+    np.testing.assert_array_equal(opened(other_way, case).images[:], images[::-1])
 
 
 def test_centres_are_the_voxels_of_their_regions(store, case):
     stored(store, [case])
-    found = store.open(case)
+    found = opened(store, case)
     values = {"WT": {1, 2, 3}, "TC": {1, 3}, "ET": {3}}
     for name, labels in values.items():
         centres = found.centres[name]
@@ -169,9 +174,15 @@ def test_centres_are_the_voxels_of_their_regions(store, case):
 def test_a_region_that_is_not_there_has_no_centres(store, phantoms):
     case = known(case_at(phantoms / "BraTS-GLI-00001-000"))  # the second patient's does not enhance
     stored(store, [case])
-    found = store.open(case)
+    found = opened(store, case)
     assert found.centres["ET"].shape == (0, 3)
     assert len(found.centres["TC"]) > 0
+
+
+def test_a_large_case_may_have_a_name_that_is_not_utf_8(store, case):
+    named = replace(case, id=os.fsdecode(b"caf\xe9"))
+    assert stored(store, [named]) == [named.id]
+    assert len(opened(store, named).centres["brain"]) == CENTRES
 
 
 def test_centres_are_the_same_at_every_preparation(tmp_path, case):
@@ -179,7 +190,7 @@ def test_centres_are_the_same_at_every_preparation(tmp_path, case):
     for name in ("first", "second"):
         again = Store(tmp_path / name, BRATS2023)
         stored(again, [case])
-        chosen.append(again.open(case).centres["brain"])
+        chosen.append(opened(again, case).centres["brain"])
     np.testing.assert_array_equal(*chosen)
 
 
@@ -195,7 +206,7 @@ def test_labels_of_mixed_years_are_converted_to_the_stores(tmp_path, case):
     # Enhancing tumour is 3 in 2023 and 4 up to 2022.
     as_2020 = Store(tmp_path / "store", BRATS2020)
     stored(as_2020, [case])
-    found = as_2020.open(case)
+    found = opened(as_2020, case)
     counts = np.bincount(read_labels(case.label).data.ravel(), minlength=5)
     converted = np.bincount(found.labels[:].ravel(), minlength=5)
     assert converted[1:].tolist() == [counts[1], counts[2], 0, counts[3]]
@@ -229,7 +240,7 @@ def test_a_case_is_prepared_again_when_its_label_changed(store, case):
     rewrite_label(case, lambda labels: np.where(labels == 3, 1, labels))
     assert store.plan([case]).missing == (case,)
     assert stored(store, [case]) == [case.id]
-    assert 3 not in store.open(case).labels[:]
+    assert 3 not in opened(store, case).labels[:]
 
 
 def test_a_case_is_prepared_again_when_an_image_was_touched(store, case):
@@ -243,7 +254,7 @@ def test_a_case_is_prepared_again_when_its_labels_mean_something_else(store, cas
     msd = known(case, SCHEMES["msd"])
     assert stored(store, [msd]) == [case.id]
     edema = read_labels(case.label).data == 1
-    assert (store.open(msd).labels[:] == 2).sum() == edema.sum()
+    assert (opened(store, msd).labels[:] == 2).sum() == edema.sum()
 
 
 def test_a_case_is_prepared_again_by_a_version_that_prepares_differently(store, case, monkeypatch):
@@ -314,7 +325,7 @@ def test_cases_are_opened_when_asked_for(store, phantoms):
     assert len(found) == 2
     assert [case.id for case in found] == [case.id for case in cases]
     assert [case.id for case in found[1:]] == [cases[1].id]
-    direct = store.open(cases[1])
+    direct = opened(store, cases[1])
     np.testing.assert_array_equal(found[1].images[:], direct.images[:])
 
 
@@ -399,7 +410,7 @@ def test_what_a_killed_process_left_is_no_case_and_is_removed(store, case):
         (left / "images.b2nd").write_bytes(b"half")
     shutil.rmtree(store.folder / place)
     assert stored(store, [case]) == [case.id]
-    assert store.open(case).images[:].any()
+    assert opened(store, case).images[:].any()
     assert places(store) == [place]
 
 
@@ -442,7 +453,7 @@ def test_a_file_that_was_cut_short_is_noticed_and_the_case_prepared_again(
     whole = path.read_bytes()
     path.unlink() if length is None else path.write_bytes(whole[:length])
     with pytest.raises(UnreadableFileError) as caught:
-        store.open(case)
+        opened(store, case)
     found = "there is no such prepared case" if length is None else "the prepared case is damaged"
     assert str(caught.value) == f"cannot read {path}: {found}"
     assert stored(store, [case]) == [case.id]
@@ -455,7 +466,7 @@ def test_a_damage_inside_a_file_names_the_case_when_it_is_read(store, case):
     assert place.startswith(case.id)
     path = store.folder / place / "images.b2nd"
     overwrite_with_zeros(path, 0.3, 0.7)
-    found = store.open(case)
+    found = opened(store, case)
     with pytest.raises(UnreadableFileError) as caught:
         found.images[:]
     assert str(caught.value) == f"cannot read {path}: the prepared case is damaged"
@@ -563,7 +574,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done_and_names_the_place(
     assert str(caught.value).endswith(": No space left on device")
     assert caught.value.hint == "make room, or choose another place with --store DIR"
     assert places(store) == places(elsewhere)[:1]
-    assert store.open(cases[0]).images[:].any()
+    assert opened(store, cases[0]).images[:].any()
 
 
 # --- real cases --------------------------------------------------------------------------------
@@ -577,7 +588,7 @@ def test_a_real_case_takes_the_size_that_was_estimated(store):
     stored(store, [case])
     size = sum(file.stat().st_size for file in store.folder.rglob("*.b2nd"))
     assert size == pytest.approx(store.bytes_needed([case]), rel=0.25)
-    found = store.open(case)
+    found = opened(store, case)
     # Its label map holds 7,269, 75,825 and 62,753 voxels of 1, 2 and 4: 1, 2 and 3 in 2023.
     assert np.bincount(found.labels[:].ravel())[1:].tolist() == [7269, 75825, 62753]
 
@@ -614,7 +625,7 @@ def test_arrays_that_are_not_a_cases_are_named_when_they_are_opened(store, case,
     path = store.folder / places(store)[0] / f"{name}.b2nd"
     path.write_bytes(_pack(array))
     with pytest.raises(UnreadableFileError, match=r"b2nd: the prepared case is damaged"):
-        store.open(case)
+        opened(store, case)
 
 
 def test_an_array_that_claims_more_than_scans_have_is_refused_before_it_is_read(tmp_path):

@@ -60,6 +60,29 @@ def test_one_prediction_across_two_lesions_finds_both_and_is_counted_whole_with_
     assert [each.predicted_mm3 for each in found.table] == [416, 416]
 
 
+def test_a_lesion_of_the_size_that_is_dropped_does_not_count():
+    # 2023, GLI: up to 50 mm3. 50 voxels of 1 mm in a row of 2 x 1 across, and 52.
+    masks = np.zeros((2, *SHAPE), dtype=bool)
+    masks[0, 5:30, 8:10, 8] = True
+    masks[1, 5:31, 8:10, 8] = True
+    assert counts(lesions(masks[0], masks[0])) == (0, 0, 0, 0)
+    assert counts(lesions(masks[1], masks[1])) == (1, 1, 0, 0)
+
+
+def test_predicted_components_are_merged_by_dilation_except_in_men():
+    # 2024: 4-7 and 9-12, 64 voxels each and one apart, which one dilation of each bridges.
+    predicted, nothing = boxes((4, 8), (9, 13)), boxes()
+    assert counts(lesions(nothing, predicted, year="2024", challenge="MET"))[3] == 1
+    assert counts(lesions(nothing, predicted, year="2024", challenge="MEN"))[3] == 2
+
+
+def test_cavities_are_united_by_enhancing_tumour_and_necrosis_by_their_own_rules():
+    # GLI 2024: 3 dilations and up to 10 voxels for ET, 5 and 20 for the other tissues.
+    rules = lesion_rules("2024", "GLI", "RC", Grid(SHAPE, AFFINE))
+    united = {each.tissue: (each.dilations, each.dropped_voxels) for each in rules.united_by}
+    assert united == {"ET": (3, 10), "NCR": (5, 20)}
+
+
 def test_components_that_meet_when_dilated_are_one_lesion():
     # 2-9 and 14-21 are 4 voxels apart; three dilations of each side bridge up to 6.
     reference = boxes((2, 10), (14, 22))

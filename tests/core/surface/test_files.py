@@ -219,6 +219,13 @@ def test_glb_holds_the_picture(tmp_path, blob):
     assert read.volume == pytest.approx(blob.volume_mm3, rel=1e-5)  # in its node's mm
 
 
+def test_obj_of_a_name_that_is_not_utf_8_names_its_files(tmp_path, blob):
+    path = tmp_path / os.fsdecode(b"caf\xe9.obj")
+    write_models(path, [textured(blob)])
+    assert b"\nmtllib caf\xe9.mtl\n" in path.read_bytes()
+    assert b"\nmap_Kd caf\xe9.png\n" in path.with_suffix(".mtl").read_bytes()
+
+
 def test_obj_without_a_picture_has_a_colour(tmp_path):
     write_models(tmp_path / "one.obj", [Model("WT", TRIANGLE, "#FF8000")])
     assert "Kd 1.0000 0.5020 0.0000" in (tmp_path / "one.mtl").read_text()

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from helpers import loaded_by
@@ -137,6 +139,15 @@ def test_a_drawn_preview_has_a_contour_of_each_where_it_is():
     assert 0 < first < last < wide / 3 / 2
     first, last = columns_of(shown, "#FF7F0E")
     assert wide / 2 < first < last < wide * 2 / 3
+
+
+@pytest.mark.parametrize("case_id", ["A$x^$", os.fsdecode(b"caf\xe9"), "\u75c5\u4eba"])
+def test_any_case_id_can_be_drawn(case_id):
+    masks = np.zeros((3, 8, 9), dtype=bool)
+    plain, odd = (
+        Preview(name, np.ones((8, 9), np.float32), masks, masks).draw() for name in ("", case_id)
+    )
+    assert (plain != odd).any()
 
 
 @pytest.mark.parametrize("fill", [False, True], ids=["empty", "full"])

@@ -111,6 +111,10 @@ def test_little_enhancing_tumour_is_none_where_that_pays():
     # and one 0 the mean is 0.8 and the standard error 0.2: t 4, and Student's quantile 3.75.
     false, true = case(RIGHT, RIGHT, (0, 40, 0)), case(RIGHT, RIGHT, (60, 60, 60))
     assert select_decision([*[false] * 4, true]).smallest_et_mm3 == 50
+    # Below is below: 50 voxels that are found where there are none are relabelled from 100 on.
+    fifty = case(RIGHT, RIGHT, (0, 50, 0))
+    assert select_decision([*[fifty] * 4, true]).smallest_et_mm3 == 0
+    assert select_decision([*[fifty] * 4, case(RIGHT, RIGHT, RIGHT)]).smallest_et_mm3 == 100
     # Of a single gain the mean is 0.2, and so is the standard error.
     assert select_decision([false, *[true] * 4]).smallest_et_mm3 == 0
     assert select_decision([true] * 5).smallest_et_mm3 == 0

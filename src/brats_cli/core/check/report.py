@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..compute.executors import in_order
+from ..compute.machine import keep_freed_memory
 from ..data.cases import Case
 from ..data.finding import survey
 from ..data.labels import LabelScheme, fitting_schemes
@@ -199,6 +200,7 @@ def check_data_set(
 
 def examine(case: Case) -> CaseReport:
     """Examine one case on its own: its findings and its measures."""
+    keep_freed_memory()  # else an eighth of the time is page faults
     findings = []
     missing = [modality for modality in MODALITIES if modality not in case.images]
     if missing:
@@ -371,7 +373,7 @@ def _with_scheme(report: CaseReport, case: Case, scheme: LabelScheme) -> CaseRep
 
 
 def _judge_twins(cases: Sequence[Case], reports: dict[str, CaseReport]) -> None:
-    """Add an error to every case that has an image, or a tumour, in common with another."""
+    """Add an error to each case that shares an image, or a tumour, with one before it."""
     first: dict[tuple[bool, str], Case] = {}
     for case in cases:
         for role, voxels in reports[case.id].prints.items():

@@ -38,6 +38,7 @@ LITTLE_ET_MM3 = 500.0
 """With less enhancing tumour than this, single voxels decide its Dice."""
 
 _UNITS = {1: "metres", 3: "micrometres"}
+"""By NIfTI's code of the unit of length."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,6 @@ def _ending(volume: Volume) -> str | None:
 def _written_sizes(volume: Volume) -> npt.NDArray[np.float64]:
     """The voxel sizes in the header (pixdim) as written, (3,), in whatever unit it says."""
     return np.asarray(volume.header["pixdim"][1:4], dtype=float)
-
-
-def length_unit(volume: Volume) -> int:
-    """NIfTI's code of the unit of length: 0 unknown, 1 m, 2 mm, 3 micrometres."""
-    return volume.grid.units & 7
 
 
 def _voxel_size(volume: Volume) -> str | None:
@@ -177,17 +173,12 @@ def _sform_zero(volume: Volume) -> str | None:
 
 
 def _unit(volume: Volume) -> str | None:
-    unit = _UNITS.get(length_unit(volume))
+    unit = _UNITS.get(volume.grid.units & 7)
     return f"its header says that lengths are in {unit}, not mm" if unit else None
 
 
-def plausible(volume: Volume) -> bool:
-    """Whether its voxel sizes, in mm, are plausible for a head scan."""
-    return volume.grid.is_plausible
-
-
 def _implausible(volume: Volume) -> str | None:
-    if plausible(volume) or not volume.grid.is_usable or _unit(volume):
+    if volume.grid.is_plausible or not volume.grid.is_usable or _unit(volume):
         return None
     return f"voxels of {_by(volume.spacing_mm)} mm are implausible for a head scan"
 
@@ -385,7 +376,7 @@ def _place_in_doubt(volume: Volume) -> bool:
     names = {"cosines", "header-size", "sform-qform", "qform-rotation", "orientation"}
     if volume.grid.codes[0] <= 0:
         names |= {"voxel-size"}  # the qform is nothing without it
-    if not plausible(volume):
+    if not volume.grid.is_plausible:
         names |= {"unit"}
     return any(rule.test(volume) for rule in HEADER_RULES if rule.name in names)
 

@@ -106,6 +106,11 @@ def arithmetic(device: torch.device, precision: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """A type's name, such as bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Run a network's convolutions in `dtype`."""
     if dtype == torch.float32:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..reading import read_json, read_table
 from .labels import SCHEMES, LabelScheme
-from .naming import MODALITIES, ROLES
+from .naming import MODALITIES, modality_named
 
 
 def read_description(folder: Path) -> Mapping[str, Any]:
@@ -66,7 +66,7 @@ def read_dseg_above(folder: Path) -> Mapping[str, Any]:
 
 
 def channel_order(description: Mapping[str, Any]) -> list[str]:
-    """Modalities by channel from dataset.json.
+    """Modalities by channel from dataset.json; channels of anything else keep their names.
 
     Empty if it names none of the four, one of them twice, or does not count from 0.
     """
@@ -76,7 +76,8 @@ def channel_order(description: Mapping[str, Any]) -> list[str]:
     by_number = {_whole_number(number): name for number, name in names.items()}
     if set(by_number) != set(range(len(names))):
         return []
-    order = [_channel(by_number[number]) for number in range(len(names))]
+    channels = [by_number[number] for number in range(len(names))]
+    order = [modality_named(channel) or channel for channel in channels]
     ours = [role for role in order if role in MODALITIES]
     return order if ours and len(ours) == len(set(ours)) else []
 
@@ -84,14 +85,6 @@ def channel_order(description: Mapping[str, Any]) -> list[str]:
 def described_channels(description: Mapping[str, Any]) -> Any:
     """What dataset.json says of the channels, whatever it is; None or empty if nothing."""
     return description.get("channel_names") or description.get("modality")
-
-
-def _channel(name: str) -> str:
-    """The role of a channel by its name, or the name: `T1w`, `t1gd`, `T2-FLAIR`, `T1 post`."""
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    more = {"t2flair": "flair", "t1post": "t1ce", "t1contrast": "t1ce", "t1pre": "t1"}
-    role = ROLES.get(name.lower()) or ROLES.get(plain) or more.get(plain)
-    return role if role in MODALITIES else name
 
 
 # --- labels ------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ def find_cases(root: Path) -> list[Case]:
 
     Raises:
         NoCasesError: If there is none.
+        UnreadableFileError: If `root` is not a folder, or may not be read.
         CaseError: If a case, or a modality of a case, is found in two places.
     """
     found = survey(root)
@@ -35,6 +36,7 @@ def survey(root: Path) -> Survey:
 
     Raises:
         NoCasesError: If there is neither a case nor a conflict.
+        UnreadableFileError: If `root` is not a folder, or may not be read.
     """
     if not root.is_dir():
         raise UnreadableFileError(root, "it is not a folder", hint="give the folder of a data set")
@@ -50,6 +52,7 @@ def case_at(path: Path) -> Case:
 
     Raises:
         NoCasesError: If the folder holds none.
+        UnreadableFileError: If there is nothing at `path`.
         CaseError: If it holds several, or if the file's name does not give its modality.
     """
     if path.is_dir() and not parse_name(name_of(path / "x"))[1]:
@@ -85,6 +88,7 @@ def find_label_maps(root: Path) -> dict[str, Path]:
 
     Raises:
         NoCasesError: If there is no label map.
+        UnreadableFileError: If there is nothing at `root`.
         CaseError: If two label maps have the same case id.
     """
     if root.is_file():

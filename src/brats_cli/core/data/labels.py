@@ -300,8 +300,8 @@ def label_scheme(
 ) -> LabelScheme:
     """The label scheme of `source`, judged by the values it holds.
 
-    The first of these that fits: the user's `labels`; the scheme that name or header declare;
-    one of `allowed`; a scheme that has these values and as few others as possible.
+    The user's `labels`, if given; else the first of these that fits: the scheme that name or
+    header declare; one of `allowed`; a scheme that has these values and as few others as possible.
 
     Args:
         values: Values present, in the whole data set if there is one.

@@ -146,6 +146,18 @@ def _parsed(name: str) -> tuple[str, str]:
     return case_id, suffix
 
 
+def modality_named(channel: str) -> str | None:
+    """The modality that a channel's name stands for: `T1w`, `t1gd`, `T2-FLAIR`, `T1 post`; or None.
+
+    >>> modality_named("T2-FLAIR")
+    'flair'
+    """
+    plain = re.sub(r"[^a-z0-9]", "", channel.lower())
+    more = {"t2flair": "flair", "t1post": "t1ce", "t1contrast": "t1ce", "t1pre": "t1"}
+    role = ROLES.get(channel.lower()) or ROLES.get(plain) or more.get(plain)
+    return role if role in MODALITIES else None
+
+
 def name_of(path: Path) -> str:
     """The name that says what a file is: its own, without the ending, or that of its folder.
 
@@ -171,6 +183,11 @@ def folder_id(folder: Path) -> str:
     if folder.parent != folder and _OF_A_VISIT.fullmatch(folder.name):
         return f"{folder_id(folder.parent)}_{folder.name}".lstrip("_")
     return folder.name
+
+
+def companion(label_map: Path, name: str) -> Path:
+    """The file of a further map, one of `BESIDE` or `UNCERTAINTY_OF`, beside a label map."""
+    return label_map.with_name(f"{stem(label_map)}_{name}.nii.gz")
 
 
 def lies_beside(name: str) -> bool:

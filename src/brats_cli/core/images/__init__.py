@@ -1,1 +1,1 @@
-"""Images on voxel grids in space: the grid itself, and the one way in and out of NIfTI files."""
+"""Images on voxel grids in space, and their one way in and out of files."""

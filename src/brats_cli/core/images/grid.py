@@ -111,6 +111,19 @@ class Grid:
         offsets = (_UNIT_CORNERS * self._last) @ (self.affine - other.affine).T
         return float(np.linalg.norm(offsets[:, :3], axis=1).max())
 
+    def centre_mm(self, mask: Mask) -> npt.NDArray[np.float64]:
+        """The mean of the centres of a mask's voxels, (3,), in RAS+ millimetres."""
+        size = np.count_nonzero(mask)
+        # Sums by slice: where each voxel lies is not asked.
+        centre = [
+            mask.sum(axis=tuple(other for other in range(3) if other != axis))
+            @ np.arange(length)
+            / size
+            for axis, length in enumerate(mask.shape)
+        ]
+        found: npt.NDArray[np.float64] = self.affine[:3, :3] @ centre + self.affine[:3, 3]
+        return found
+
     def crop(self, box: Box) -> Grid:
         """The grid of what `box` cuts out."""
         shape = [len(range(*side.indices(n))) for side, n in zip(box, self.shape, strict=True)]
@@ -243,31 +256,64 @@ def on_one_grid(first: Volume, second: Volume) -> tuple[Volume, Volume]:
 
 def _stored_on(volume: Volume, grid: Grid) -> Volume | None:
     """`volume` turned, padded and cropped onto `grid`; None if that would not keep it as it is."""
-    steps = np.linalg.solve(grid.affine, volume.affine)  # from its indices to those of `grid`
-    whole = np.rint(steps)
-    turn = np.abs(whole[:3, :3])
-    off = (_UNIT_CORNERS * volume.grid._last) @ (grid.affine @ (whole - steps)).T
-    if (turn.sum(axis=0) != 1).any() or (turn.sum(axis=1) != 1).any():
+    # From indices of `grid` to its own.
+    whole = np.rint(np.linalg.solve(volume.affine, grid.affine))
+    if not is_turn(whole):
         return None
+    off = (_UNIT_CORNERS * volume.grid._last) @ (
+        grid.affine @ np.linalg.inv(whole) - volume.affine
+    ).T
     if np.linalg.norm(off[:, :3], axis=1).max() > SAME_GRID_MM:
         return None
-    source = volume.data.transpose(turn.argmax(axis=1))
-    target = np.zeros(grid.shape, volume.data.dtype)
-    there, here = [], []
-    for axis, size in enumerate(source.shape):
-        start = int(whole[axis, 3])
-        if whole[axis, :3].sum() < 0:
-            source = np.flip(source, axis)
-            start -= size - 1
-        low, high = max(start, 0), min(start + size, grid.shape[axis])
-        if high - low < min(size, grid.shape[axis]):
-            return None  # moved, not cropped or padded: one of the headers is wrong
-        there.append(slice(low, high))
-        here.append(slice(low - start, high - start))
-    target[tuple(there)] = source[tuple(here)]
-    if np.count_nonzero(target) != np.count_nonzero(volume.data):
+    moved, shared = copied(volume.data, whole, grid.shape)
+    turned = np.abs(whole[:3, :3]).T @ volume.shape
+    if (shared < np.minimum(turned, grid.shape)).any():
+        return None  # moved, not cropped or padded: one of the headers is wrong
+    if np.count_nonzero(moved) != np.count_nonzero(volume.data):
         return None
-    return replace(volume, data=target, grid=grid)
+    return replace(volume, data=moved, grid=grid)
+
+
+def is_turn(steps: Affine) -> bool:
+    """Whether whole numbers, (4, 4), permute and flip axes, beside a shift."""
+    size = np.abs(steps[:3, :3])
+    return bool((size.sum(axis=0) == 1).all() and (size.sum(axis=1) == 1).all())
+
+
+def copied(
+    values: npt.NDArray[Any], steps: Affine, shape: tuple[int, ...]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int_]]:
+    """Values on a grid that differs from theirs by flips, permutations and whole shifts.
+
+    Args:
+        values: (X, Y, Z).
+        steps: From the new grid's indices to those of `values`; see `is_turn`.
+        shape: Of the new grid.
+
+    Returns:
+        The values on the new grid, 0 where they have none, and how many voxels the two grids share
+        along each axis of the new one.
+
+    >>> steps = np.array([[-1, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    >>> copied(np.array([4, 5, 6]).reshape(3, 1, 1), steps, (4, 1, 1))[0].ravel().tolist()
+    [6, 5, 4, 0]
+    """
+    axes = np.abs(steps[:3, :3]).argmax(axis=0)  # of the values, for each of the new grid
+    turned = values.transpose(tuple(axes))
+    there, here = [], []
+    for axis, (size, length) in enumerate(zip(shape, turned.shape, strict=True)):
+        start = int(steps[axes[axis], 3])
+        if steps[axes[axis], axis] < 0:
+            turned = np.flip(turned, axis)
+            start = length - 1 - start
+        # The new grid's voxel t holds value start + t.
+        first = max(0, -start)
+        last = max(first, min(size, length - start))
+        there.append(slice(first, last))
+        here.append(slice(first + start, last + start))
+    found = np.zeros(shape, values.dtype)
+    found[tuple(there)] = turned[tuple(here)]
+    return found, np.array([side.stop - side.start for side in there])
 
 
 def bounding_box(mask: Mask, *, margin: int = 0) -> Box:

@@ -203,7 +203,7 @@ def read_labels(path: Path) -> Volume:
 
     Raises:
         UnreadableFileError: If it is damaged, has no place in space or is not 3D.
-        LabelError: If a value is not a whole number from 0 to 255 (2.9999 is not a label).
+        LabelError: If a value is not a whole number from 0 to 255, to `ROUNDS_TO_LABEL`.
     """
     volume = _read_3d(path)
     return replace(volume, data=_whole_numbers(volume.data, path))

@@ -22,11 +22,13 @@ NNUNET = "nnunet/"
 """What the names of nnU-Net's networks start with."""
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
+    """Values of a config, which are checked, and none but those that there are."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class UNetConfig(_Settings):
+class UNetConfig(Settings):
     """The shape of a `UNet3D`; `CLASSIC` is the original's."""
 
     channels: int = Field(default=32, ge=1)
@@ -155,7 +157,7 @@ PRESETS: Mapping[str, UNetConfig] = {"unet": UNetConfig(), "classic": CLASSIC}
 _MOST_CHANNELS, _MOST_ENTRIES = 4096, 64
 
 
-class MonaiConfig(_Settings):
+class MonaiConfig(Settings):
     """A network of MONAI, by the name of its class in `monai.networks.nets`."""
 
     name: str = Field(pattern=f"^{MONAI}.+")
@@ -199,7 +201,7 @@ Channels = Annotated[int, Field(ge=1, le=_MOST_CHANNELS)]
 Few = Annotated[int, Field(ge=0, le=_MOST_ENTRIES)]
 
 
-class NnunetConfig(_Settings):
+class NnunetConfig(Settings):
     """A U-Net of nnU-Net v2, one entry per resolution, the full one first."""
 
     name: Literal["nnunet/PlainConvUNet", "nnunet/ResidualEncoderUNet"]
@@ -271,10 +273,10 @@ def network_config(value: object) -> NetworkConfig:
 
 def stored_network_config(value: object) -> NetworkConfig:
     """A network's config as a checkpoint or a run has it."""
-    return network_config(_as_of_its_version(value))
+    return network_config(as_of_its_version(value))
 
 
-def _as_of_its_version(network: object) -> object:
+def as_of_its_version(network: object) -> object:
     """Stored settings of a network, with the defaults of the version that stored them."""
     if isinstance(network, Mapping) and "name" not in network:
         return {"residual": False, **network}  # brats 0.1.0 had no such blocks

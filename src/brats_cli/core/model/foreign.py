@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..data.naming import MODALITIES, ROLES
+from ..data.naming import modality_named
 from ..errors import CheckpointError, UnreadableFileError
 from ..prepared.recipe import RECIPE, Recipe
 from ..reading import read_json, sha256_of
@@ -99,14 +99,6 @@ def licence_in(folder: Path) -> str:
             if words:
                 return f"{words[:80]} ({file.name})"
     return "not stated"
-
-
-def modality_named(name: str) -> str | None:
-    """The modality that a channel's name stands for: `T1c`, `T2-FLAIR`, `t1gd`; or None."""
-    plain = name.lower().replace("-", "").replace(" ", "").replace("_", "")
-    more = {"t2flair": "flair", "t1contrast": "t1ce", "t1post": "t1ce", "t1pre": "t1"}
-    role = ROLES.get(name.lower()) or ROLES.get(plain) or more.get(plain)
-    return role if role in MODALITIES else None
 
 
 def modalities_of(names: Sequence[object], source: Path) -> tuple[str, ...]:

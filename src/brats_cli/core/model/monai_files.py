@@ -276,7 +276,11 @@ def _segresnet_ds(config: Mapping[str, Any], source: Source) -> MonaiConfig:
             f"{', '.join(sorted(map(str, strange)))}",
             hint="brats imports networks of MONAI's class SegResNetDS as they are",
         )
-    options = {name: settings[name] for name in _NETWORK_OPTIONS if settings.get(name) is not None}
+    options = {
+        name: value
+        for name, value in settings.items()
+        if name in _NETWORK_OPTIONS and value is not None
+    }
     if str(options.get("norm", "")).upper() == "INSTANCE_NVFUSER":
         options["norm"] = "INSTANCE"  # the same numbers, by another library
     if config.get("anisotropic_scales"):

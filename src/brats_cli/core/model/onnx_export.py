@@ -14,7 +14,7 @@ from ..errors import CheckpointError, ConfigError
 from ..writing import require_writable, whole_file
 from .checkpoint import Checkpoint
 from .network import Network
-from .run_folder import checkpoint_paths
+from .run_folder import checkpoint_path
 
 OPSET = 18
 """Version of ONNX's operators that is written; onnxruntime has read it since 1.14 (2023)."""
@@ -63,12 +63,8 @@ def export(
     target = Path(output)
     _require_onnx(target)
     require_writable(target, overwrite=overwrite)
-    paths = checkpoint_paths(Path(model))
-    if len(paths) > 1:
-        raise ConfigError(
-            f"{model} holds the networks of {len(paths)} folds", hint=f"choose one: {paths[0]}"
-        )
-    checkpoint = Checkpoint.load(paths[0])
+    path = checkpoint_path(Path(model))
+    checkpoint = Checkpoint.load(path)
     network = checkpoint.network()
     multiple = network.config.multiple
     with whole_file(target, overwrite=overwrite) as partial:
@@ -76,7 +72,7 @@ def export(
         difference = _difference(network, checkpoint, partial)
         if not difference <= TOLERANCE:  # NaN must fail too
             raise CheckpointError(
-                f"the exported network differs from {paths[0]} by {difference:.2g} in a logit",
+                f"the exported network differs from {path} by {difference:.2g} in a logit",
                 hint="onnxruntime computes something else: use the checkpoint itself",
             )
     return ExportedModel(

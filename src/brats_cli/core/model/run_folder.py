@@ -1,4 +1,4 @@
-"""What lies where in the folder of a run, and which run is the newest; nothing is read here."""
+"""What lies where in the folder of a run, and which run is the newest; no checkpoint is read."""
 
 from __future__ import annotations
 
@@ -156,3 +156,17 @@ def checkpoint_paths(model: Path | None) -> tuple[Path, ...]:
             hint="give a run's folder or a checkpoint with --model; `brats train` makes them",
         )
     return (run.best,) if run.best.is_file() else tuple(folds)
+
+
+def checkpoint_path(model: Path) -> Path:
+    """The one checkpoint meant by a run's folder or a checkpoint file.
+
+    Raises:
+        CheckpointError: If there is none, or one per fold.
+    """
+    paths = checkpoint_paths(model)
+    if len(paths) > 1:
+        raise CheckpointError(
+            f"{model} holds the networks of {len(paths)} folds", hint=f"choose one: {paths[0]}"
+        )
+    return paths[0]

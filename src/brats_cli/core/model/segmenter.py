@@ -26,7 +26,6 @@ class Segmenter:
         patch_size: Edge of the patches it was trained on, in voxels.
         overlap: Overlap of neighbouring windows, as a share of a window; by default as the network
             needs.
-        batch_windows: Windows per batch.
         sliding: The rule of the windows, if it is not brats' own.
     """
 
@@ -35,7 +34,6 @@ class Segmenter:
     dtype: torch.dtype
     patch_size: int
     overlap: float | None = None
-    batch_windows: int = 1
     sliding: SlidingWindow | None = None
 
     def __post_init__(self) -> None:
@@ -53,7 +51,7 @@ class Segmenter:
         Args:
             images: (C, X, Y, Z) z-scores.
             tta: Average over the flips of the rule of the windows, if there is one.
-            on_share: Called after each batch of windows with its share of the work.
+            on_share: Called after each window with its share of the work.
 
         Returns:
             (R, X, Y, Z) float32, on `device` if it has the memory, else on the CPU.
@@ -71,7 +69,6 @@ class Segmenter:
                 device=self.device,
                 dtype=self.dtype,
                 overlap=self.overlap,
-                batch_windows=self.batch_windows,
                 tta=tta,
                 on_share=on_share,
             )
@@ -82,6 +79,5 @@ class Segmenter:
             device=self.device,
             dtype=self.dtype,
             overlap=self.overlap,
-            batch_windows=self.batch_windows,
             on_share=on_share,
         )

@@ -8,7 +8,7 @@ an imported checkpoint is computed by the rule of its origin.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations, product
 from typing import Any, Literal, get_args
@@ -131,7 +131,6 @@ def probabilities(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     overlap: float | None = None,
-    batch_windows: int = 1,
     tta: bool = False,
     on_share: Callable[[float], None] = lambda share: None,
 ) -> torch.Tensor:
@@ -144,9 +143,8 @@ def probabilities(
         device: Where to compute.
         dtype: Type of the convolutions.
         overlap: Overrides that of the rule.
-        batch_windows: Windows per batch.
         tta: Average over the flips of the rule as well.
-        on_share: Called after each batch of windows with its share of the work.
+        on_share: Called after each window with its share of the work.
 
     Returns:
         (R, X, Y, Z) float32, on `device` if it has the memory, else on the CPU.
@@ -156,7 +154,7 @@ def probabilities(
             compute something else.
     """
     share = sliding.overlap if overlap is None else overlap
-    passes = _Passes(network, sliding, share, device, dtype, batch_windows, tta=tta)
+    passes = _Passes(network, sliding, share, device, dtype, tta=tta)
     home = home_of(images, device)
     while True:
         try:
@@ -183,7 +181,6 @@ class _Passes:
     overlap: float
     device: torch.device
     dtype: torch.dtype
-    at_once: int
     tta: bool
 
     def over(
@@ -202,17 +199,17 @@ class _Passes:
         mirrors = self.sliding.mirrors if self.tta else ((),)
         importance = sent(self.sliding.importance(), home)
         weight, total = torch.zeros(sides, device=home), None
-        for batch in _chunks(corners, self.at_once):
-            boxes = [_box(corner, window) for corner in batch]
-            read = torch.stack([padded[(slice(None), *box)] for box in boxes])
-            read = read.to(self.device, torch.float32)
-            found = _flipped(outputs, read, mirrors, self.device, self.dtype).to(home)
+        for corner in corners:
+            box = tuple(
+                slice(start, start + side) for start, side in zip(corner, window, strict=True)
+            )
+            read = padded[(slice(None), *box)].to(self.device, torch.float32)
+            found = _flipped(outputs, read[None], mirrors, self.device, self.dtype)[0].to(home)
             if total is None:
-                total = torch.zeros(found.shape[1], *sides, device=home)
-            for box, outcome in zip(boxes, found, strict=True):
-                total[(slice(None), *box)] += outcome * importance
-                weight[box] += importance
-            on_share(len(batch) / len(corners))
+                total = torch.zeros(len(found), *sides, device=home)
+            total[(slice(None), *box)] += found * importance
+            weight[box] += importance
+            on_share(1 / len(corners))
         assert total is not None
         logits = (total / weight)[(slice(None), *inside)]
         return torch.sigmoid(to_regions(logits[None])[0])
@@ -248,15 +245,6 @@ def _padded(
         padding = [missing // 2, missing - missing // 2, *padding]
         box.append(slice(missing // 2, missing // 2 + length))
     return F.pad(images, padding), (box[0], box[1], box[2])
-
-
-def _box(corner: Sequence[int], window: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(first, first + side) for first, side in zip(corner, window, strict=True))
-
-
-def _chunks(corners: Sequence[tuple[int, ...]], size: int) -> Iterator[Sequence[tuple[int, ...]]]:
-    for first in range(0, len(corners), size):
-        yield corners[first : first + size]
 
 
 def _fits(name: str, value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -61,7 +61,6 @@ def probabilities(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     overlap: float | None = None,
-    batch_windows: int = 1,
     on_share: Callable[[float], None] = lambda share: None,
 ) -> torch.Tensor:
     """Probability of each region at each voxel of a prepared case.
@@ -80,8 +79,7 @@ def probabilities(
         dtype: Type of the convolutions.
         overlap: Minimum overlap of neighbouring windows, from 0 to below 1; by default `OVERLAP`
             or `OVERLAP_OF_PATCHES`.
-        batch_windows: Windows per batch.
-        on_share: Called after each batch of windows with its share of the work.
+        on_share: Called after each window with its share of the work.
 
     Returns:
         (R, X, Y, Z) float32, on `device` if it has the memory, else on the CPU.
@@ -95,9 +93,8 @@ def probabilities(
         network,
         device,
         dtype,
-        window=_window(network, images, patch_size, device, dtype, batch_windows),
+        window=_window(network, images, patch_size, device, dtype),
         overlap=overlap,
-        at_once=batch_windows,
         home=home_of(images, device),
     )
     while True:
@@ -128,7 +125,6 @@ def _window(
     patch_size: int,
     device: torch.device,
     dtype: torch.dtype,
-    at_once: int,
 ) -> tuple[int, ...]:
     """Size of the windows for a case."""
     size = tuple(images.shape[1:])
@@ -139,7 +135,7 @@ def _window(
     if not config.margin:
         size = tuple(even_window(length, patch_size) for length in size)
     room = memory_for_network(device, beside=_bytes_of(images))
-    return largest_window(network, size, room // at_once, dtype)
+    return largest_window(network, size, room, dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +148,6 @@ class _Passes:
         dtype: Type of the convolutions.
         window: Size of a window.
         overlap: Minimum overlap of neighbouring windows, as a share of a window.
-        at_once: Windows per batch.
         home: Where the case is kept and the windows are summed.
     """
 
@@ -161,7 +156,6 @@ class _Passes:
     dtype: torch.dtype
     window: tuple[int, ...]
     overlap: float
-    at_once: int
     home: torch.device
 
     def over(self, images: torch.Tensor, on_share: Callable[[float], None]) -> torch.Tensor:
@@ -174,15 +168,14 @@ class _Passes:
         ]
         corners = list(product(*blends))
         total = None
-        for batch in _chunks(corners, self.at_once):
-            found = self.run(images, batch)
-            on_share(len(batch) / len(corners))
+        for corner in corners:
+            found = self.run(images, corner)
+            on_share(1 / len(corners))
             if len(corners) == 1:
-                return found[0]
+                return found
             if total is None:
-                total = torch.zeros(found.shape[1], *size, device=self.home)
-            for corner, window in zip(batch, found, strict=True):
-                _add(total, window.to(self.home), corner, blends)
+                total = torch.zeros(len(found), *size, device=self.home)
+            _add(total, found.to(self.home), corner, blends)
         assert total is not None
         return total
 
@@ -193,9 +186,9 @@ class _Passes:
             for length, side in zip(size, self.window, strict=True)
         ]
 
-    def run(self, images: torch.Tensor, corners: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Probabilities (B, R, *window) of the windows at `corners`."""
-        read = torch.stack([self._read(images, corner) for corner in corners])
+    def run(self, images: torch.Tensor, corner: Sequence[int]) -> torch.Tensor:
+        """Probabilities (R, *window) of the window at `corner`."""
+        read = self._read(images, corner)[None]
         with autocast(self.device, self.dtype):
             logits = self.network(read.contiguous(memory_format=torch.channels_last_3d))
         # The network has already cropped its margin.
@@ -205,7 +198,7 @@ class _Passes:
             slice(first - margin, first - margin + side)
             for first, side in zip(before, self.window, strict=True)
         ]
-        return torch.sigmoid(logits[(..., *inside)].float())
+        return torch.sigmoid(logits[(0, ..., *inside)].float())
 
     def _read(self, images: torch.Tensor, corner: Sequence[int]) -> torch.Tensor:
         """The network's input for a window, padded with background beyond `images`."""
@@ -219,13 +212,11 @@ class _Passes:
         return F.pad(images[(slice(None), *box)].to(self.device, torch.float32), padding)
 
     def smaller(self) -> _Passes:
-        """The same with smaller batches or windows, which take less memory.
+        """The same with smaller windows, which take less memory.
 
         Raises:
             DeviceError: If they cannot be smaller, or the result depends on the window.
         """
-        if self.at_once > 1:
-            return replace(self, at_once=1)
         window = self.window
         if not self.network.config.depends_on_window:
             window = _halved(window, self.network.config.multiple)
@@ -324,11 +315,6 @@ def _add(
         found = found * blend[start].reshape(shape)
         box.append(slice(start, start + found.shape[axis + 1]))
     total[(slice(None), *box)] += found
-
-
-def _chunks(corners: Sequence[tuple[int, ...]], size: int) -> Iterator[Sequence[tuple[int, ...]]]:
-    for first in range(0, len(corners), size):
-        yield corners[first : first + size]
 
 
 def fused(network: Network) -> Network:

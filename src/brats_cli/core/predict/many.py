@@ -77,7 +77,6 @@ def predict(
     labels: LabelScheme | str | None = None,
     tta: bool = False,
     overlap: float | None = None,
-    batch_windows: int = 1,
     allow_missing: bool = False,
     probabilities: bool = False,
     uncertainty: bool = False,
@@ -106,7 +105,6 @@ def predict(
         tta: Average over the eight flips of a case (test-time augmentation).
         overlap: Overlap of neighbouring windows, as a fraction of a window; by default 0.25, or
             0.5 for networks with instance normalisation.
-        batch_windows: Number of windows computed at the same time.
         allow_missing: Segment cases that lack a sequence, even if the network was never trained
             on such cases.
         probabilities: Also write the probability of each region.
@@ -131,7 +129,6 @@ def predict(
         labels=as_scheme(labels),
         tta=tta,
         overlap=overlap,
-        batch_windows=batch_windows,
         allow_missing=allow_missing,
         probabilities=probabilities,
         uncertainty=uncertainty or uncertainty_format is not None,

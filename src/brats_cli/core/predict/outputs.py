@@ -9,10 +9,11 @@ from typing import Any
 
 from ..data.cases import Case
 from ..data.manifest import read_manifest
+from ..data.naming import companion
 from ..errors import ConfigError
 from ..images.nifti import is_nifti
 from ..writing import require_writable
-from .predictor import PredictConfig, companion
+from .predictor import PredictConfig
 
 FORMAT = "brats-predictions/1"
 

@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..compute.devices import arithmetic
+from ..compute.devices import arithmetic, dtype_name
 from ..compute.machine import free_memory, keep_freed_memory
 from ..data.cases import Case, read_images
 from ..data.labels import LabelScheme, write_labels
-from ..data.naming import BESIDE, MODALITIES, UNCERTAINTY_OF
+from ..data.naming import BESIDE, MODALITIES, UNCERTAINTY_OF, companion
 from ..errors import BratsError, BratsWarning, ConfigError, MissingModalityError
 from ..images.background import signs_of_skull
-from ..images.grid import Grid, Volume, times
-from ..images.nifti import shape_on_disk, stem, write_image
+from ..images.grid import Grid, Volume
+from ..images.nifti import write_image
 from ..model.checkpoint import Checkpoint
 from ..model.decision import Decision
 from ..model.network import on_device
@@ -60,7 +60,6 @@ class PredictConfig:
         tta: Average over the eight flips of a case (test-time augmentation).
         overlap: Overlap of neighbouring windows, as a fraction of a window; by default as suits
             the network.
-        batch_windows: Number of windows computed at the same time.
         allow_missing: Segment cases without all modalities, even if the network was never trained
             on such cases.
         probabilities: Return the probability of each region.
@@ -75,7 +74,6 @@ class PredictConfig:
     labels: LabelScheme | None = None
     tta: bool = False
     overlap: float | None = None
-    batch_windows: int = 1
     allow_missing: bool = False
     probabilities: bool = False
     uncertainty: bool = False
@@ -214,11 +212,6 @@ class Segmentation:
             )
 
 
-def companion(path: Path, name: str) -> Path:
-    """The file of a further map, beside a label map."""
-    return path.with_name(f"{stem(path)}_{name}.nii.gz")
-
-
 class Predictor:
     """Checkpoints on a device, ready to segment one case after another.
 
@@ -255,8 +248,7 @@ class Predictor:
     @property
     def precision(self) -> str:
         """Number type that the networks compute in (that of the first, if they differ)."""
-        dtype = arithmetic(self.device, self.checkpoints[0].precision)
-        return str(dtype).removeprefix("torch.")
+        return dtype_name(arithmetic(self.device, self.checkpoints[0].precision))
 
     def segment(self, case: Case) -> Segmentation:
         """Segment a case.
@@ -391,7 +383,6 @@ class Predictor:
             dtype=arithmetic(self.device, checkpoint.precision),
             patch_size=checkpoint.patch_size,
             overlap=self.config.overlap,
-            batch_windows=self.config.batch_windows,
             sliding=checkpoint.sliding,
         )
 
@@ -473,12 +464,10 @@ def memory_of(case: Case, modalities: int) -> int:
 
 def _require_memory(case: Case, modalities: int) -> None:
     """Refuse a case, before it is read, if it needs more memory than is free."""
-    shape = shape_on_disk(next(iter(case.images.values())).path) or ()
-    needed = int(np.prod(shape[:3])) * (_BYTES_A_VALUE * modalities + _BYTES_A_VOXEL)
-    free = free_memory()
+    needed, free = memory_of(case, modalities), free_memory()
     if needed > free:
         raise BratsError(
-            f"case {case.id} has {times(shape[:3])} voxels and needs {needed / 2**30:.1f} GiB "
-            f"of memory; {free / 2**30:.1f} GiB are free",
+            f"case {case.id} has {case.voxels_on_disk():,} voxels and needs "
+            f"{needed / 2**30:.1f} GiB of memory; {free / 2**30:.1f} GiB are free",
             hint="crop its images to the head, resample them to 1 mm, or use a larger machine",
         )

@@ -13,7 +13,16 @@ from scipy import ndimage
 
 from ..compute.processes import in_threads
 from ..errors import UnreadableFileError
-from ..images.grid import Box, Grid, Volume, bounding_box, to_canonical, translation
+from ..images.grid import (
+    Box,
+    Grid,
+    Volume,
+    bounding_box,
+    copied,
+    is_turn,
+    to_canonical,
+    translation,
+)
 
 Array = npt.NDArray[Any]
 
@@ -134,8 +143,8 @@ def from_grid(
     """
     steps = np.linalg.inv(affine) @ target  # from target voxels to source voxels
     whole = np.rint(steps)
-    if np.abs(whole - steps).max() < 1e-3 and _is_signed_permutation(whole[:3, :3]):
-        return _copy(values, whole.astype(int), shape)
+    if np.abs(whole - steps).max() < 1e-3 and is_turn(whole):
+        return copied(values, whole, shape)[0]
     return resample(values, affine, target, shape, order=order)
 
 
@@ -223,33 +232,3 @@ def _shifted(affine: Array, box: Box) -> Array:
     """The affine of the part that `box` crops."""
     shifted: Array = affine @ translation([side.start for side in box])
     return shifted
-
-
-def _is_signed_permutation(matrix: Array) -> bool:
-    size = np.abs(matrix)
-    return bool((size.sum(axis=0) == 1).all() and (size.sum(axis=1) == 1).all())
-
-
-def _copy(values: Array, steps: npt.NDArray[np.int_], shape: tuple[int, ...]) -> Array:
-    """Copy voxels between grids that differ by flips, permutations and whole shifts."""
-    # Reorient the source so that its axes run as the target's, then shift.
-    axes = np.abs(steps[:3, :3]).argmax(axis=0)  # source axis of each target axis
-    signs = steps[:3, :3].sum(axis=0)[:]
-    turned = values.transpose(tuple(axes))
-    offset = steps[:3, 3][axes]
-    copied = np.zeros(shape, dtype=values.dtype)
-    source, target = [], []
-    for axis in range(3):
-        length = turned.shape[axis]
-        if signs[axis] < 0:
-            turned = np.flip(turned, axis)
-            start = length - 1 - int(offset[axis])
-        else:
-            start = int(offset[axis])
-        # Target voxel t holds source voxel start + t.
-        first = max(0, -start)
-        last = min(shape[axis], length - start)
-        target.append(slice(first, max(first, last)))
-        source.append(slice(first + start, max(first, last) + start))
-    copied[tuple(target)] = turned[tuple(source)]
-    return copied

@@ -85,7 +85,7 @@ class Recipe:
             volumes: One per modality, all on one grid.
 
         Raises:
-            UnreadableFileError: If an image holds NaN or infinity, or nothing but zeros.
+            UnreadableFileError: If an image holds NaN or infinity, or one value alone.
         """
         for volume in volumes:
             require_content(volume)
@@ -126,7 +126,7 @@ def prepare_by(recipe: Recipe | None, volumes: Sequence[Volume]) -> Prepared:
     """A case prepared by a recipe, or as brats does by default.
 
     Raises:
-        UnreadableFileError: If an image holds NaN or infinity, or nothing but zeros.
+        UnreadableFileError: If an image holds NaN or infinity, or one value alone.
     """
     return recipe.prepare(volumes) if recipe else prepare(volumes)
 

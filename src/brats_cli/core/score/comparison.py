@@ -75,7 +75,7 @@ def compare(
     keys = _common_keys(models, cases, metrics, paths)
     _require_same_rules(models, metrics, paths)
     _warn_of_other_references(models, cases, paths)
-    # (models, cases, keys), larger is better once signs are turned.
+    # (models, cases, keys)
     table = np.array(
         [[[model.values[case][key] for key in keys] for case in cases] for model in models]
     )

@@ -33,9 +33,6 @@ from .scores import CaseScore, Failure, Outcome, Report, Threshold, plot_files
 from .surfaces import weighted_hausdorff95_mm
 from .uncertainty import UncertaintyScore, read_uncertainty, score_uncertainty
 
-_MARGIN = 6
-"""Voxels kept around the tumours: no challenge dilates lesions more often than five times."""
-
 
 def evaluate(
     predictions: str | Path,
@@ -255,7 +252,7 @@ def _score_pair(pair: Pair, scoring: Scoring) -> tuple[CaseScore, ...]:
     brain, maps = _brain_and_uncertainty(pair, scoring, whole)
     challenge = scoring.challenge or challenge_of(pair.case, expert.scheme)
     tumours = (whole.data | guess.volume.data) != 0
-    box = bounding_box(tumours, margin=_MARGIN)
+    box = bounding_box(tumours)
     expert, guess = expert.cut(box), guess.cut(box)
     scores = []
     for name in shared:

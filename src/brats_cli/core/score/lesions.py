@@ -155,9 +155,8 @@ class Lesion:
 class LesionScore:
     """The lesions of one region of one case, and the case's score.
 
-    All but the last are columns of `scores.csv`. A lesion and a predicted component that touches
-    two lesions may count several times: as in the challenge, both lesions are found then, each is
-    compared with the whole component.
+    All but the last are columns of `scores.csv`. A predicted component that touches two lesions
+    counts for both, as in the challenge: both are found, each compared with the whole component.
     """
 
     lesion_dice: float
@@ -222,7 +221,7 @@ def score_lesions(
         reference_tissues: The masks of the tissues of `rules.united_by`, in the reference.
         predicted_tissues: The same in the prediction.
     """
-    box = _reach(reference | predicted, rules, reference_tissues or {}, predicted_tissues or {})
+    box = _box_of(reference | predicted, reference_tissues or {}, predicted_tissues or {})
     reference, predicted, grid = reference[box], predicted[box], grid.crop(box)
     if not reference.size:
         return LesionScore.of([], rules)
@@ -251,13 +250,16 @@ def score_lesions(
     return LesionScore.of(table, rules)
 
 
-def _reach(mask: Mask, rules: LesionRules, *tissues: Mapping[str, Mask]) -> Box:
-    """The box that holds both masks, dilated."""
+def _box_of(mask: Mask, *tissues: Mapping[str, Mask]) -> Box:
+    """The box that holds a mask and all tissues.
+
+    What meets when dilated meets inside it: of the voxels where two dilated masks touch, those
+    nearest to the box are no farther from either mask.
+    """
     for masks in tissues:
         for each in masks.values():
             mask = mask | each
-    times = max(rules.dilations, *(each.dilations for each in rules.united_by), 1)
-    return bounding_box(mask, margin=times)
+    return bounding_box(mask)
 
 
 def _cut(masks: Mapping[str, Mask] | None, box: Box) -> dict[str, Mask]:
@@ -268,7 +270,7 @@ def _compared(lesion: Mask, parts: Mask, rules: LesionRules, grid: Grid) -> Lesi
     """A lesion and the predicted components that touch it."""
     spacing_mm, voxel_mm3 = grid.spacing_mm, grid.voxel_mm3
     size, predicted = np.count_nonzero(lesion), np.count_nonzero(parts)
-    x, y, z = _centre_mm(lesion, grid)
+    x, y, z = grid.centre_mm(lesion).tolist()
     if rules.surface_dice:
         surface = _surface_dice(lesion, parts, spacing_mm) if predicted else (0.0, 0.0)
     else:
@@ -299,7 +301,7 @@ def _surface_dice(lesion: Mask, parts: Mask, spacing_mm: Spacing) -> tuple[float
 
 def _invented(part: Mask, rules: LesionRules, grid: Grid) -> Lesion:
     no_surface = 0.0 if rules.surface_dice else math.nan
-    x, y, z = _centre_mm(part, grid)
+    x, y, z = grid.centre_mm(part).tolist()
     return Lesion(
         kind="invented",
         counts=rules.counts_invented,
@@ -416,16 +418,3 @@ def _around(boxes: Sequence[Box]) -> Box:
         for axis in zip(*boxes, strict=True)
     )
     return x, y, z
-
-
-def _centre_mm(mask: Mask, grid: Grid) -> tuple[float, float, float]:
-    # Sums by slice: where each voxel lies is not asked.
-    size = np.count_nonzero(mask)
-    centre = [
-        mask.sum(axis=tuple(other for other in range(3) if other != axis))
-        @ np.arange(length)
-        / size
-        for axis, length in enumerate(mask.shape)
-    ]
-    x, y, z = grid.affine[:3, :3] @ centre + grid.affine[:3, 3]
-    return float(x), float(y), float(z)

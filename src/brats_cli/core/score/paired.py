@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -164,9 +164,7 @@ def differences(
                 )
             )
     corrected = holm([each.p for each in found])
-    return tuple(
-        Difference(**{**vars(each), "p_holm": p}) for each, p in zip(found, corrected, strict=True)
-    )
+    return tuple(replace(each, p_holm=p) for each, p in zip(found, corrected, strict=True))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

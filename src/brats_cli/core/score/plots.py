@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -362,7 +363,10 @@ def figures(report: Report) -> Mapping[str, Figure]:
 def png(figure: Figure) -> bytes:
     """A figure as PNG."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        # A letter that the font lacks, as in a Chinese name, is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        figure.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.labels import REGIONS
+from ..data.naming import companion
 from ..errors import CaseError, UnreadableFileError
 from ..images.grid import Mask, Volume, require_same_grid
-from ..images.nifti import read_volume, stem
+from ..images.nifti import read_volume
 from .pairing import Pair, Scoring, read_pair
 
 BINS = 10
@@ -107,20 +108,19 @@ def require_probabilities(pairs: Sequence[Pair]) -> None:
         CaseError: If one has none.
     """
     for pair in pairs:
-        if pair.predicted is not None and not _place(pair.predicted).is_file():
+        if pair.predicted is None:
+            continue
+        path = companion(pair.predicted, "probabilities")
+        if not path.is_file():
             raise CaseError(
-                f"case {pair.case} has no probabilities: there is no {_place(pair.predicted)}",
+                f"case {pair.case} has no probabilities: there is no {path}",
                 hint="brats predict --probabilities writes them beside the label maps",
             )
 
 
-def _place(predicted: Path) -> Path:
-    return predicted.with_name(f"{stem(predicted)}_probabilities.nii.gz")
-
-
 def _probabilities(predicted: Path, like: Volume) -> Mapping[str, npt.NDArray[np.float32]]:
     """The probabilities of a case by region, as `brats predict --probabilities` writes them."""
-    path = _place(predicted)
+    path = companion(predicted, "probabilities")
     volume = read_volume(path)
     require_same_grid([like, volume])
     data = volume.data.astype(np.float32)

@@ -11,9 +11,9 @@ from string import Template
 
 import numpy as np
 
-from ..errors import BratsError, OutputExistsError
+from ..errors import BratsError
 from ..wording import listing
-from ..writing import whole_file
+from ..writing import require_writable, whole_file
 from . import plots
 from .scores import HEADINGS, WORST, Report, digits_of, lower_is_better, plot_files
 from .statistics import Statistics, Summary
@@ -56,8 +56,7 @@ def write_plots(report: Report, folder: Path, *, overwrite: bool = False) -> Non
             pictures[f"worst_{number}"] = found.figure
     files = plot_files(folder)
     for path in files.values():
-        if path.exists() and not overwrite:
-            raise OutputExistsError(path)
+        require_writable(path, overwrite=overwrite)
     for name, figure in pictures.items():
         plots.save(figure, files[name], overwrite=overwrite)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import stl
 
 from ... import __version__
+from ..images.png import png
 from ..writing import require_writable, together, whole_file
 from .paint import Greys, Texture
 from .triangles import TriangleMesh
@@ -186,11 +186,11 @@ def _write_obj(path: Path, model: Model, placing: Placing, *, overwrite: bool) -
     with together():
         if model.texture is not None:
             picture = path.with_suffix(".png")
-            _write(picture, _png(model.texture.picture), overwrite=overwrite)
+            _write(picture, png(model.texture.picture), overwrite=overwrite)
             material += ["Kd 1 1 1", f"map_Kd {picture.name}"]
         else:
             material += ["Kd {:.4f} {:.4f} {:.4f}".format(*(each / 255 for each in model.rgb))]
-        described = ("\n".join(material) + "\n").encode()
+        described = _encoded("\n".join(material) + "\n")
         _write(path.with_suffix(".mtl"), described, overwrite=overwrite)
         _write(path, _obj(path, model, placing), overwrite=overwrite)
 
@@ -216,27 +216,17 @@ def _obj(path: Path, model: Model, placing: Placing) -> bytes:
                 np.stack((corners, numbers, corners), axis=2).reshape(-1, 9),
             )
         )
-    return "".join(parts).encode()
+    return _encoded("".join(parts))
+
+
+def _encoded(text: str) -> bytes:
+    """A text with names of files, of which some hold bytes that are not UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _lines(line: str, rows: npt.NDArray[Any]) -> str:
     """A line for each row; one long format is twice as fast as one a row."""
     return line * len(rows) % tuple(rows.ravel().tolist())
-
-
-def _png(picture: Greys) -> bytes:
-    """A greyscale PNG of a picture, (H, W)."""
-    height, width = picture.shape
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        check = zlib.crc32(kind + content)
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
-
-    # 8 bits of grey, and for each row that it is not predicted from its neighbours.
-    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    rows = np.pad(picture, ((0, 0), (1, 0))).tobytes()
-    parts = (chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows, 6)), chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 class _Buffer:
@@ -349,7 +339,7 @@ def _material(model: Model, scene: dict[str, Any], buffer: _Buffer) -> dict[str,
         textures = scene.setdefault("textures", [])
         wrapped = {"wrapS": _CLAMPED, "wrapT": _CLAMPED}
         scene["samplers"] = [{"magFilter": _LINEAR, "minFilter": _LINEAR, **wrapped}]
-        view = buffer.view(_png(model.texture.picture))
+        view = buffer.view(png(model.texture.picture))
         surface["baseColorTexture"] = {"index": len(textures)}
         textures.append({"sampler": 0, "source": len(images)})
         images.append({"bufferView": view, "mimeType": "image/png"})

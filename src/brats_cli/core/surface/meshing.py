@@ -15,7 +15,7 @@ from ..compute.executors import in_order
 from ..compute.machine import keep_freed_memory
 from ..compute.plan import Plan, by_folder
 from ..compute.processes import outcome_of
-from ..data.labels import REGION_COLOURS, SCHEMES, LabelScheme, scheme_named
+from ..data.labels import REGION_COLOURS, SCHEMES, LabelScheme, as_scheme
 from ..data.meaning import Known, known_of
 from ..data.naming import case_id_of, lies_beside
 from ..errors import BratsError, ConfigError, MeshError
@@ -173,7 +173,7 @@ def mesh(
         placing=Placing(space, scale),
         paint=None if paint is None else path(paint),
         texture=texture,
-        labels=scheme_named(labels) if isinstance(labels, str) else labels,
+        labels=as_scheme(labels),
         skip_existing=skip_existing,
         overwrite=overwrite,
     )

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.labels import SCHEMES, LabelScheme, Region, as_scheme, noted_scheme
-from ..data.meaning import Known, known_of
+from ..data.meaning import Known, known_of, values_in
 from ..data.naming import case_id_of, schemes_by_name
 from ..errors import ConfigError, LabelError, MeshError
 from ..images.grid import Grid, Mask, Volume, bounding_box
@@ -115,7 +115,7 @@ def region_masks(
 def _empty(region: Region, image: Volume) -> MeshError:
     if not region.labels:
         return MeshError(f"{image.path} is empty: all its voxels are 0", hint="is it a scan?")
-    held = ", ".join(map(str, _present(image)))
+    held = ", ".join(map(str, sorted(values_in(image))))
     return MeshError(
         f"{image.path} has no {region.name}: its voxels are {held}, "
         f"none is {' or '.join(map(str, region.labels))}",
@@ -125,11 +125,6 @@ def _empty(region: Region, image: Volume) -> MeshError:
 
 def _brain(data: npt.NDArray[np.generic]) -> Mask:
     return filled(np.isfinite(data) & (data != 0))
-
-
-def _present(label_map: Volume) -> list[int]:
-    """The values in a label map, background included."""
-    return sorted({0, *(int(value) for value in np.unique(label_map.foreground))})
 
 
 def wanted_region(text: str) -> str:
@@ -181,7 +176,7 @@ def regions_of(
         return [Region(BRAIN, ())]
     if wanted.isdecimal():
         return [Region(wanted, (int(wanted),))]
-    present = set(_present(label_map))
+    present = values_in(label_map)
     known = known or _known(label_map)
     declared = labels is not None or (known.declared and present <= known.declared.values)
     if not declared and wanted != "all":
@@ -207,7 +202,7 @@ def _known(label_map: Volume) -> Known:
     return replace(known, declared=declared, allowed=known.allowed or named)
 
 
-def _agreed(name: str, present: set[int], schemes: list[LabelScheme]) -> Region | None:
+def _agreed(name: str, present: frozenset[int], schemes: list[LabelScheme]) -> Region | None:
     """The region called `name`, if it holds the same of the labels present in all `schemes`."""
     regions = [region for scheme in schemes for region in scheme.regions if region.name == name]
     meanings = {frozenset(present & set(region.labels)) for region in regions}

@@ -130,7 +130,7 @@ def surface_of(mask: Mask, grid: Grid, config: SurfaceConfig | None = None) -> S
         mesh = _mesh(fine, shells, cut, times, config)
         if parts:
             # Half a slice more at one end than at the other would move the centre.
-            mesh = replace(mesh, vertices=mesh.vertices + _centre(mask, grid) - mesh.centre_mm)
+            mesh = replace(mesh, vertices=mesh.vertices + grid.centre_mm(mask) - mesh.centre_mm)
         if mesh.is_apart:
             break
     return Surface(
@@ -153,12 +153,6 @@ def is_interpolated(config: SurfaceConfig, grid: Grid) -> bool:
     if config.interpolate is not None:
         return config.interpolate
     return max(spacing) / min(spacing) >= THICK
-
-
-def _centre(mask: Mask, grid: Grid) -> Points:
-    """The mean of the centres of a mask's voxels, in mm, (3,)."""
-    centre: Points = np.argwhere(mask).mean(axis=0) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-    return centre
 
 
 _STRENGTHS: tuple[Smoothing, ...] = ("strong", "medium", "light", "none")

@@ -22,9 +22,9 @@ from ..model.config import (
     MonaiConfig,
     NetworkConfig,
     NnunetConfig,
+    Settings,
     UNetConfig,
-    _as_of_its_version,
-    _Settings,
+    as_of_its_version,
     network_config,
 )
 from ..prepared.recipe import Recipe
@@ -36,7 +36,7 @@ Modality = Literal["t1", "t1ce", "t2", "flair"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-class AugmentConfig(_Settings):
+class AugmentConfig(Settings):
     """Augmentation of the training patches.
 
     Spatial transforms are drawn per patch, intensity transforms per modality of a patch. The
@@ -83,7 +83,7 @@ class AugmentConfig(_Settings):
     """Set one to all but one of the modalities to 0, so that the network can do without some."""
 
 
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """All that decides what a run learns; saved in its folder and its checkpoints."""
 
     epochs: int = Field(default=100, ge=1)
@@ -219,7 +219,7 @@ def load_config(
     given = {name: value for name, value in settings.items() if name not in _LEFT_TO_INIT or value}
     settings = {**taken_over, **given}
     if of_a_run:
-        settings["network"] = _as_of_its_version(settings.get("network", {}))
+        settings["network"] = as_of_its_version(settings.get("network", {}))
     for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
         _put(settings, key.split("."), value)
     try:

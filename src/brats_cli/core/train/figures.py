@@ -6,6 +6,7 @@ matplotlib is imported when the first is drawn; nothing else has to wait for it.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,5 +202,8 @@ def _pixels(figure: Figure) -> npt.NDArray[np.uint8]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        # A letter that the font lacks, as in a Chinese name, is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]

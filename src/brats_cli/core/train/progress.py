@@ -49,7 +49,7 @@ class Progress:
         epochs = self.epoch + step / config.steps_per_epoch
         done = epochs / config.epochs
         if config.schedule == "poly":
-            share = (1 - done) ** 0.9  # nnU-Net's: reaches 0 with the last step
+            share = (1 - done) ** 0.9  # nnU-Net's: nearly 0 at the last step
         elif config.schedule == "cosine":
             share = (1 + math.cos(math.pi * done)) / 2  # Loshchilov & Hutter 2017, one cycle
         else:

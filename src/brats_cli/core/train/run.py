@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..compute.devices import arithmetic, choose_devices, describe
+from ..compute.devices import arithmetic, choose_devices, describe, dtype_name
 from ..compute.distributed import Group
 from ..compute.machine import available_cpus
 from ..compute.plan import Plan
@@ -326,7 +326,7 @@ def _costs(config: TrainConfig, device: torch.device) -> NetworkCosts:
         dtype=dtype,
         device=device,
     )
-    return NetworkCosts(tuple(parts), config.patch_size, config.batch_size, _name(dtype))
+    return NetworkCosts(tuple(parts), config.patch_size, config.batch_size, dtype_name(dtype))
 
 
 # What a process that reads patches takes, which has loaded torch and TorchIO; measured.
@@ -342,10 +342,6 @@ def _memory(config: TrainConfig, device: torch.device, group: Group) -> int:
         memory += 16 * sum(part.parameters for part in parts)  # weights, gradients, optimizer
         memory += config.batch_size * sum(part.kept_bytes for part in parts)
     return memory
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 # --- work --------------------------------------------------------------------------------------
@@ -489,7 +485,7 @@ def _trained(
         folder=run.folder,
         device=describe(device),
         processes=group.size,
-        dtype=_name(arithmetic(device, config.precision)),
+        dtype=dtype_name(arithmetic(device, config.precision)),
         training=len(cases.training),
         validation=len(evenly(len(cases.validation), config.validate_cases)),
         validation_in_all=len(cases.validation),

@@ -74,7 +74,10 @@ class RunRecord(RunFolder):
         # A log of another version of brats keeps its columns, and has no values in ours.
         columns = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
         rows.append(_row(epoch))
-        with whole_file(self.log) as partial, partial.open("w", newline="") as file:
+        with (
+            whole_file(self.log) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)

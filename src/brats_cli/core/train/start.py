@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from ..model.checkpoint import Checkpoint
 from ..model.config import stored_network_config
 from ..model.network import Network, encoder_of
-from ..model.run_folder import checkpoint_paths
+from ..model.run_folder import checkpoint_path
 from ..reading import sha256_of
 from ..wording import listing
 from .config import TrainConfig
@@ -41,27 +41,17 @@ class Initialised:
     frozen: int
 
 
-def initial_checkpoint(model: Path) -> tuple[Path, Checkpoint]:
-    """The checkpoint in a file or a run's folder.
-
-    Raises:
-        CheckpointError: If there is none, or several.
-    """
-    paths = checkpoint_paths(model)
-    if len(paths) > 1:
-        raise CheckpointError(
-            f"{model} holds the networks of {len(paths)} folds", hint=f"choose one: {paths[0]}"
-        )
-    return paths[0], Checkpoint.load(paths[0])
-
-
 def settings_of(model: Path) -> dict[str, Any]:
     """Default settings of a training that starts from a checkpoint.
 
     These are its network, modalities, patch size and preparation; `origin` records which file it
     was.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, or one per fold.
     """
-    file, checkpoint = initial_checkpoint(model)
+    file = checkpoint_path(model)
+    checkpoint = Checkpoint.load(file)
     network = stored_network_config(checkpoint.config["network"])
     recipe = checkpoint.recipe
     return {
@@ -87,7 +77,8 @@ def starting_point(
         CheckpointError: If some tensors of the network have no values and `init_partial` is off, if
             none has, or if the file has changed since the run began.
     """
-    file, checkpoint = initial_checkpoint(Path(str(config.init)))
+    file = checkpoint_path(Path(str(config.init)))
+    checkpoint = Checkpoint.load(file)
     noted = (config.origin or {}).get("sha256")
     if noted and noted != sha256_of(file):
         raise CheckpointError(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..compute.devices import dtype_name
 from ..compute.distributed import ALONE, Group
 from ..compute.machine import available_cpus
 from ..data.labels import LabelScheme
@@ -98,7 +99,7 @@ def profile(
         workers=worker_count(config, ALONE),
         cpus=available_cpus(),
         device=device.type,
-        precision=str(learner.dtype).removeprefix("torch."),
+        precision=dtype_name(learner.dtype),
     )
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import os
-import struct
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy.typing as npt
 
 from ..data.labels import REGION_COLOURS
 from ..errors import OutputExistsError
+from ..images.png import png
 from ..reading import parse_json
 from ..writing import require_writable, whole_file
 from .page import render
@@ -61,24 +60,7 @@ def _thumbnail(scene: Scene) -> str:
     every = max(1, max(pixels.shape) // 180)
     return (
         "data:image/png;base64,"
-        + base64.b64encode(_png(pixels[::every, ::every].round().astype(np.uint8))).decode()
-    )
-
-
-def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Pixels (H, W, 3) as a PNG file; matplotlib would take longer to load than a page to write."""
-    high, wide, _ = pixels.shape
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + checksum
-
-    rows = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(pixels))
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">2I5B", wide, high, 8, 2, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(rows, 9))
-        + chunk(b"IEND", b"")
+        + base64.b64encode(png(pixels[::every, ::every].round().astype(np.uint8))).decode()
     )
 
 

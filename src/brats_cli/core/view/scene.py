@@ -16,17 +16,24 @@ import numpy.typing as npt
 from ..compute.machine import available_cpus
 from ..data.cases import Case, read_images
 from ..data.labels import LabelScheme
-from ..data.meaning import Known, known_of
+from ..data.meaning import Known, known_of, values_in
 from ..data.naming import MODALITIES
 from ..errors import CaseError, UnreadableFileError
-from ..images.grid import Box, Mask, Volume, bounding_box, require_same_grid, spacing_of
+from ..images.grid import (
+    Affine,
+    Box,
+    Mask,
+    Volume,
+    bounding_box,
+    require_same_grid,
+    spacing_of,
+)
 from ..images.nifti import read_labels, read_volume
 
 if TYPE_CHECKING:
     from ..score.metrics import MaskScore
 
 Array = npt.NDArray[Any]
-Affine = npt.NDArray[np.float64]
 
 SEQUENCES: Mapping[str, str] = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
 """The names of the sequences as they are printed, in the order in which they are shown."""
@@ -308,15 +315,14 @@ def _scheme_of(case: Case, label_map: Volume, wanted: Wanted) -> LabelScheme:
     Raises:
         LabelError: If its values fit no scheme, or several.
     """
-    flat = label_map.data.ravel(order="K")
-    values = [0, *np.flatnonzero(np.bincount(flat[flat != 0])).tolist()]
+    values = values_in(label_map)
     of_data_set = {case.id: case} if label_map.path == case.label else {}
     known = (
         wanted.known.get(label_map.path)
         or (known_of({label_map.path: case.id}, of_data_set)[label_map.path])
     )
     declared = known.declared or (case.scheme if of_data_set else None)
-    fits = declared is not None and declared.values >= set(values)
+    fits = declared is not None and declared.values >= values
     return known.scheme(values, label_map.path, None if fits else wanted.labels)
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..data.labels import REGION_COLOURS
 from ..errors import ConfigError
-from ..wording import printable
+from ..wording import drawable
 from ..writing import whole_file
 from .scene import PLANES, SEQUENCES, Heat, Scene, Segmentation
 
@@ -350,10 +350,10 @@ class _Sheet:
     # --- words ---------------------------------------------------------------------------------
 
     def _write(self, figure: Figure, left: float, top: float, text: str, **style: Any) -> None:
-        """Text on the sheet, in inches from the top left; `$` in a case id is no formula."""
+        """Text on the sheet, in inches from the top left."""
         style = {"color": _INK, "fontsize": 9, "va": "top", **style}
         place = left / self.width, 1 - top / self.height
-        figure.text(*place, printable(text), parse_math=False, **style)
+        figure.text(*place, drawable(text), **style)
 
     def _draw_words(self, figure: Figure) -> None:
         self._write(figure, 0.12, 0.08, self.scene.case, fontsize=12, weight="bold")
