@@ -16,7 +16,7 @@ from ..data.cases import Case
 from ..data.finding import survey
 from ..errors import OutputError, OutputExistsError, UnreadableFileError
 from ..images.grid import Grid, Volume
-from ..images.nifti import read_volume, stem, write_image
+from ..images.nifti import as_float32, read_volume, stem, write_image
 from ..reading import real_path
 from ..writing import whole_file, whole_folder
 from .report import CaseReport, DataReport, read_case, reference_of
@@ -172,6 +172,6 @@ def _write(path: Path, data: npt.NDArray[Any], grid: Grid, *, gzipped: bool) -> 
     """Write with equal sform and qform, in mm, under a name that ends in .gz if it is gzipped."""
     if gzipped and not path.name.lower().endswith(".gz"):
         path = path.with_name(f"{stem(path)}.nii.gz")
-    stored = data.astype(np.float32) if data.dtype.kind == "f" or data.dtype.itemsize > 4 else data
+    stored = as_float32(data) if data.dtype.kind == "f" or data.dtype.itemsize > 4 else data
     x, y, z = data.shape[:3]
     write_image(path, stored, Grid((x, y, z), grid.affine))

@@ -15,7 +15,7 @@ from ..data.labels import is_predicted
 from ..data.naming import MODALITIES
 from ..images.background import odd_background, signs_of_skull
 from ..images.grid import SAME_GRID_MM, Grid, Volume, times
-from ..images.nifti import ROUNDS_TO_LABEL
+from ..images.nifti import ROUNDS_TO_LABEL, as_float32
 
 ERROR, WARNING, NOTE = LEVELS = ("error", "warning", "note")
 """Stops the work or spoils its result; may do so; is worth knowing."""
@@ -393,7 +393,7 @@ def _same_voxels(images: Mapping[str, Volume]) -> Iterator[Finding]:
 def print_of(volume: Volume) -> str:
     """A fingerprint of shape and voxels; equal numbers in another type have the same one."""
     where = np.packbits(volume.values != 0).tobytes()
-    what = volume.foreground.astype(np.float32).tobytes()
+    what = as_float32(volume.foreground).tobytes()
     return hashlib.sha256(repr(volume.data.shape).encode() + where + what).hexdigest()
 
 

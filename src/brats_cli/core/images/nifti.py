@@ -143,7 +143,7 @@ def read_volume(path: Path) -> Volume:
     try:
         header.check_fix(logger=_SILENT)
         with np.errstate(all="ignore"):  # as in `_qform`
-            affine = np.asarray(header.get_best_affine(), dtype=float)
+            affine = _finite(np.asarray(header.get_best_affine(), dtype=float))
         data = np.asanyarray(ArrayProxy(io.BytesIO(content), header))
     except MemoryError as error:
         raise _too_large(path) from error
@@ -194,8 +194,14 @@ def read_channels(path: Path, channels: Sequence[int | None]) -> list[Volume]:
                 hint="a 4D file holds FLAIR, T1, T1ce, T2",
             )
         one = volume if channel is None else volume.channel(channel)
-        found.append(replace(one, data=one.data.astype(np.float32, copy=False)))
+        found.append(replace(one, data=as_float32(one.data)))
     return found
+
+
+def as_float32(data: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Voxels as float32, not copied if they are; what float64 may hold beyond it is infinite."""
+    with np.errstate(over="ignore"):
+        return data.astype(np.float32, copy=False)
 
 
 def read_labels(path: Path) -> Volume:
@@ -440,10 +446,15 @@ def _qform(header: Any) -> npt.NDArray[np.float64] | None:
     """The affine of the qform, or None if its numbers do not make one."""
     try:
         with np.errstate(all="ignore"):  # voxel sizes of a damaged header: infinite times 0
-            qform: npt.NDArray[np.float64] = header.get_qform()
+            qform = _finite(header.get_qform())
     except _DAMAGED:
         return None
     return qform if np.isfinite(qform).all() else None
+
+
+def _finite(affine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """An affine in which lengths of a million kilometres are none, of which squares overflow."""
+    return np.where(np.abs(affine) < 1e12, affine, np.nan)
 
 
 def _short(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from ..data.labels import REGIONS
 from ..data.naming import companion
 from ..errors import CaseError, UnreadableFileError
 from ..images.grid import Mask, Volume, require_same_grid
-from ..images.nifti import read_volume
+from ..images.nifti import as_float32, read_volume
 from .pairing import Pair, Scoring, read_pair
 
 BINS = 10
@@ -123,7 +123,7 @@ def _probabilities(predicted: Path, like: Volume) -> Mapping[str, npt.NDArray[np
     path = companion(predicted, "probabilities")
     volume = read_volume(path)
     require_same_grid([like, volume])
-    data = volume.data.astype(np.float32)
+    data = as_float32(volume.data)
     if data.ndim != 4 or data.shape[3] != len(REGIONS) or not (data.min() >= 0 <= data.max() <= 1):
         raise UnreadableFileError(
             path,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..data.labels import REGIONS
 from ..errors import MeshError
 from ..images.grid import Affine, Volume, require_same_grid
-from ..images.nifti import read_volume
+from ..images.nifti import as_float32, read_volume
 from .triangles import Points, TriangleMesh
 
 Greys = npt.NDArray[np.uint8]
@@ -92,7 +92,7 @@ class Paint:
         high = np.ceil(indices.max(axis=0)).astype(int) + 1
         part = self.values[tuple(map(slice, low, high))]
         found = ndimage.map_coordinates(
-            np.nan_to_num(part.astype(np.float32)), (indices - low).T, order=1, mode="nearest"
+            np.nan_to_num(as_float32(part)), (indices - low).T, order=1, mode="nearest"
         )
         black, white = self.window
         shares = np.clip((found - black) / (white - black), 0, 1)

@@ -28,7 +28,7 @@ from ..images.grid import (
     require_same_grid,
     spacing_of,
 )
-from ..images.nifti import read_labels, read_volume
+from ..images.nifti import as_float32, read_labels, read_volume
 
 if TYPE_CHECKING:
     from ..score.metrics import MaskScore
@@ -299,7 +299,7 @@ def _notes(case: Case, modalities: Sequence[str], images: Sequence[Volume]) -> l
 
 
 def _scan(name: str, voxels: Array) -> Scan:
-    finite = voxels.astype(np.float32, copy=False)
+    finite = as_float32(voxels)
     if not np.isfinite(finite).all():
         finite = np.nan_to_num(finite, posinf=0, neginf=0)
     inside = finite[finite != 0]
@@ -385,7 +385,7 @@ def _heat(name: str, upright: _Upright, data: Array, segmentations: Sequence[Seg
     if segmentations and len(channels) == len(segmentations[0].masks) > 1:
         names = list(segmentations[0].masks)
     maps = {
-        channel_name: upright.turn(channel).astype(np.float32, copy=False)
+        channel_name: as_float32(upright.turn(channel))
         for channel_name, channel in zip(names, channels, strict=False)
     }
     highest = max(float(each.max()) for each in maps.values())
