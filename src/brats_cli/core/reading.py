@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from .errors import UnreadableFileError
 
 # What follows keeps every reader below half a gigabyte and a minute, whatever a file holds: Python
-# takes some 100 to 300 bytes for a value, and PyYAML 650 bytes and up to 90 microseconds; a word of a
-# long text in YAML takes PyYAML as long.
+# takes some 100 to 300 bytes for a value, PyYAML 650 bytes and up to 90 microseconds, and as long
+# for a few words of a long text.
 
 _MOST_BYTES, _MOST_BYTES_OF_YAML = 1 << 26, 1 << 22
 """No settings, split or table is longer."""
