@@ -15,14 +15,15 @@ from typing import Any, TypeVar
 from .errors import UnreadableFileError
 
 # What follows keeps every reader below half a gigabyte and a minute, whatever a file holds: Python
-# takes some 100 bytes for the smallest value, and PyYAML 650 bytes and 60 microseconds.
+# takes some 100 to 300 bytes for a value, PyYAML 650 bytes and up to 90 microseconds, and as long
+# for a few words of a long text.
 
-_MOST_BYTES, _MOST_BYTES_OF_YAML = 1 << 26, 1 << 24
+_MOST_BYTES, _MOST_BYTES_OF_YAML = 1 << 26, 1 << 22
 """No settings, split or table is longer."""
 
 _MOST_VALUES, _DEEPEST = 1_000_000, 50
 
-_MOST_CELLS, _MOST_VALUES_OF_YAML = 2_000_000, 500_000
+_MOST_CELLS, _MOST_VALUES_OF_YAML = 1_000_000, 500_000
 
 Value = TypeVar("Value")
 
