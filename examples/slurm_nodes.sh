@@ -16,4 +16,5 @@ NODES=$SLURM_JOB_NUM_NODES
 GPUS=${SLURM_GPUS_ON_NODE:-1}
 export HEAD NODES GPUS
 
-srun sh "${BRATS_EXAMPLES:-examples}/torchrun.sh" "$@"
+# If one machine fails, the others would wait for it, for up to half an hour.
+srun --kill-on-bad-exit=1 sh "${BRATS_EXAMPLES:-examples}/torchrun.sh" "$@"
