@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import assert_refused, brats, save_nifti
 
+from brats_cli.core.compute.devices import describe
 from brats_cli.core.data.labels import SCHEMES, noted_scheme
 from brats_cli.core.data.phantom import write_phantoms
 from brats_cli.core.images.nifti import read_labels
@@ -103,7 +104,7 @@ def test_the_missions_line_writes_the_label_map_of_the_newest_run(here):
     assert header.split() == ["file", "WT", "ml", "TC", "ml", "ET", "ml", "review", "seconds"]
     assert row.split()[:4] == ["seg.nii.gz", ml, ml, "0.00"]
     assert result.stderr.splitlines() == [
-        f"model runs/a/best.pt on cpu ({torch.get_num_threads()} threads)",
+        f"model runs/a/best.pt on {describe(torch.device('cpu'))}",
         f"see it: brats view data/{IDS[0]} --seg seg.nii.gz -o view.html",
     ]
     assert written(here) == ["data", "runs", "seg.nii.gz"]

@@ -131,7 +131,7 @@ def test_with_its_defaults_it_trains_on_splits_yaml_into_a_new_run(here):
     assert line.split() == [f"runs/{latest}", "1/1", *dice, f"0:{took:02}", memory, "GB"]
     told = result.stderr.splitlines()
     assert told[0].startswith("training on cpu (")
-    assert told[0].endswith("in float32: 1 training cases, 1 validation cases")
+    assert told[0].endswith("in float32: 1 training case, 1 validation case")
     assert told[1] == f"run: runs/{latest}"
     assert told[3].split()[:2] == ["1/1", f"{float(row['loss']):.4f}"]
     assert told[3].endswith(f"% {f'0:{took:02}':>7} best")
@@ -944,7 +944,7 @@ def test_several_gpus_are_several_processes(here):
     assert ran.returncode == 0, ran.stderr
     assert [row["epoch"] for row in rows(here / "run")] == ["1", "2"]
     assert len(ran.stdout.splitlines()) == 2  # one of the two prints the result
-    assert " and 1 more in float32: 1 training cases, 1 validation cases" in ran.stderr
+    assert " and 1 more in float32: 1 training case, 1 validation case" in ran.stderr
 
 
 def test_what_several_processes_meet_is_told_once(own_data):

@@ -10,7 +10,7 @@ import typer
 
 from .. import console
 from ..core.errors import CaseError
-from ..core.wording import listing
+from ..core.wording import counted, listing
 from .options import Json, Labels, Workers
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ def check(
     if fix is not None:
         count = len(report.repaired)
         console.message(
-            f"wrote repaired copies of {count} cases to {fix}" if count else "no case was repaired"
+            f"wrote repaired copies of {counted(count, 'case')} to {fix}"
+            if count
+            else "no case was repaired"
         )
     if left := report.unrepaired_errors:
         repairable = report.repairable_errors

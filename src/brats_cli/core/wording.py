@@ -22,6 +22,15 @@ def listing(items: Sequence[object], *, shown: int = 3) -> str:
     return ", ".join(map(str, items[:shown])) + more
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: `1 case`, `2 cases`.
+
+    >>> counted(1, "case"), counted(0, "case")
+    ('1 case', '0 cases')
+    """
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def brief(value: object) -> str:
     """A value as a message shows it: what it is in Python, cut off behind 60 characters.
 

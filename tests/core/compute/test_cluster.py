@@ -188,7 +188,7 @@ def test_predict_with_a_worker_killed_half_way_gives_the_files_of_one_process(
     events = brats_cli.predict(data / "data", output="other", executor=cluster.address, **wanted)
     started = next(events)
     assert started.cases == 12
-    assert started.devices == ("cpu (1 threads) of each worker",)
+    assert started.devices == ("cpu (1 thread) of each worker",)
     done = [next(events), next(events)]
     cluster.kill_a_worker()
     done += events

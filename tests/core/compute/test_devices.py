@@ -98,8 +98,10 @@ def test_a_device_that_torch_knows_and_brats_does_not():
         choose_device("meta")
 
 
-def test_a_cpu_is_described_by_its_threads():
-    assert describe(CPU) == f"cpu ({torch.get_num_threads()} threads)"
+@pytest.mark.parametrize(("threads", "told"), [(1, "cpu (1 thread)"), (2, "cpu (2 threads)")])
+def test_a_cpu_is_described_by_its_threads(monkeypatch, threads, told):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert describe(CPU) == told
 
 
 def test_several_gpus_are_chosen_by_their_numbers(two_gpus):

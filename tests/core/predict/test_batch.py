@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from brats_cli import __version__
+from brats_cli.core.compute.devices import describe
 from brats_cli.core.data.finding import find_cases
 from brats_cli.core.errors import CheckpointError, OutputExistsError
 from brats_cli.core.images.nifti import read_labels
@@ -36,7 +37,7 @@ def test_every_case_is_written_and_told(model, jobs, tmp_path):
         "file": str(jobs[0].file),
         "labels": "brats2023",
         "models": [str(model)],
-        "device": f"cpu ({torch.get_num_threads()} threads)",
+        "device": describe(torch.device("cpu")),
     }
     assert first["modalities"] == ["t1", "t1ce", "t2", "flair"]
     assert (first["missing"], first["tta"], first["precision"]) == ([], False, "float32")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import KilledError, kill_at_rename
 
+from brats_cli.core.compute.devices import describe
 from brats_cli.core.data.finding import find_cases
 from brats_cli.core.data.manifest import MANIFEST
 from brats_cli.core.errors import CaseError, UnreadableFileError
@@ -28,7 +29,7 @@ def test_events_tell_what_happens_in_order(model, phantoms, tmp_path):
     failed, skipped, started, *done = events
     assert str(failed) == f"cannot read {tmp_path / 'nowhere'}: there is no such file"
     assert skipped == Skipped(first.id, tmp_path / f"{first.id}.nii.gz")
-    assert started == PredictionStarted(3, (model,), (f"cpu ({torch.get_num_threads()} threads)",))
+    assert started == PredictionStarted(3, (model,), (describe(torch.device("cpu")),))
     assert [type(event) for event in done] == [Prediction] * 3
     assert seen[-1] == (pytest.approx(3), 3)
     assert [step for step, _ in seen] == sorted(step for step, _ in seen)

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from brats_cli.core.compute.devices import describe
 from brats_cli.core.errors import BratsError
 from brats_cli.core.model.checkpoint import Checkpoint
 from brats_cli.core.predict.many import predict
@@ -31,7 +32,7 @@ def test_threads_of_an_executor_share_the_models_and_make_the_same_files(
         )
     assert len(read) - before == 2  # to see whether they can be averaged, and to compute
     assert started.cases == 4
-    assert started.devices == (f"cpu ({torch.get_num_threads()} threads) of each worker",)
+    assert started.devices == (f"{describe(torch.device('cpu'))} of each worker",)
     assert shares == [(1, 4), (2, 4), (3, 4), (4, 4)]
     maps = {path.name: path.read_bytes() for path in (tmp_path / "one").glob("*.nii.gz")}
     assert len(maps) == 8

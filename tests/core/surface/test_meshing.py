@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -163,6 +164,24 @@ def test_parts_and_cavities(tmp_path):
     assert voxels(largest=True) == 124
     assert voxels(min_volume=3) == 124
     assert voxels(fill_holes=True) == 125 + 2
+
+
+def test_replacing_all_removes_the_mesh_of_a_region_that_is_gone(tmp_path, seg):
+    shutil.copy(seg, tmp_path / "x.nii.gz")
+    brats_cli.mesh(tmp_path / "x.nii.gz", region="all", format="obj", output=tmp_path / "m")
+    (tmp_path / "m/other_ET.obj").touch()
+    assert (tmp_path / "m/x_ET.obj").exists()
+    image = nib.load(seg)
+    data = np.asarray(image.dataobj).copy()
+    data[data == 4] = 2  # only edema and necrosis are left
+    nib.save(nib.Nifti1Image(data, image.affine), tmp_path / "x.nii.gz")
+
+    again = {"region": "all", "format": "obj", "output": tmp_path / "m", "labels": "brats2020"}
+    brats_cli.mesh(tmp_path / "x.nii.gz", skip_existing=True, **again)
+    assert (tmp_path / "m/x_ET.obj").exists()
+    brats_cli.mesh(tmp_path / "x.nii.gz", overwrite=True, **again)
+    left = sorted(path.name for path in (tmp_path / "m").iterdir())
+    assert left == ["other_ET.obj", "x_TC.mtl", "x_TC.obj", "x_WT.mtl", "x_WT.obj"]
 
 
 def test_labels_may_be_a_name_or_a_scheme(seg):

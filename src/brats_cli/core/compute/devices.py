@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ConfigError, DeviceError
+from ..wording import counted
 from .machine import CPU_BYTES, free_memory
 
 
@@ -82,7 +83,9 @@ def describe(device: torch.device) -> str:
     """A device's name as its maker gives it."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" else "mps"
+    if device.type == "mps":
+        return "mps"
+    return f"cpu ({counted(torch.get_num_threads(), 'thread')})"
 
 
 def arithmetic(device: torch.device, precision: str) -> torch.dtype:

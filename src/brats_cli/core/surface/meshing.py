@@ -411,18 +411,17 @@ def _written(
 ) -> Iterator[MeshResult]:
     """The meshes of a label map, each as soon as it is on disk."""
     scene: list[tuple[RegionMask, Surface, Model]] = []
+    each_alone = config.region == "all" and not config.is_scene
+    of_another = set(base.existing) if each_alone and config.overwrite else set()
     masks = region_masks(
         image, config.region, labels=config.labels, known=known, islands=config.islands
     )
     for found in masks:
         name = found.region.name
-        if (
-            config.region == "all"
-            and not config.is_scene
-            and not _is_due(base, name, config, meshes)
-        ):
-            continue
         file = base.of(name)
+        of_another.difference_update(files_of(file, textured=config.is_textured))
+        if each_alone and not _is_due(base, name, config, meshes):
+            continue
         surface = surface_of(found.mask, found.grid, config.surface)
         model = _model(found, surface, image, config)
         if config.is_scene:
@@ -438,6 +437,8 @@ def _written(
         outer = [replace(model, opacity=_OUTER_OPACITY) for model in models[:-1]]
         write_models(file, [*outer, models[-1]], config.placing, overwrite=True)
         yield from results
+    for stale in of_another:  # of a region that this label map does not have
+        stale.unlink(missing_ok=True)
 
 
 def _model(found: RegionMask, surface: Surface, image: Volume, config: MeshConfig) -> Model:
