@@ -7,6 +7,7 @@ from brats_cli.core.model.config import UNetConfig
 from brats_cli.core.model.network import UNet3D
 from brats_cli.core.train.config import TrainConfig
 from brats_cli.core.train.losses import (
+    LOSSES,
     dice_ce_loss,
     dice_focal_loss,
     dice_loss,
@@ -136,6 +137,58 @@ def test_focal_by_hand():
     assert loss.item() == pytest.approx(1 - 2.5 / 3.25 + focal)
 
 
+# --- where nothing is known --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_voxels_without_a_label_count_as_if_they_were_not_there(name, per_sample):
+    logits, targets = regions([THREE_QUARTERS, QUARTER, 5.0]), regions([1.0, 0, 0])
+    valid = torch.tensor([True, True, False]).reshape(1, 1, 3, 1, 1)
+    found = LOSSES[name](logits, targets, valid, per_sample=per_sample)
+    expected = LOSSES[name](logits[:, :, :2], targets[:, :, :2], per_sample=per_sample)
+    assert found.item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_region_without_labels_counts_as_if_it_were_not_there(name, per_sample):
+    logits = regions([THREE_QUARTERS, QUARTER], [5.0, -3.0])
+    targets = regions([1.0, 0], [0.0, 0])
+    valid = torch.tensor([True, False]).reshape(1, 2, 1, 1, 1)
+    found = LOSSES[name](logits, targets, valid, per_sample=per_sample)
+    expected = LOSSES[name](logits[:, :1], targets[:, :1], per_sample=per_sample)
+    assert found.item() == pytest.approx(expected.item())
+
+
+def test_a_region_that_one_patch_lacks_is_learnt_from_the_other():
+    logits = torch.tensor([THREE_QUARTERS, 5.0]).reshape(2, 1, 1, 1, 1)
+    targets = torch.tensor([1.0, 0]).reshape(2, 1, 1, 1, 1)
+    valid = torch.tensor([True, False]).reshape(2, 1, 1, 1, 1)
+    # p = 0.75, t = 1 alone, pooled or not: (1.5 + 1) / (1.75 + 1).
+    for per_sample in (False, True):
+        loss = dice_loss(logits, targets, valid, per_sample=per_sample)
+        assert loss.item() == pytest.approx(1 - 2.5 / 2.75)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_without_any_label_there_is_no_loss_and_no_gradient(name):
+    logits = regions([THREE_QUARTERS, QUARTER]).requires_grad_()
+    loss = LOSSES[name](logits, regions([1.0, 0]), torch.zeros(1, 1, 1, 1, 1, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad.abs().max() == 0
+
+
+def test_a_mask_that_is_true_everywhere_changes_nothing():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 4, 4, generator=generator)
+    targets = torch.rand(2, 3, 4, 4, 4, generator=generator) > 0.5
+    for loss in LOSSES.values():
+        found = loss(logits, targets, torch.ones(2, 1, 4, 4, 4, dtype=torch.bool))
+        torch.testing.assert_close(found, loss(logits, targets))
+
+
 # --- of what a network returns -----------------------------------------------------------------
 
 
@@ -179,6 +232,27 @@ def test_a_single_voxel_is_in_the_targets_of_every_resolution():
         logits[(0, 0, *block)] = 100
         outputs.append(logits)
     assert training_loss(DICE, outputs, targets).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_block_is_known_where_all_of_it_is():
+    # Along x, of eight voxels the fourth is unknown: of blocks of two, the second.
+    valid = torch.ones(1, 1, 8, 2, 2, dtype=torch.bool)
+    valid[0, 0, 3] = False
+    targets = torch.zeros(1, 1, 8, 2, 2)
+    coarse = torch.tensor([-100.0, 100, -100, -100]).reshape(1, 1, 4, 1, 1)
+    outputs = [torch.full((1, 1, 8, 2, 2), -100.0), coarse]
+    assert training_loss(DICE, outputs, targets, valid).item() == pytest.approx(0)
+    # (1) / (1 + 1) of the invented voxel, weighted with 1/3.
+    assert training_loss(DICE, outputs, targets).item() == pytest.approx(0.5 / 3)
+
+
+def test_a_region_without_labels_is_without_them_in_every_resolution():
+    valid = torch.tensor([True, False]).reshape(1, 2, 1, 1, 1)
+    outputs = [torch.zeros(1, 2, edge, edge, edge) for edge in (4, 2)]
+    targets = torch.ones(1, 2, 4, 4, 4)
+    found = training_loss(DICE, outputs, targets, valid)
+    alone = training_loss(DICE, [output[:, :1] for output in outputs], targets[:, :1])
+    assert found.item() == pytest.approx(alone.item())
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
