@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,41 @@ def test_results_that_cannot_be_printed_are_an_error_with_a_hint(kind):
     assert done.stderr == (
         "error: cannot write standard output: No space left on device\n hint: is the disk full?\n"
     )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_version_that_cannot_be_printed_is_one_as_well():
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        command = [sys.executable, "-m", "brats_cli", "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: cannot write standard output: No space left on device\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGPIPE")
+@pytest.mark.parametrize("kind", [*PRINT, "version"])
+def test_results_that_nobody_reads_end_as_other_programs_do_then(kind):
+    show = "None" if kind == "version" else f"PRINT[{kind!r}][0]"
+    code = (
+        "import sys\n"
+        "from test_console import PRINT\n"
+        "from brats_cli.app import app, main\n"
+        f"{show} and app.command('show')({show})\n"
+        "sys.stdin.read()\n"  # until the reader has gone
+        "main()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "--version" if kind == "version" else "show"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+    ) as process:
+        process.stdout.close()
+        process.stdin.close()
+        stderr = process.stderr.read()
+    assert (process.returncode, stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")

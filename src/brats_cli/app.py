@@ -7,6 +7,8 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any
 
@@ -38,6 +40,7 @@ from .core.errors import BratsError, BratsWarning
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 DATA_ERROR = 3  # 1 is Python's for a bug, 2 is Typer's for wrong usage
+NOBODY_READS = 128 + 13  # as a shell reports SIGPIPE, which ends other programs then
 
 
 class _Command(TyperCommand):
@@ -56,22 +59,34 @@ class _Brats(TyperGroup):
     def get_params(self, ctx: Any) -> Any:
         return _without_flag_values(super().get_params(ctx))
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _errors_told():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
-            with warnings.catch_warnings():
-                # A warning about the user's data is a message like any other.
-                warnings.filterwarnings("always", category=BratsWarning)
-                warnings.showwarning = lambda text, *_: console.warning(str(text))
-                return super().invoke(ctx)
-        except BratsError as error:
-            raise _told(error) from error
-        except console.PrintError as error:
-            console.error(f"cannot write standard output: {error}", "is the disk full?")
-            raise typer.Exit(DATA_ERROR) from error
-        except OSError as error:
-            if error.filename is None:  # of stdout, which `| head` closes
-                raise
-            raise _told(BratsError.of_system(error)) from error
+        with _errors_told(), warnings.catch_warnings():
+            # A warning about the user's data is a message like any other.
+            warnings.filterwarnings("always", category=BratsWarning)
+            warnings.showwarning = lambda text, *_: console.warning(str(text))
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """Make an exit of an error that the user can do something about, and tell what it was."""
+    try:
+        yield
+    except BratsError as error:
+        raise _told(error) from error
+    except console.NobodyReadsError as error:
+        raise typer.Exit(NOBODY_READS) from error
+    except console.PrintError as error:
+        console.error(f"cannot write standard output: {error}", "is the disk full?")
+        raise typer.Exit(DATA_ERROR) from error
+    except OSError as error:
+        if error.filename is None:  # of no path that was given
+            raise
+        raise _told(BratsError.of_system(error)) from error
 
 
 def _told(error: BratsError) -> typer.Exit:

@@ -35,6 +35,10 @@ class PrintError(Exception):
     """Results that cannot be printed."""
 
 
+class NobodyReadsError(PrintError):
+    """Results that nobody reads any more, as of `brats ... | head`."""
+
+
 verbosity = 0
 """-1 for -q, 0, or 1 for -v; set once by the app."""
 
@@ -110,7 +114,10 @@ def table(
     # In a file or a pipe, where the width of a line is not limited, each row is one line.
     with _stdout() as stdout:
         width = None if stdout.isatty() else _PIPED_WIDTH
-        Console(highlight=False, width=width, emoji=False).print(view)
+        console = Console(highlight=False, width=width, emoji=False)
+        with console.capture() as drawn:  # rich answers a pipe that is closed in a way of its own
+            console.print(view)
+        stdout.write(drawn.get())
 
 
 @contextmanager
@@ -118,19 +125,19 @@ def _stdout() -> Iterator[TextIO]:
     """Give stdout, with no progress bar on the terminal, to print results on.
 
     Raises:
+        NobodyReadsError: If it is a pipe whose reader has ended.
         PrintError: If it cannot be written, as a file on a full disk.
     """
     _end_bars()
     try:
         yield sys.stdout
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise  # as of `brats ... | head`: Typer ends the command
     except OSError as error:
         # Python would try again at its end, and print what it thinks of it.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise PrintError(error.strerror or str(error)) from error
+        kind = NobodyReadsError if isinstance(error, BrokenPipeError) else PrintError
+        raise kind(error.strerror or str(error)) from error
 
 
 def number(value: float | None, digits: int = 3) -> str:
