@@ -38,8 +38,10 @@ faults: $(READY)
 	@for each in $(FAULTS); do $(BIN)/python tests/interruptions.py $$each || exit 1; done
 
 # Nightly: so many inputs, other ones each time, for every reader of files; says how many it took.
+# A test may take longer than any of the suite.
 fuzz: $(READY)
-	FUZZ=$(FUZZ) $(PYTEST) --dist worksteal --hypothesis-show-statistics tests/test_fuzzed_files.py
+	FUZZ=$(FUZZ) $(PYTEST) --dist worksteal -o faulthandler_timeout=0 --hypothesis-show-statistics \
+		tests/test_fuzzed_files.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,3 +1,4 @@
+import hashlib
 import warnings
 from collections import Counter
 from importlib.metadata import version
@@ -533,3 +534,18 @@ def test_predictions_are_never_an_experts_label_maps(data):
     write_labels(path, volume.data, volume.grid, scheme, predicted=True, overwrite=True)
     with pytest.raises(LabelError, match=r"00003-000_seg.nii.gz was made by brats predict"):
         split(data)
+
+
+@pytest.mark.parametrize(
+    ("patient", "hashed", "number"),
+    [("P123456789", "0/P", 123456789), ("P1234567890", "0/P1234567890", 0)],
+)
+def test_which_patients_are_test_cases_never_changes(patient, hashed, number):
+    """By the formula of its docstring: a change would move patients between training and test.
+
+    Up to nine digits count patients; more are a date or a UID, which is hashed whole.
+    """
+    digest = hashlib.sha256(hashed.encode()).digest()
+    golden = 0x9E3779B97F4A7C15  # 2^64 / 1.6180339887...
+    place = int.from_bytes(digest[:8], "big") + number * golden
+    assert splitting._place(0, patient) == place % 2**64
