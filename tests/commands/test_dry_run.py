@@ -52,13 +52,27 @@ WORK = {
 }
 
 
-@pytest.mark.parametrize("name", WORK)
+FIRST = f"data/{CASES[0]}/{CASES[0]}"
+MORE = {
+    "predict, one file": [
+        *("predict", f"data/{CASES[0]}", "-o", "one.nii.gz"),
+        *("--uncertainty", "--model", "model.pt", "--device", "cpu"),
+    ],
+    "mesh, textured": [
+        *("mesh", f"{FIRST}-seg.nii.gz", "-o", "meshes", "--format", "obj"),
+        *("--paint", f"{FIRST}-t1c.nii.gz"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", [*WORK, *MORE])
 def test_it_names_the_files_that_the_run_then_writes(name, here):
+    words = (WORK | MORE)[name]
     before = files()
-    named = stdout_of(*WORK[name], "--dry-run").split()
+    named = stdout_of(*words, "--dry-run").split()
     assert files() == before
-    stdout_of(*WORK[name])
-    assert files() - before - {"out/predictions.jsonl"} == set(named)
+    stdout_of(*words)
+    assert files() - before == set(named)
 
 
 @pytest.mark.parametrize("name", WORK)

@@ -165,7 +165,7 @@ def predict(
             workers = until_done.enter_context(connected(executor))
             described = device_of_workers(workers, device, gpus)
             run = partial(run_on_workers, batch, workers, todo, device, gpus, progress.add)
-        plan = _plan(todo, left_out, config).over(executor).require_room()
+        plan = _plan(todo, left_out, batch).over(executor).require_room()
         if dry_run:
             batch.require_models()
             yield from failed
@@ -187,15 +187,20 @@ _BYTES_PER_VOXEL = {"probabilities": 0.5, "uncertainty": 0.06}
 _BYTES_OF_LABELS = 0.006
 
 
-def _plan(jobs: Sequence[Job], left_out: Sequence[Job], config: PredictConfig) -> Plan:
+def _plan(jobs: Sequence[Job], left_out: Sequence[Job], batch: Batch) -> Plan:
     """What would be written for which cases; estimated from the shapes in their headers."""
+    config = batch.config
+    manifest = [batch.manifest] if batch.manifest and jobs else []
     share = _BYTES_OF_LABELS
     share += sum(size for name, size in _BYTES_PER_VOXEL.items() if getattr(config, name))
     # One case is loaded while another is computed.
     memory = sorted((memory_of(job.case, len(job.case.images)) for job in jobs), reverse=True)
     return Plan(
         cases=tuple(job.case.id for job in jobs),
-        outputs=tuple(str(file) for job in jobs for file in outputs(job, config)),
+        outputs=(
+            *(str(file) for job in jobs for file in outputs(job, config)),
+            *map(str, manifest),
+        ),
         skipped=tuple(job.case.id for job in left_out),
         disk_bytes=by_folder((job.file, int(share * job.case.voxels_on_disk())) for job in jobs),
         memory_bytes=MEMORY_OF_NETWORK + sum(memory[:2]),

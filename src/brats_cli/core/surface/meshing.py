@@ -280,7 +280,9 @@ def _planned(
     size = _size(config)
     plan = Plan(
         cases=tuple(str(path) for path, _ in due),
-        outputs=tuple(str(file) for _, file in due),
+        outputs=tuple(
+            str(each) for _, file in due for each in files_of(file, textured=config.is_textured)
+        ),
         skipped=tuple(map(str, meshes.skipped)),
         disk_bytes=by_folder((file, size) for _, file in due),
     )
