@@ -293,6 +293,8 @@ def rewrite(path, *keys, value=None):
         (("decision",), {"thresholds": "x"}, "its decision is"),
         (("decision",), {"thresholds": {"WT": float("nan")}}, "its decision is"),
         (("decision",), {"smallest_et_mm3": [1]}, "its decision is"),
+        (("decision",), {"smallest_et_mm3": 10**400}, "its decision is"),
+        (("decision",), {"temperatures": {"WT": -(10**400)}}, "its decision is"),
         (("state",), [], r"its state is \[\]"),
     ],
 )

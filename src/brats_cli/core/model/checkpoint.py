@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -289,7 +289,8 @@ def _wrong_decision(decision: Mapping[str, Any]) -> str:
     numbers = [*thresholds.values(), least] if isinstance(thresholds, Mapping) else [None]
     heat = decision.get("temperatures", {})
     numbers += [each or None for each in heat.values()] if isinstance(heat, Mapping) else [None]
-    if all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+    # Not isfinite: an int may be too large to be asked.
+    if all(isinstance(n, int | float) and abs(n) <= sys.float_info.max for n in numbers):
         return ""
     return f"its decision is {brief(decision)}"
 
