@@ -418,7 +418,7 @@ def test_a_case_whose_image_changed_is_prepared_again(own_data):
     for file in (own_data / IDS[0]).glob("*.nii.gz"):  # all on one grid again
         nib.save(nib.Nifti1Image(nib.load(file).get_fdata(), np.eye(4)), file)
     result = done(*settings, "-o", "second")
-    assert result.stderr.startswith("preparing 1 cases in store (once, about ")
+    assert result.stderr.startswith("preparing 1 case in store (once, about ")
     assert rows(Path("first"))[0]["loss"] != rows(Path("second"))[0]["loss"]
     assert len(written(Path("store"))) == 2
 
@@ -445,7 +445,7 @@ def test_a_stored_case_that_was_damaged_meanwhile_is_prepared_again(here, worker
     content = images.read_bytes()
     images.write_bytes(content[:300] + bytes(len(content) - 600) + content[-300:])
     result = done("-c", "tiny.yaml", "-o", "run", "--store", "store", "--workers", workers)
-    assert "preparing 1 cases in store" in result.stderr
+    assert "preparing 1 case in store" in result.stderr
     assert images.read_bytes() == content
 
 
