@@ -60,11 +60,11 @@ class _Brats(TyperGroup):
         return _without_flag_values(super().get_params(ctx))
 
     def make_context(self, *args: Any, **options: Any) -> Any:
-        with _errors_told():
+        with _errors_reported():
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        with _errors_told(), warnings.catch_warnings():
+        with _errors_reported(), warnings.catch_warnings():
             # A warning about the user's data is a message like any other.
             warnings.filterwarnings("always", category=BratsWarning)
             warnings.showwarning = lambda text, *_: console.warning(str(text))
@@ -72,12 +72,12 @@ class _Brats(TyperGroup):
 
 
 @contextmanager
-def _errors_told() -> Iterator[None]:
+def _errors_reported() -> Iterator[None]:
     """Make an exit of an error that the user can do something about, and tell what it was."""
     try:
         yield
     except BratsError as error:
-        raise _told(error) from error
+        raise _reported(error) from error
     except console.NobodyReadsError as error:
         raise typer.Exit(NOBODY_READS) from error
     except console.PrintError as error:
@@ -86,10 +86,10 @@ def _errors_told() -> Iterator[None]:
     except OSError as error:
         if error.filename is None:  # of no path that was given
             raise
-        raise _told(BratsError.of_system(error)) from error
+        raise _reported(BratsError.of_system(error)) from error
 
 
-def _told(error: BratsError) -> typer.Exit:
+def _reported(error: BratsError) -> typer.Exit:
     console.error(str(error), error.hint)
     if error.__cause__ is not None:
         console.detail(f"cause: {error.__cause__!r}")
@@ -166,6 +166,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every letter
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # of any bytes, as paths are
+        sys.stdin.reconfigure(errors="surrogateescape")
     try:
         with program():
             app(prog_name="brats")

@@ -178,8 +178,8 @@ def _bars(*columns: ProgressColumn, refresh_per_second: float = 10) -> Iterator[
     )
     _shown.append(bars)
     try:
-        with bars:
-            yield bars
+        bars.start()
+        yield bars
     finally:
         _end_bars()
 

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from helpers import assert_refused, save_nifti
 
+from brats_cli import console
+
 brats = partial(helpers.brats, "evaluate")
 
 # Ten voxels in a row: Dice WT 10/11 = 0.909, TC 6/8, ET 4/5; see tests/core/test_evaluation.py.
@@ -250,3 +252,15 @@ def test_ctrl_c_ends_every_process_with_status_130_and_no_csv(tmp_path, seconds)
     assert (running.returncode, stdout) == (-signal.SIGINT, "")  # in a shell 130
     assert "Traceback" not in stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cube.nii.gz", "pred", "ref"]
+
+
+def test_the_files_are_written_although_nobody_reads_the_table(folders, monkeypatch, tmp_path):
+    """As of `brats evaluate ... -o scores.csv | head`."""
+
+    def closed(*_, **__):
+        raise console.NobodyReadsError("Broken pipe")
+
+    monkeypatch.setattr(console, "table", closed)
+    result = brats(*folders, "-o", tmp_path / "scores.csv")
+    assert result.exit_code == 141
+    assert (tmp_path / "scores.csv").is_file()

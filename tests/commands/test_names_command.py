@@ -131,4 +131,6 @@ def test_a_line_in_a_name_begins_no_formula(tmp_path):
 def test_a_word_between_colons_is_no_picture(capsys):
     console.message("a:bomb:b")
     console.table(["case"], [["a:bomb:b"]])
-    assert "a:bomb:b" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "a:bomb:b" in printed.out
+    assert "a:bomb:b" in printed.err

@@ -2,15 +2,19 @@ import os
 
 import pytest
 
-from brats_cli.core.errors import UnreadableFileError
+from brats_cli.core.data.splits import Split
+from brats_cli.core.errors import BratsError, UnreadableFileError
 from brats_cli.core.reading import (
+    LimitError,
     parse_json,
     parse_yaml,
+    read_json,
     read_table,
     read_text,
     real_path,
     sha256_of,
 )
+from brats_cli.core.train.config import load_config
 
 ROWS = [{"ID": "a", "Größe": "groß"}, {"ID": "b", "Größe": ""}]
 
@@ -124,8 +128,25 @@ def test_a_table_of_millions_of_cells_is_refused(tmp_path, text):
 def test_a_text_of_very_many_values_is_refused_before_it_is_parsed(monkeypatch, parse, text):
     monkeypatch.setattr("json.loads", None)
     monkeypatch.setattr("yaml.safe_load", None)
-    with pytest.raises(ValueError, match=r"it holds too many values|it has 16,777,219 characters"):
+    many = r"it holds too many values, more than (2,000,000|500,000)|it has 16,777,219 characters"
+    with pytest.raises(LimitError, match=many):
         parse(text)
+
+
+def test_settings_splits_and_json_that_are_too_long_say_so(tmp_path):
+    """Rather than that they are no YAML, which would send their owner looking for a mistake."""
+    (tmp_path / "x.yaml").write_text("a: 1\n" * 250_001)
+    (tmp_path / "x.json").write_text("[" + "[]," * 1_000_001 + "0]")
+    for read, name in ((load_config, "yaml"), (Split.load, "yaml"), (read_json, "json")):
+        with pytest.raises(BratsError, match="it holds too many values, more than"):
+            read(tmp_path / f"x.{name}")
+
+
+def test_only_what_separates_the_cells_of_a_table_is_counted(tmp_path):
+    """Decimal commas, and those of a report in words, do not."""
+    rows = "".join(f"P{n}\t0,5 and{',' * 20}\n" for n in range(100_000))
+    (tmp_path / "t.tsv").write_text("ID\tvalue\n" + rows)
+    assert len(read_table(tmp_path / "t.tsv")) == 100_000
 
 
 def test_links_that_lead_to_each_other_have_a_real_path(tmp_path):

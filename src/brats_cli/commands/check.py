@@ -10,7 +10,7 @@ import typer
 
 from .. import console
 from ..core.errors import CaseError
-from ..core.wording import counted, listing
+from ..core.wording import count_of, listing
 from .options import Json, Labels, Workers
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def check(
     if fix is not None:
         count = len(report.repaired)
         console.message(
-            f"wrote repaired copies of {counted(count, 'case')} to {fix}"
+            f"wrote repaired copies of {count_of(count, 'case')} to {fix}"
             if count
             else "no case was repaired"
         )

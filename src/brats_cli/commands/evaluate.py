@@ -187,12 +187,17 @@ def evaluate(
                 _report_left_over(matching)
             bars.update(cases, completed=scored, total=len(matching.pairs), visible=True)
 
+        unprinted: list[console.PrintError] = []
+
         def on_report(found: Report) -> None:
             bars.update(cases, visible=False)
-            if found.scores and as_json:
-                console.result_json(found.to_json_dict())
-            elif found.scores:
-                show_report(found)
+            try:
+                if found.scores and as_json:
+                    console.result_json(found.to_json_dict())
+                elif found.scores:
+                    show_report(found)
+            except console.PrintError as error:  # the files are still to be written
+                unprinted.append(error)
 
         found = evaluate(
             predictions,
@@ -223,6 +228,8 @@ def evaluate(
     if found.scores:
         for path in filter(None, (output, lesions, markdown, plots, reliability, report)):
             console.message(f"wrote {path}")
+    if unprinted:
+        raise unprinted[0]
     _raise_problems(found)
 
 

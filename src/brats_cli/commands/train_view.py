@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from .. import console
-from ..core.wording import counted, listing, size_text
+from ..core.wording import count_of, listing, size_text
 
 if TYPE_CHECKING:
     from ..core.train import events as e
@@ -67,7 +67,7 @@ class TrainView:
             case e.Preparing():
                 size = size_text(event.size_bytes)
                 console.message(
-                    f"preparing {counted(event.cases, 'case')} in {event.folder} "
+                    f"preparing {count_of(event.cases, 'case')} in {event.folder} "
                     f"(once, about {size})"
                 )
                 self._bar("preparing", event.cases)
@@ -76,7 +76,7 @@ class TrainView:
             case e.Prepared():
                 self._live.close()
                 if self.report_prepared:
-                    console.message(f"{counted(event.cases, 'case')} in {event.folder}")
+                    console.message(f"{count_of(event.cases, 'case')} in {event.folder}")
             case Initialised():
                 _show_initialised(event)
             case e.RunStarted():
@@ -107,8 +107,8 @@ class TrainView:
         share = f" ({event.validation} of them after each epoch)" if fewer else ""
         console.message(
             f"training on {event.device}{others} in {event.dtype}: "
-            f"{counted(event.training, 'training case')}, "
-            f"{counted(event.validation_in_all, 'validation case')}{share}\n"
+            f"{count_of(event.training, 'training case')}, "
+            f"{count_of(event.validation_in_all, 'validation case')}{share}\n"
             f"run: {event.folder}"
         )
         self.folder, self._rows = event.folder, 0

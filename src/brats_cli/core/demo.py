@@ -12,7 +12,7 @@ import yaml
 
 from .data.phantom import SHAPE, write_phantoms
 from .errors import BratsError
-from .wording import counted
+from .wording import count_of
 from .writing import require_writable, whole_file
 
 RATIOS = "60/15/25"
@@ -157,10 +157,12 @@ def demo(
     others = f"{size.cases - len(test)} cases to train and validate with"
     yield DemoFinished(
         (
-            Made("phantoms", f"{counted(size.cases, 'case')} with four sequences and labels", data),
+            Made(
+                "phantoms", f"{count_of(size.cases, 'case')} with four sequences and labels", data
+            ),
             Made("split", f"{others}, {len(test)} to test with", splits),
             Made("train", f"a network, {size.settings['epochs']} epochs", run / "best.pt"),
-            Made("predict", counted(len(test), "label map"), predictions),
+            Made("predict", count_of(len(test), "label map"), predictions),
             Made("evaluate", f"whole-tumour Dice {dice:.3f} on the test cases", scores),
             Made("mesh", f"{len(list(meshes.glob('*.stl')))} surfaces", meshes),
             Made("view", "one page per test case, and an index", views / "index.html"),

@@ -26,11 +26,13 @@ class BratsError(Exception):
     def of_system(cls, error: OSError) -> BratsError:
         """What the system says of a path: too long a name, no permission, a disk that is gone."""
         name = error.filename
-        return BratsError(
+        found = BratsError(
             f"cannot use {os.fsdecode(name) if isinstance(name, bytes) else name}: "
             f"{error.strerror}",
-            hint="check the path, and the permissions of its folders",
+            hint="check the path, the permissions of its folders, and that the disk is not full",
         )
+        found.__cause__ = error
+        return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         # To travel between processes: a subclass cannot be created again from its message alone.

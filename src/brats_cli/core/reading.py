@@ -15,17 +15,31 @@ from typing import Any, TypeVar
 from .errors import UnreadableFileError
 
 # What follows keeps every reader below half a gigabyte and a minute, whatever a file holds: Python
-# takes some 100 to 300 bytes for a value, PyYAML 650 bytes and up to 90 microseconds, and as long
-# for a few words of a long text.
+# takes some 100 to 300 bytes for a value, PyYAML 650 bytes and up to 90 microseconds.
 
-_MOST_BYTES, _MOST_BYTES_OF_YAML = 1 << 26, 1 << 22
-"""No settings, split or table is longer."""
+_MOST_BYTES = 1 << 26
+"""No text is longer."""
+
+_MOST_CHARACTERS_OF_YAML = 1 << 24
+"""No settings and no split are longer: 10,000 cases in 20 folds take 5 million."""
 
 _MOST_VALUES, _DEEPEST = 1_000_000, 50
 
-_MOST_CELLS, _MOST_VALUES_OF_YAML = 1_000_000, 500_000
+_MOST_CELLS, _MOST_VALUES_OF_YAML = 1_500_000, 500_000
+
+_LONGEST_LINE = 1 << 20
+"""Characters in which the column names of a table are looked for."""
 
 Value = TypeVar("Value")
+
+
+class LimitError(ValueError):
+    """Of a text that is longer, or holds more, than is read; the message says so."""
+
+
+def reason_of(error: ValueError, otherwise: str) -> str:
+    """What is wrong with a text that was not parsed: that it is too long, or `otherwise`."""
+    return str(error) if isinstance(error, LimitError) else otherwise
 
 
 def read_text(path: Path, *, hint: str = "check the path") -> str:
@@ -94,8 +108,8 @@ def parse_yaml(text: str) -> Any:
     """
     import yaml  # not needed to read tables
 
-    if len(text) > _MOST_BYTES_OF_YAML:
-        raise ValueError(f"it has {len(text):,} characters")
+    if len(text) > _MOST_CHARACTERS_OF_YAML:
+        raise LimitError(f"it has {len(text):,} characters, too many")
     require_few(text, "\n\r\x85\u2028\u2029,:[{", _MOST_VALUES_OF_YAML)
     try:
         return require_small(yaml.safe_load(text))
@@ -129,7 +143,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(read_text(path))
     except ValueError as error:
-        raise UnreadableFileError(path, "it is not JSON") from error
+        raise UnreadableFileError(path, reason_of(error, "it is not JSON")) from error
 
 
 def require_small(tree: Value) -> Value:
@@ -167,23 +181,28 @@ def require_few(text: str, marks: str, most: int) -> None:
         most: How many of them there may be.
 
     Raises:
-        ValueError: If there are more.
+        LimitError: If there are more.
     """
     if sum(text.count(mark) for mark in marks) > most:
-        raise ValueError("it holds too many values")
+        raise LimitError(f"it holds too many values, more than {most:,}")
 
 
-def table_lines(path: Path) -> list[str]:
-    """The lines of a table in a text file, without their ends.
+def table_lines(path: Path, separator: str) -> list[str]:
+    """The lines of a table in a text file, without their ends; `separator` stands between cells.
 
     Raises:
-        UnreadableFileError: If it may not be read, or has more cells than a table of scores.
+        UnreadableFileError: If it may not be read, or has more than 1,500,000 cells.
     """
-    text = read_text(path)
+    return _lines_of(path, read_text(path), separator)
+
+
+def _lines_of(path: Path, text: str, separator: str) -> list[str]:
     try:
-        require_few(text, "\n\r,;\t", _MOST_CELLS)
-    except ValueError as error:
-        raise UnreadableFileError(path, str(error), hint="is it a table of cases?") from error
+        require_few(text, f"\n\r{separator}", _MOST_CELLS)
+    except LimitError as error:
+        raise UnreadableFileError(
+            path, str(error), hint="is it a table of cases? leave out columns that nobody needs"
+        ) from error
     return re.split("\r\n|\n|\r", text)
 
 
@@ -195,11 +214,11 @@ def read_table(path: Path) -> list[dict[str, str]]:
     Raises:
         UnreadableFileError: If it is no table.
     """
-    lines = table_lines(path)
-    first = next(filter(None, lines), "")
+    text = read_text(path)
+    first = next(filter(None, re.split("[\r\n]", text[:_LONGEST_LINE])), "")
     separator = max(",;\t", key=first.count)
     try:
-        return list(_rows(lines, separator))
+        return list(_rows(_lines_of(path, text, separator), separator))
     except csv.Error as error:
         raise UnreadableFileError(
             path, f"it is not a readable table ({error})", hint="save it again as CSV"
@@ -222,6 +241,6 @@ def _rows(lines: list[str], separator: str) -> Iterator[dict[str, str]]:
     for row in rows:
         if any(field.strip() for field in row):
             cells += len(columns)
-            if cells > 2 * _MOST_CELLS:
+            if cells > _MOST_CELLS:
                 raise csv.Error("it holds too many values")
             yield {name: row[n] if n < len(row) else "" for name, n in columns.items()}

@@ -22,10 +22,10 @@ def listing(items: Sequence[object], *, shown: int = 3) -> str:
     return ", ".join(map(str, items[:shown])) + more
 
 
-def counted(number: int, what: str) -> str:
+def count_of(number: int, what: str) -> str:
     """A number of things: `1 case`, `2 cases`.
 
-    >>> counted(1, "case"), counted(0, "case")
+    >>> count_of(1, "case"), count_of(0, "case")
     ('1 case', '0 cases')
     """
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -134,7 +134,7 @@ def together(stale: Iterable[Path] = ()) -> Iterator[None]:
         for partial, path in (*files[-1:], *files[:-1]):
             partial.replace(path)
     except OSError as error:
-        where = files[-1][1] if files else Path()
+        where = files[-1][1] if files else Path(error.filename or "")
         raise OutputError(where, error.strerror or str(error)) from error
     finally:
         for partial, _ in files:

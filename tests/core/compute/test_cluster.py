@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -364,16 +365,37 @@ def test_a_cluster_whose_workers_are_all_gone_is_reported_once(cluster, log, mon
     assert log.lines == []
 
 
+def test_a_cluster_may_be_without_workers_for_a_minute_after_any_time_of_results(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    workers = {"a": {}}
+    client = SimpleNamespace(
+        status="running",
+        scheduler=SimpleNamespace(identity=lambda: {"workers": workers}),
+        sync=lambda call, **_: call(),
+    )
+    monkeypatch.setattr(connecting, "_is_of_dask", lambda _: True)
+    monkeypatch.setattr(connecting.time, "monotonic", lambda: clock.now)
+    look = connecting.watch_over(SimpleNamespace(_client=client))
+    for clock.now in (5, 10):
+        look()
+    workers.clear()
+    for clock.now in range(600, 661, 5):  # results came for ten minutes, in which nobody looked
+        look()
+    clock.now = 665
+    with pytest.raises(BratsError, match="the scheduler has had no workers for 60 seconds"):
+        look()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 def test_a_worker_or_a_scheduler_that_has_stopped_is_not_waited_for_without_end(
     cluster, monkeypatch
 ):
     monkeypatch.setattr(executors, "_SECONDS_OF_IDLING", 0.2)
-    for name, seconds in (("", 0.5), ("_OF_A_WORKER", 1), ("_WITHOUT_WORKERS", 2)):
-        monkeypatch.setattr(connecting, f"_SECONDS{name}", seconds)
     cluster.add_workers(1)
     outcomes = in_order(time.sleep, [0.1, 20], executor=cluster.address)
     next(outcomes)
+    for name, seconds in (("", 0.5), ("_OF_A_WORKER", 1), ("_WITHOUT_WORKERS", 2)):
+        monkeypatch.setattr(connecting, f"_SECONDS{name}", seconds)
     cluster.scheduler.send_signal(signal.SIGSTOP)
     with pytest.raises(BratsError, match="the scheduler has not answered for 2 seconds"):
         list(outcomes)

@@ -105,6 +105,6 @@ def test_an_error_after_a_stop_that_was_dropped_is_that_stop(stop, status, cut):
         "        pass\n"
         "    raise RecursionError('half imported')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == status
     assert ("half imported" in done.stderr) == (stop is None)

@@ -25,6 +25,9 @@ _SECONDS_OF_A_WORKER = 30
 # For which a cluster may be without workers: one that was lost is started again within seconds.
 _SECONDS_WITHOUT_WORKERS = 60
 
+# Looks are no farther apart while nothing comes of a cluster.
+_SECONDS_OF_A_GAP = 15
+
 
 def paths_for(executor: Executor | str | None) -> Callable[[str | Path], Path]:
     """How to read paths for an executor: whoever does the work may be in another folder."""
@@ -177,10 +180,12 @@ def watch_over(executor: Executor) -> Callable[[], None]:
     client = getattr(executor, "_client", None)
     if client is None or not _is_of_dask(executor):
         return lambda: None
-    seen = time.monotonic()
+    seen = looked = time.monotonic()
 
     def look() -> None:
-        nonlocal seen
+        nonlocal seen, looked
+        if time.monotonic() - looked > _SECONDS_OF_A_GAP:  # results came, or nobody asked for them
+            seen = time.monotonic()
         if client.status != "running":  # it has lost the scheduler, and cancels all
             return
         state = "had no workers"
@@ -189,7 +194,8 @@ def watch_over(executor: Executor) -> Callable[[], None]:
                 seen = time.monotonic()
         except (OSError, asyncio.TimeoutError):
             state = "not answered"
-        if time.monotonic() - seen > _SECONDS_WITHOUT_WORKERS:
+        looked = time.monotonic()
+        if looked - seen > _SECONDS_WITHOUT_WORKERS:
             raise BratsError(
                 f"the scheduler has {state} for {_SECONDS_WITHOUT_WORKERS} seconds",
                 hint="see its log and those of the workers, and run the same command again",

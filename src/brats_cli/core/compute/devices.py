@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ConfigError, DeviceError
-from ..wording import counted
+from ..wording import count_of
 from .machine import CPU_BYTES, free_memory
 
 
@@ -85,7 +85,7 @@ def describe(device: torch.device) -> str:
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "mps":
         return "mps"
-    return f"cpu ({counted(torch.get_num_threads(), 'thread')})"
+    return f"cpu ({count_of(torch.get_num_threads(), 'thread')})"
 
 
 def arithmetic(device: torch.device, precision: str) -> torch.dtype:
@@ -149,7 +149,7 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes this process has held: of a GPU's memory, else of the machine's.
 
     Of a GPU's, what PyTorch has taken from it, as nvidia-smi shows it less the CUDA context. Of
-    the machine's, other processes, such as those that read patches, are not counted; what they
+    the machine's, other processes, such as those that read patches, are not count_of; what they
     share with this one is. 0 where the system does not say (Windows).
     """
     if device.type == "cuda":

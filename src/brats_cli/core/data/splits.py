@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ..errors import SplitError, UnreadableFileError
-from ..reading import parse_yaml, read_text
+from ..reading import parse_yaml, read_text, reason_of
 from ..wording import brief, did_you_mean, listing
 from ..writing import whole_file
 from .cases import Case
@@ -194,7 +194,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         content = parse_yaml(read_text(path, hint="create it with brats split DATA"))
     except ValueError as error:
         raise UnreadableFileError(
-            path, "it is not YAML", hint="create it with brats split DATA"
+            path, reason_of(error, "it is not YAML"), hint="create it with brats split DATA"
         ) from error
     if not isinstance(content, dict) or "format" not in content:
         raise SplitError(f"{path} is not a splits file", hint="create one with brats split DATA")

@@ -60,7 +60,7 @@ def load_archive(path: Path) -> Any:
 
 
 def _pickles_in(path: Path) -> list[bytes]:
-    """What an archive holds beside tensors, if it is stored as `torch.save` stores it."""
+    """What an archive holds beside its tensors: its pickles, if it is stored as by `torch.save`."""
     with path.open("rb") as file, ZipFile(file) as archive:
         entries = archive.infolist()
         size, whole = sum(entry.file_size for entry in entries), path.stat().st_size
@@ -110,6 +110,8 @@ class _Rehearsal(pickle._Unpickler):
         self._copied = 0
 
     def find_class(self, module: str, name: str) -> Any:
+        # As Python 2 called it, whose names `torch.save` writes.
+        module = "builtins" if module == "__builtin__" else module
         return _StandIn(self, f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
@@ -127,8 +129,9 @@ class _Rehearsal(pickle._Unpickler):
 
 
 _CALLED = re.compile(
-    r"collections\.OrderedDict|_codecs\.encode|builtins\.(set|complex)|torch\.(Size|device)"
-    r"|torch\._utils\._rebuild_(tensor_v2|parameter)|numpy\.dtype"
+    r"collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(set|complex)"
+    r"|torch\.(Size|device)|numpy\.dtype"
+    r"|torch\._utils\._rebuild_(tensor_v[23]|parameter(_with_state)?)"
     r"|numpy\._?core\.multiarray\.scalar"
 )
 """What files of `torch.save` call."""
@@ -178,8 +181,7 @@ def _numbers_of_numpy() -> Iterator[None]:
         (scalar, "numpy._core.multiarray.scalar"),
         (scalar, "numpy.core.multiarray.scalar"),
         np.dtype,
-        type(np.dtype(np.float64)),
-        type(np.dtype(np.float32)),
+        *(type(np.dtype(each)) for each in "?bBhHiIlLqQefd"),
     ]
     with torch.serialization.safe_globals(names):
         yield

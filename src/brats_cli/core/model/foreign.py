@@ -73,7 +73,7 @@ def _reason(error: BaseException) -> str:
     named = re.search(r"(?:GLOBAL|it calls) ([\w.]+)", text)
     if named or re.search(r"unrecognized function|Can only (build|create)", text):
         return f"it would run code ({named[1]})" if named else "it would run code"
-    return "it is not a whole file of torch.save"
+    return "it is not a whole file of torch.save, of PyTorch 1.6 or later"
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def read_scores(path: Path, model: str) -> Scores:
     values: dict[str, dict[Key, float]] = {}
     rules: dict[str, str] = {}
     try:
-        rows = csv.DictReader(table_lines(path))
+        rows = csv.DictReader(table_lines(path, ","))
         names = list(rows.fieldnames or ())
         if names[:2] != ["case", "region"]:
             raise UnreadableFileError(

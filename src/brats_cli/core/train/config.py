@@ -28,7 +28,7 @@ from ..model.config import (
     network_config,
 )
 from ..prepared.recipe import Recipe
-from ..reading import parse_yaml, read_text
+from ..reading import parse_yaml, read_text, reason_of
 from ..wording import brief, did_you_mean
 from ..writing import whole_file
 
@@ -254,7 +254,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = parse_yaml(read_text(path))
     except (UnreadableFileError, ValueError) as error:
         reason = str(error).removeprefix(f"cannot read {path}: ")
-        if isinstance(error, ValueError) or reason == "it is not text":
+        if isinstance(error, ValueError):
+            reason = reason_of(error, "it is not a YAML file")
+        elif reason == "it is not text":
             reason = "it is not a YAML file"
         raise ConfigError(
             f"cannot read settings from {path}: {reason}",
