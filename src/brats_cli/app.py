@@ -73,7 +73,7 @@ class _Brats(TyperGroup):
 
 @contextmanager
 def _errors_reported() -> Iterator[None]:
-    """Make an exit of an error that the user can do something about, and tell what it was."""
+    """Report an error that the user can do something about, and exit."""
     try:
         yield
     except BratsError as error:
