@@ -197,11 +197,6 @@ def test_centres_are_the_same_at_every_preparation(tmp_path, case):
 # --- schemes -----------------------------------------------------------------------------------
 
 
-def test_a_case_whose_name_is_no_text_has_centres():
-    name = os.fsdecode(b"caf\xe9")
-    assert store_module._some_voxels(np.ones((20, 20, 20), bool), name).shape == (3, CENTRES)
-
-
 def test_labels_of_mixed_years_are_converted_to_the_stores(tmp_path, case):
     # Enhancing tumour is 3 in 2023 and 4 up to 2022.
     as_2020 = Store(tmp_path / "store", BRATS2020)

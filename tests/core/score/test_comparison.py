@@ -1,7 +1,6 @@
 import csv
 import json
 import math
-import os
 import time
 
 import numpy as np
@@ -250,14 +249,6 @@ def test_a_missing_file_and_an_image_are_two_lines(tmp_path, three):
     (tmp_path / "image.csv").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(UnreadableFileError, match=r"image\.csv"):
         compare([three[0], tmp_path / "image.csv"])
-
-
-@pytest.mark.parametrize("others", [1, 2])
-def test_models_of_any_name_can_be_drawn(tmp_path, others):
-    names = ["a$x^$", os.fsdecode(b"caf\xe9"), "\u75c5\u4eba"][: others + 1]
-    files = [put(tmp_path / f"{name}.csv", named([0.1, 0.2, 0.3])) for name in names]
-    compare(files, output=tmp_path / "compare.png")
-    assert (tmp_path / "compare.png").stat().st_size > 1000
 
 
 def test_a_plot_is_drawn_and_not_replaced(tmp_path, three):

@@ -153,8 +153,7 @@ def test_any_case_id_can_be_drawn(case_id):
 @pytest.mark.parametrize("fill", [False, True], ids=["empty", "full"])
 def test_masks_without_an_edge_and_an_empty_image_can_be_drawn(fill):
     masks = np.full((3, 8, 9), fill)
-    for name in ("case", "$x^$", "caf\udce9"):  # the latter two are no formula and no text
-        assert Preview(name, np.zeros((8, 9), np.float32), masks, masks).draw().shape[2] == 3
+    assert Preview("case", np.zeros((8, 9), np.float32), masks, masks).draw().shape[2] == 3
 
 
 @pytest.mark.slow
