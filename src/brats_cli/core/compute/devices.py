@@ -149,7 +149,7 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes this process has held: of a GPU's memory, else of the machine's.
 
     Of a GPU's, what PyTorch has taken from it, as nvidia-smi shows it less the CUDA context. Of
-    the machine's, other processes, such as those that read patches, are not count_of; what they
+    the machine's, other processes, such as those that read patches, are not counted; what they
     share with this one is. 0 where the system does not say (Windows).
     """
     if device.type == "cuda":
